@@ -1,0 +1,60 @@
+"""fitune: fine-tune language models through plugins, on the one GPU that you have.
+
+This module is what plugins import. It imports no torch.
+"""
+
+from fitune._version import __version__
+from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
+from fitune.events import Answer, EvalReport, MemoryReport, Run, StepReport
+from fitune.hookspecs import hookimpl
+from fitune.options import NoOptions
+from fitune.recipe import Recipe
+from fitune.records import (
+    IGNORED,
+    Adapter,
+    Batch,
+    DataContext,
+    DataStage,
+    Document,
+    Example,
+    MemoryStrategy,
+    ModelLoader,
+    OptimizerSettings,
+    Origin,
+    Plan,
+    Row,
+    Strategy,
+)
+
+__all__ = [
+    "IGNORED",
+    "Adapter",
+    "Answer",
+    "Batch",
+    "DataContext",
+    "DataError",
+    "DataStage",
+    "Document",
+    "EvalReport",
+    "Example",
+    "FtError",
+    "MemoryReport",
+    "MemoryStrategy",
+    "ModelError",
+    "ModelLoader",
+    "NoOptions",
+    "OptimizerSettings",
+    "Origin",
+    "Plan",
+    "PluginError",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "Row",
+    "Run",
+    "RunError",
+    "StepReport",
+    "Strategy",
+    "__version__",
+    "hookimpl",
+]

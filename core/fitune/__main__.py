@@ -1,0 +1,5 @@
+"""`python -m fitune` is `ft`; `accelerate launch -m fitune run RECIPE` runs in several processes."""
+
+from fitune.cli import main
+
+main()

@@ -1,0 +1,208 @@
+"""The command line `ft`. Nothing here imports torch before a run needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fitune._version import __version__
+from fitune.errors import FtError, PluginError, RunError, nearest
+
+if TYPE_CHECKING:
+    from fitune.recipe import Use
+    from fitune.registry import Provided, Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the switches say that every command has."""
+
+    debug: bool = False
+    third_party: bool = True
+    trace: bool = False
+    _registry: Registry | None = field(default=None, repr=False)
+
+    def registry(self) -> Registry:
+        """The plugins, loaded once."""
+        from fitune.registry import Registry
+
+        if self._registry is None:
+            trace = partial(click.echo, err=True) if self.trace else None
+            self._registry = Registry.open(third_party=self.third_party, trace=trace)
+        return self._registry
+
+
+def _switch(name: str, envvar: str, attribute: str, value: bool, text: str) -> Callable[[F], F]:
+    def store(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            setattr(context.ensure_object(Settings), attribute, value)
+
+    return click.option(name, is_flag=True, expose_value=False, callback=store, envvar=envvar, help=text)
+
+
+def switches(command: F) -> F:
+    """The switches that every command has, before or behind its name."""
+    for switch in (
+        _switch("--trace-hooks", "FT_TRACE_HOOKS", "trace", True, "Print each hook call, its plugin and time."),
+        _switch("--no-third-party", "FT_NO_THIRD_PARTY", "third_party", False, "Load no installed plugins."),
+        _switch("--debug", "FT_DEBUG", "debug", True, "Show the traceback of an error."),
+    ):
+        command = switch(command)
+    return command
+
+
+class Commands(click.Group):
+    """The built-in commands, and those that plugins add, which are loaded only when they are asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All commands, in alphabetical order."""
+        self._add_from_plugins(context)
+        return sorted(self.commands)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """A command by name; an unknown one is an error that names the nearest."""
+        if name not in self.commands:
+            self._add_from_plugins(context)
+        if name not in self.commands and not context.resilient_parsing:
+            raise FtError(f'no command "{name}". {nearest(name, self.commands)}. See: ft --help')
+        return self.commands.get(name)
+
+    def _add_from_plugins(self, context: click.Context) -> None:
+        built_in = dict(self.commands)
+        context.ensure_object(Settings).registry().call("ft_commands", cli=self)
+        for name, command in built_in.items():
+            if self.commands[name] is not command:
+                raise PluginError(f'a plugin replaces the built-in command "{name}". Run with --no-third-party')
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ft")
+@switches
+def cli() -> None:
+    """Fine-tune language models through plugins, on the one GPU that you have."""
+
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override a key of the recipe; may be repeated.",
+)
+
+
+@cli.command("run")
+@recipe_argument
+@set_option
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the run.  [default: runs/NAME-TIME]")
+@switches
+@click.pass_obj
+def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out: Path | None) -> None:
+    """Train as RECIPE says."""
+    from rich.console import Console
+
+    from fitune.reader import read_recipe
+
+    registry = settings.registry()
+    read = read_recipe(recipe, registry, overrides)
+    directory = out or Path("runs") / f"{read.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        _make_directory(directory)
+
+    from fitune.console import RunConsole
+    from fitune.listeners import MetricsFile, Tracker
+    from fitune.run import run
+
+    if main_process:
+        registry.register(MetricsFile(), "fitune.metrics")
+        registry.register(Tracker(), "fitune.tracker")
+        registry.register(RunConsole(Console()), "fitune.console")
+    run(read, registry, directory)
+
+
+def _make_directory(directory: Path) -> None:
+    """Make the run's directory. Raises `RunError` if it cannot be, or if it holds another run."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise RunError(f"{directory} is not empty: nothing in it is overwritten. Give another --out")
+    except OSError as error:
+        raise RunError(f"{directory} cannot be made: {error.strerror}. Give another --out") from error
+
+
+@cli.command()
+@recipe_argument
+@set_option
+@switches
+@click.pass_obj
+def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
+    """Check RECIPE and all that it names, without reading a weight."""
+    from fitune.reader import read_recipe
+
+    read = read_recipe(recipe, settings.registry(), overrides)
+    uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
+    click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
+
+
+@cli.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@switches
+@click.pass_context
+def plugins(context: click.Context, as_json: bool) -> None:
+    """List the plugins that are installed and what they provide."""
+    if context.invoked_subcommand is not None:
+        return
+    from fitune import listing
+
+    registry = context.ensure_object(Settings).registry()
+    if as_json:
+        click.echo(json.dumps(listing.rows(registry), indent=2))
+    else:
+        click.echo(listing.table(registry))
+
+
+@plugins.command()
+@click.argument("name")
+@switches
+@click.pass_obj
+def show(settings: Settings, name: str) -> None:
+    """Show the options of every provider called NAME: types, defaults, meaning."""
+    from fitune import listing
+
+    found: list[Provided] = [p for p in settings.registry().provided if p.record.name == name]
+    if not found:
+        known = {p.record.name for p in settings.registry().provided}
+        raise PluginError(f'no plugin provides "{name}". {nearest(name, known)}')
+    click.echo("\n\n".join(listing.details(provided) for provided in found))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `ft`. A user's error is one message on standard error and exit code 2; --debug shows where it was raised."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    settings = Settings()
+    try:
+        cli.main(args=None if arguments is None else list(arguments), obj=settings, standalone_mode=False)
+    except FtError as error:
+        if settings.debug:
+            raise
+        click.echo(f"error: {error.message}" if "\n" not in error.message else error.message, err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,114 @@
+"""What a person sees of a run: what it is, how it goes on, and what came of it. Every number here is measured."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fitune.events import EvalReport, MemoryReport, Run, StepReport
+from fitune.hookspecs import hookimpl
+
+PLAIN_LINES = 20
+"""Lines of progress that a run prints where there is no terminal to draw on."""
+
+
+class RunConsole:
+    """Draws a run on a terminal, or writes plain lines where there is none."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._evaluations: list[EvalReport] = []
+        self._start = time.perf_counter()
+        self._last: StepReport | None = None
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Say what will run."""
+        recipe, plan = run.recipe, run.plan
+        share = 100 * run.trainable / run.parameters
+        batch = f"{recipe.train.micro_batch} row(s) x {plan.accumulation} accumulated x {run.processes} process(es)"
+        lines = [
+            f"[bold]{escape(recipe.general.name)}[/bold]  {run.steps} steps on {run.device}",
+            f"model    {escape(recipe.model.record.name)}, {run.parameters:,} parameters",
+            f"adapter  {escape(recipe.adapter.record.name)}, {run.trainable:,} parameters train ({share:.2f} %)",
+            f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",
+            f"data     {run.rows:,} rows; a step takes {batch}",
+            *(f"         {escape(what)}: {number:,}" for what, number in run.counts),
+            *(f"[yellow]note[/yellow]     {escape(notice)}" for notice in plan.notices),
+            f"files    {escape(str(run.directory))}",
+        ]
+        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
+            self._progress = Progress(*columns, console=self.console)
+            self._task = self._progress.add_task("", total=run.steps, state="")
+            self._progress.start()
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Show the step."""
+        self._last = step
+        state = (
+            f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tok/s  "
+            f"lr {step.learning_rate:.2e}  {memory_text(step.memory)}"
+        )
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step.step, state=state)
+        elif step.step in (1, run.steps) or step.step % max(1, run.steps // PLAIN_LINES) == 0:
+            self.console.print(f"step {step.step}/{run.steps}  {state}", highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def ft_evaluated(self, report: EvalReport) -> None:
+        """Show the evaluation."""
+        self._evaluations.append(report)
+        line = f"held out after {report.step} steps: loss {report.loss:.4f}"
+        if report.exact_match is not None:
+            right = sum(answer.exact for answer in report.answers)
+            line += f", exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})"
+        self.console.print(f"{line}  [{report.seconds:.1f} s]", highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
+        """Say what came of it."""
+        if self._progress is not None:
+            self._progress.stop()
+        if run is None or error is not None:
+            return
+        self._compare(run.recipe.evaluation.examples)
+        adapter = run.directory / run.recipe.adapter.record.directory
+        memory = f", {memory_text(self._last.memory)} at most (measured)" if self._last else ""
+        seconds = time.perf_counter() - self._start
+        self.console.print(f"done in {seconds:.0f} s{memory}", highlight=False, soft_wrap=True)
+        self.console.print(f"saved {escape(str(adapter))}", highlight=False, soft_wrap=True)
+
+    def _compare(self, number: int) -> None:
+        """Held-out answers before and after training, side by side, and both figures."""
+        with_answers = [report for report in self._evaluations if report.answers]
+        if len(with_answers) < 2:
+            return
+        first, last = with_answers[0], with_answers[-1]
+        table = Table(
+            "prompt", "right answer", f"after {first.step} steps", f"after {last.step} steps", show_lines=True
+        )
+        for before, after in list(zip(first.answers, last.answers, strict=True))[:number]:
+            cells = (before.prompt, before.expected, before.generated, after.generated)
+            table.add_row(*(escape(cell.strip()) for cell in cells))
+        if number:
+            self.console.print(table)
+        self.console.print(
+            f"held-out exact match: {100 * (first.exact_match or 0):.1f} % before training, "
+            f"{100 * (last.exact_match or 0):.1f} % after ({len(last.answers)} rows)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def memory_text(memory: MemoryReport) -> str:
+    """The peak in GiB and what it is the peak of."""
+    return f"{memory.peak / 2**30:.2f} GiB of {memory.kind} memory"

@@ -1,0 +1,126 @@
+"""Evaluation on held-out data: the loss, and answers that the model generates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitune.data import batches
+from fitune.events import Answer, EvalReport
+from fitune.records import IGNORED, Example
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fitune.recipe import Evaluation
+    from fitune.records import Loss, Stage
+
+
+class Evaluator:
+    """Evaluates one model on one set of held-out rows, each process its share of them."""
+
+    def __init__(
+        self,
+        *,
+        settings: Evaluation,
+        examples: Sequence[Example],
+        make_batches: Stage,
+        loss: Loss,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+    ) -> None:
+        self.settings = settings
+        self.examples = examples
+        self.make_batches = make_batches
+        self.loss = loss
+        self.model = model
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> EvalReport:
+        """Measure loss and, if the recipe asks for it, exact match after `step` steps."""
+        start = time.perf_counter()
+        self.model.eval()
+        loss, targets = self._loss()
+        answers = self._answers() if self.settings.exact_match else ()
+        self.model.train()
+        return EvalReport(
+            step=step,
+            loss=loss / targets,
+            rows=len(self.examples),
+            targets=targets,
+            seconds=time.perf_counter() - start,
+            answers=answers,
+        )
+
+    def _picks(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """This process' share of rows, in micro-batches."""
+        mine = np.asarray(rows)[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.settings.micro_batch
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
+
+    def _loss(self) -> tuple[float, int]:
+        """Sum over all held-out target tokens, and their number."""
+        device = self.accelerator.device
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        for batch in batches(self.examples, self._picks(range(len(self.examples))), self.make_batches):
+            total += self.loss(self.model, batch.to(device)).double().cpu()
+        total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
+        return total.item(), sum(example.targets for example in self.examples)
+
+    def _answers(self) -> tuple[Answer, ...]:
+        """An answer to each held-out prompt, by greedy decoding."""
+        from accelerate.utils import gather_object
+
+        parts = [split_answer(example) for example in self.examples]
+        by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
+        found: list[tuple[int, Answer]] = []
+        for pick in self._picks(by_length):
+            prompts = [parts[row][0] for row in pick]
+            for row, text in zip(pick, self._generate(prompts, self._stops(parts)), strict=True):
+                prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
+                found.append((int(row), Answer(prompt=str(prompt), expected=str(expected), generated=text)))
+        everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
+        return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
+
+    def _stops(self, parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[int]:
+        """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""
+        special = set(self.tokenizer.all_special_ids)
+        ends = {int(expected[-1]) for _, expected in parts} & special
+        return sorted(ends | {self.tokenizer.eos_token_id})
+
+    def _generate(self, prompts: Sequence[np.ndarray[Any, Any]], stops: list[int]) -> list[str]:
+        from transformers import GenerationConfig
+
+        longest = max(len(p) for p in prompts)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=self.settings.max_new_tokens, eos_token_id=stops, pad_token_id=pad
+        )
+        out = cast(Any, self.model).generate(
+            input_ids=ids.to(self.accelerator.device),
+            attention_mask=mask.to(self.accelerator.device),
+            generation_config=config,
+        )
+        return [str(text) for text in self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+
+
+def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Tokens before the last run of trained tokens, and that run: the prompt, and the answer to it."""
+    trained = np.flatnonzero(example.labels != IGNORED)
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    first = trained[breaks[-1] + 1] if len(breaks) else trained[0]
+    return example.input_ids[:first], example.input_ids[first : trained[-1] + 1]

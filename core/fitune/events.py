@@ -1,0 +1,106 @@
+"""What is told while a run goes on: the run itself, and a report of each step and each evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fitune.recipe import Recipe
+from fitune.records import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that is ready to train."""
+
+    recipe: Recipe
+    directory: Path
+    """Where the run keeps its files."""
+    plan: Plan
+    """What the memory strategies decided."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+    """torch's name of the device of this process, e.g. `cuda:0`."""
+    processes: int
+    steps: int
+    """Optimizer steps that the run will make."""
+    rows: int
+    """Rows to train on."""
+    counts: tuple[tuple[str, int], ...]
+    """What the data stages counted, e.g. rows cut; (what, how many)."""
+    trainable: int
+    """Parameters that train."""
+    parameters: int
+    """Parameters in all, those that train included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """Bytes in this process, measured."""
+
+    kind: Literal["gpu", "host"]
+    peak: int
+    """On a GPU the most that was allocated so far; else the process' largest resident set so far."""
+    reserved: int | None = None
+    """On a GPU the most that the caching allocator held so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One optimizer step, measured, over all processes."""
+
+    step: int
+    """Counted from 1."""
+    epoch: float
+    """Passes over the data so far."""
+    loss: float
+    """Mean over the step's target tokens."""
+    learning_rate: float
+    """Used by this step."""
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    """Tokens of the step that are not padding."""
+    targets: int
+    """Tokens of the step that the loss is taken over."""
+    seconds: float
+    memory: MemoryReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A held-out prompt, the answer in the data, and the model's."""
+
+    prompt: str
+    expected: str
+    generated: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether both are the same text, white space at the ends aside."""
+        return self.expected.strip() == self.generated.strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    """One evaluation on the held-out data, measured."""
+
+    step: int
+    """Steps trained so far; 0 is before training."""
+    loss: float
+    """Mean over the held-out target tokens."""
+    rows: int
+    targets: int
+    seconds: float
+    answers: tuple[Answer, ...] = ()
+    """One a row where answers are generated, else none."""
+
+    @property
+    def exact_match(self) -> float | None:
+        """Share of exact answers, 0 to 1; None where none are generated."""
+        return sum(a.exact for a in self.answers) / len(self.answers) if self.answers else None

@@ -1,0 +1,207 @@
+"""Every hook of fitune. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
+
+The first four hooks offer things that recipes pick by name; `ft_commands` and `ft_check` extend the command line and
+the checks; the rest tell what happens in a run, in this order. An implementation may leave out arguments it does not
+need. All events are called in the main process only, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from fitune.errors import Problem
+from fitune.events import EvalReport, Run, StepReport
+from fitune.recipe import Recipe
+from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+
+if TYPE_CHECKING:
+    import click
+
+hookspec = pluggy.HookspecMarker("fitune")
+hookimpl = pluggy.HookimplMarker("fitune")
+
+# mypy: disable-error-code="empty-body"
+
+
+class Hooks:
+    """The specifications, one method a hook."""
+
+    @hookspec
+    def ft_model_loaders(self) -> Iterable[ModelLoader[Any]]:
+        """Offer model loaders.
+
+        Example:
+            >>> from fitune import ModelLoader, NoOptions, hookimpl
+            >>> def load_tokenizer(options):
+            ...     from transformers import AutoTokenizer
+            ...     return AutoTokenizer.from_pretrained("my/model")
+            >>> def load_model(options, device):
+            ...     from transformers import AutoModelForCausalLM
+            ...     return AutoModelForCausalLM.from_pretrained("my/model").to(device)
+            >>> @hookimpl
+            ... def ft_model_loaders():
+            ...     yield ModelLoader(name="mine", summary="My model", options=NoOptions,
+            ...                       load_tokenizer=load_tokenizer, load_model=load_model)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_adapters(self) -> Iterable[Adapter[Any]]:
+        """Offer adapters.
+
+        Example:
+            >>> from fitune import Adapter, NoOptions, hookimpl
+            >>> def attach(options, model):
+            ...     model.requires_grad_(False)
+            ...     model.get_input_embeddings().requires_grad_(True)
+            ...     return model
+            >>> def save(model, directory):
+            ...     model.save_pretrained(directory)
+            >>> @hookimpl
+            ... def ft_adapters():
+            ...     yield Adapter(name="embeddings", summary="Train the embeddings alone", options=NoOptions,
+            ...                   attach=attach, save=save)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_memory_strategies(self) -> Iterable[MemoryStrategy[Any]]:
+        """Offer memory strategies.
+
+        Example:
+            >>> from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
+            >>> class Sgd(Strategy):
+            ...     def make_optimizer(self, parameters, settings):
+            ...         import torch
+            ...         return torch.optim.SGD(parameters, lr=settings.learning_rate)
+            >>> @hookimpl
+            ... def ft_memory_strategies():
+            ...     yield MemoryStrategy(name="sgd", summary="SGD: no optimizer state at all", options=NoOptions,
+            ...                          make=lambda options: Sgd())
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_data_stages(self) -> Iterable[DataStage[Any]]:
+        """Offer data sources and data stages.
+
+        Example:
+            >>> from fitune import DataStage, NoOptions, hookimpl
+            >>> def make(options, context):
+            ...     def shout(documents):
+            ...         for document in documents:
+            ...             yield replace(document, text=document.text.upper())
+            ...     return shout
+            >>> from dataclasses import replace
+            >>> @hookimpl
+            ... def ft_data_stages():
+            ...     yield DataStage(name="shout", summary="Text in capitals", options=NoOptions,
+            ...                     takes="documents", gives="documents", make=make)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_commands(self, cli: click.Group) -> None:
+        """Add subcommands to `ft`.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_commands(cli):
+            ...     @cli.command()
+            ...     def hello():
+            ...         "Say hello."
+            ...         print("hello")
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_check(self, recipe: Recipe) -> Iterable[Problem]:
+        """Look for problems in a recipe that was read without any, before a weight is read.
+
+        Example:
+            >>> from fitune import Problem, hookimpl
+            >>> @hookimpl
+            ... def ft_check(recipe):
+            ...     if recipe.train.learning_rate > 0.1:
+            ...         yield Problem(key="train.learning_rate", what="a house rule forbids rates over 0.1",
+            ...                       fix="Lower it")
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_run_started(self, run: Run) -> None:
+        """Called once everything is ready, before the first evaluation and the first step.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_run_started(run):
+            ...     print(run.recipe.general.name, "trains for", run.steps, "steps in", run.directory)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Called after each optimizer step.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_step_done(step):
+            ...     print(step.step, step.loss)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_evaluated(self, run: Run, report: EvalReport) -> None:
+        """Called after each evaluation on held-out data.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_evaluated(run, report):
+            ...     print(report.step, report.loss, report.exact_match)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_saved(self, run: Run, directory: Path) -> None:
+        """Called after the adapter (or the model) was written to `directory`, whole.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_saved(run, directory):
+            ...     print("upload", directory)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_run_finished(self, recipe: Recipe, run: Run | None, error: BaseException | None) -> None:
+        """Called last, always, also after an interruption.
+
+        `error` is what ended the run, or None if it is done; `run` is None if it failed before it was ready.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_run_finished(recipe, error):
+            ...     print(recipe.general.name, "failed" if error else "done")
+
+        .. versionadded:: 0.1
+        """

@@ -1,0 +1,128 @@
+"""What fitune itself does with a run's events: metrics as JSON lines, examples, and an experiment tracker."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from io import TextIOWrapper
+from typing import Any
+
+from fitune.events import EvalReport, Run, StepReport
+from fitune.hookspecs import hookimpl
+
+
+class MetricsFile:
+    """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
+
+    `examples.json` holds the answers of the last evaluation that generated any.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextIOWrapper | None = None
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Open the file."""
+        self._file = (run.directory / "metrics.jsonl").open("w", encoding="utf-8")
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Write a step."""
+        if step.step % run.recipe.log.every == 0 or step.step == run.steps:
+            self._write({"event": "step", **step_values(step)})
+
+    @hookimpl
+    def ft_evaluated(self, run: Run, report: EvalReport) -> None:
+        """Write an evaluation."""
+        self._write({"event": "evaluation", "step": report.step, **eval_values(report)})
+        if report.answers:
+            answers = [dataclasses.asdict(answer) for answer in report.answers]
+            text = json.dumps({"step": report.step, "answers": answers}, ensure_ascii=False, indent=2)
+            (run.directory / "examples.json").write_text(text + "\n", encoding="utf-8")
+
+    @hookimpl
+    def ft_run_finished(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+class Tracker:
+    """Hands numbers to the experiment tracker that the recipe names, through accelerate."""
+
+    def __init__(self) -> None:
+        self._accelerator: Any = None
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Start the tracker, with the recipe as its configuration."""
+        from accelerate import Accelerator
+
+        if run.recipe.log.tracker is not None:
+            self._accelerator = Accelerator(log_with=run.recipe.log.tracker, project_dir=str(run.directory))
+            config = {key: value for key, value in _flat("", run.recipe.to_toml()) if not isinstance(value, list)}
+            self._accelerator.init_trackers(run.recipe.general.name, config=config)
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Log a step."""
+        if self._accelerator is not None and step.step % run.recipe.log.every == 0:
+            values = step_values(step)
+            self._accelerator.log({f"train/{k}": v for k, v in values.items() if k != "step"}, step=step.step)
+
+    @hookimpl
+    def ft_evaluated(self, report: EvalReport) -> None:
+        """Log an evaluation."""
+        if self._accelerator is not None:
+            self._accelerator.log({f"eval/{k}": v for k, v in eval_values(report).items()}, step=report.step)
+
+    @hookimpl
+    def ft_run_finished(self) -> None:
+        """Close the tracker."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
+def step_values(step: StepReport) -> dict[str, int | float]:
+    """A step's numbers under the names that files and trackers use; memory in bytes, all measured."""
+    values: dict[str, int | float] = {
+        "step": step.step,
+        "epoch": round(step.epoch, 4),
+        "loss": step.loss,
+        "learning_rate": step.learning_rate,
+        "grad_norm": step.grad_norm,
+        "tokens": step.tokens,
+        "target_tokens": step.targets,
+        "tokens_per_second": step.tokens / step.seconds,
+        "seconds": step.seconds,
+        f"{step.memory.kind}_memory_peak": step.memory.peak,
+    }
+    if step.memory.reserved is not None:
+        values[f"{step.memory.kind}_memory_reserved_peak"] = step.memory.reserved
+    return values
+
+
+def eval_values(report: EvalReport) -> dict[str, int | float]:
+    """An evaluation's numbers."""
+    values: dict[str, int | float] = {
+        "loss": report.loss,
+        "rows": report.rows,
+        "target_tokens": report.targets,
+        "seconds": report.seconds,
+    }
+    if report.exact_match is not None:
+        values["exact_match"] = report.exact_match
+    return values
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else key, inner)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [pair for number, inner in enumerate(value) for pair in _flat(f"{prefix}.{number}", inner)]
+    return [(prefix, value)]

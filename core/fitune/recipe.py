@@ -1,0 +1,146 @@
+"""A recipe: everything that a run depends on, as frozen dataclasses. `fitune.reader` makes one from TOML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Lt
+
+from fitune.options import to_table
+from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+
+R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]")
+
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class General:
+    """The keys that stand above the first table."""
+
+    name: str
+    """Name of the run; part of its directory's name."""
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 42
+    """Seed of the adapter's initial weights, the order of the data, and dropout."""
+    plugins: tuple[str, ...] = ()
+    """Single-file plugins, as paths from the recipe's directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """`[data]`, beside its sources and stages."""
+
+    path: Path | None = None
+    """A local JSON Lines file that is read in place of all `[[data.source]]`s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """`[train]`: the loop."""
+
+    micro_batch: Annotated[int, Ge(1)] = 1
+    """Rows in a forward pass, in each process."""
+    length: Annotated[int, Ge(2)] = 2048
+    """Most tokens in a row."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps. With `epochs` too, the run ends at whichever comes first; with neither, after one epoch."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """Passes over the data."""
+    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    """The highest learning rate."""
+    schedule: Schedule = "cosine"
+    """How the learning rate goes on after the warm-up; transformers' scheduler of that name."""
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's decay of the mean of gradients."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """AdamW's decay of the mean of squared gradients."""
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    """AdamW's term that keeps a division finite."""
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    """Gradients of a larger norm are scaled down to this one; 0 for no clipping."""
+    master_weights: bool = True
+    """Keep a float32 copy of trainable parameters of lower precision in the optimizer, so that small updates are
+    not rounded away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`[eval]`, beside its sources."""
+
+    micro_batch: Annotated[int, Ge(1)] = 1
+    """Rows in a forward pass, in each process."""
+    every: Annotated[int, Ge(1)] | None = None
+    """Steps between evaluations; without it, only after the last step."""
+    before: bool = True
+    """Whether to evaluate before the first step too."""
+    exact_match: bool = False
+    """Whether to generate an answer to every held-out prompt and count those equal to the data's."""
+    max_new_tokens: Annotated[int, Ge(1)] = 128
+    """Most tokens of a generated answer."""
+    examples: Annotated[int, Ge(0)] = 3
+    """Held-out prompts whose answers before and after training are printed side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """`[log]`."""
+
+    every: Annotated[int, Ge(1)] = 1
+    """Steps between lines of `metrics.jsonl` (evaluations are always written)."""
+    tracker: Tracker | None = None
+    """An experiment tracker that accelerate knows; the package of that name must be installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use(Generic[R]):
+    """A table that a plugin serves: the provider it names, and its options, checked."""
+
+    record: R
+    options: Any
+
+    def table(self) -> dict[str, object]:
+        """The table as TOML, every option explicit."""
+        return {"use": self.record.name, **to_table(self.options)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe without problems."""
+
+    path: Path
+    """The file that it was read from."""
+    general: General
+    model: Use[ModelLoader[Any]]
+    adapter: Use[Adapter[Any]]
+    strategies: tuple[Use[MemoryStrategy[Any]], ...]
+    data: Data
+    sources: tuple[Use[DataStage[Any]], ...]
+    stages: tuple[Use[DataStage[Any]], ...]
+    train: Train
+    evaluation: Evaluation
+    eval_sources: tuple[Use[DataStage[Any]], ...]
+    log: Log
+
+    def to_toml(self) -> dict[str, object]:
+        """The recipe as a TOML document, every choice explicit; reading it gives an equal recipe."""
+        return {
+            **to_table(self.general),
+            "model": self.model.table(),
+            "adapter": self.adapter.table(),
+            "memory": {"strategy": [s.table() for s in self.strategies]},
+            "data": {
+                **to_table(self.data),
+                "source": [s.table() for s in self.sources],
+                "stage": [s.table() for s in self.stages],
+            },
+            "train": to_table(self.train),
+            "eval": {**to_table(self.evaluation), "source": [s.table() for s in self.eval_sources]},
+            "log": to_table(self.log),
+        }

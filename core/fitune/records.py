@@ -1,0 +1,244 @@
+"""What plugins give and what flows between them: frozen records, each a small contract.
+
+A provider record (`ModelLoader`, `Adapter`, `MemoryStrategy`, `DataStage`) has a name that recipes use, a one-line
+summary, an options dataclass and a callable that takes the options read from the recipe. None of these records needs
+torch to be imported, so that listing plugins stays instant: import it inside the callables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+from fitune.errors import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loss: TypeAlias = Callable[[nn.Module, "Batch"], Tensor]
+
+O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
+
+Flow = Literal["nothing", "rows", "documents", "examples", "batches"]
+"""What a data stage takes or gives: `Row`s, `Document`s, `Example`s, or padded `Batch`es."""
+
+IGNORED = -100
+"""The label of a token that is not trained on, as in `torch.nn.functional.cross_entropy`."""
+
+
+def no_problems(options: Any) -> Iterable[Problem]:
+    """The check of a provider that has nothing to check beyond the types and ranges of its options."""
+    return ()
+
+
+# --------------------------------------------------------------------------------------------------------- providers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoader(Generic[O]):
+    """Loads a tokenizer and a causal language model: `[model] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    load_tokenizer: Callable[[O], PreTrainedTokenizerBase]
+    """Gives a fast tokenizer with a pad token; reads no weight. Raises `ModelError`."""
+    load_model: Callable[[O, torch.device], PreTrainedModel]
+    """Gives the model on the device, in evaluation mode. Raises `ModelError`."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+    """Looks at what can be known before a weight is read, e.g. whether a file is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter(Generic[O]):
+    """Decides which parameters train: `[adapter] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    attach: Callable[[O, PreTrainedModel], PreTrainedModel]
+    """Gives the model with its trainable parameters, all others frozen. Raises `ModelError`."""
+    save: Callable[[PreTrainedModel, Path], None]
+    """Writes what was trained into an empty directory, as safetensors."""
+    directory: str = "adapter"
+    """Name of that directory within the run's."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStrategy(Generic[O]):
+    """Changes what a run keeps in memory, and where: `[[memory.strategy]] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    make: Callable[[O], Strategy]
+    check: Callable[[O], Iterable[Problem]] = no_problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataStage(Generic[O]):
+    """One step from files to batches: `[[data.source]]` (takes nothing) or `[[data.stage]] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    takes: Flow
+    gives: Flow
+    make: Callable[[O, DataContext], Stage]
+    """Gives the stage; a source ignores the (empty) iterator it is called with. Raises `DataError`."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+
+
+Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"
+Stage: TypeAlias = "Callable[[Iterator[Any]], Iterator[Any]]"
+"""From a stream of what the stage takes to a stream of what it gives; `batches` are made one list of examples each."""
+
+
+# -------------------------------------------------------------------------------------------------- memory strategies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What memory strategies decide before a weight is read; each returns it changed by `dataclasses.replace`."""
+
+    accumulation: int = 1
+    """Micro-batches to a step, in each process."""
+    pin_memory: bool = False
+    """Whether batches are copied to page-locked host memory before they go to the GPU."""
+    allocator: tuple[tuple[str, str], ...] = ()
+    """Settings of torch's CUDA caching allocator (PYTORCH_ALLOC_CONF), as (key, value)."""
+    loss: Loss | None = None
+    """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.loss`)."""
+    notices: tuple[str, ...] = ()
+    """What the user should know, e.g. that a setting has no effect on this machine; printed before the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """What a recipe's `[train]` says about AdamW, for strategies that make the optimizer themselves."""
+
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    fused: bool
+    """Whether every parameter is on a device for which torch has a fused AdamW kernel that pays (CUDA)."""
+
+
+class Strategy:
+    """A memory strategy at work in one run; every method may be left as it is.
+
+    Strategies are called in the order in which they stand in the recipe.
+    """
+
+    def plan(self, plan: Plan) -> Plan:
+        """Change the plan. Called first, before torch touches a device."""
+        return plan
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Change the model, which has its adapter by now. Called once, before the optimizer is made."""
+        return model
+
+    def make_optimizer(
+        self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings
+    ) -> torch.optim.Optimizer | None:
+        """Make the optimizer of these float32 parameters, or None to leave it to others. At most one may."""
+        return None
+
+    def around_step(self) -> contextlib.AbstractContextManager[None]:
+        """A context around the forward and backward passes of each step."""
+        return contextlib.nullcontext()
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataContext:
+    """What a data stage may know of the run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    """Most tokens in a row (`[train] length`)."""
+    seed: int
+    count: Callable[[str], None] = lambda what: None
+    """Adds one to a counter that is printed once the data are ready, e.g. `count("rows cut at the right")`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a row came from, for error messages."""
+
+    file: str
+    row: int
+    """Counted from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of a source, as it was read."""
+
+    values: Mapping[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Text, and the parts of it that are trained on."""
+
+    text: str
+    trained: tuple[tuple[int, int], ...]
+    """Half-open ranges of characters, ascending, disjoint."""
+    origin: Origin
+    special: bool = True
+    """Whether the text holds its own special tokens already, as a rendered chat template does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Tokens and labels of one row, not padded."""
+
+    input_ids: NDArray[np.int32]
+    """Shape `[length]`."""
+    labels: NDArray[np.int32]
+    """Shape `[length]`: the token itself where it is trained on, `IGNORED` elsewhere (not shifted)."""
+    origin: Origin
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that the loss is taken over: the first token of a row is predicted by none."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows padded on the right to one length.
+
+    There is no attention mask: under causal attention no real token sees what stands to its right, and a pad token's
+    label is `IGNORED`, so a mask would change no loss and no gradient, but would cost the fast attention kernels.
+    """
+
+    input_ids: Tensor
+    """Shape `[batch, length]`, int64."""
+    labels: Tensor
+    """Shape `[batch, length]`, int64, not shifted."""
+    targets: int
+    """Number of tokens that the loss sums over."""
+    tokens: int
+    """Number of tokens that are not padding."""
+
+    def to(self, device: torch.device, *, pin: bool = False) -> Batch:
+        """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for."""
+        ids, labels = (t.pin_memory() if pin else t for t in (self.input_ids, self.labels))
+        return replace(self, input_ids=ids.to(device, non_blocking=pin), labels=labels.to(device, non_blocking=pin))

@@ -1,0 +1,260 @@
+"""Finds plugins, keeps a broken one from harming the rest, and hands out what they provide.
+
+Plugins come from three places, in this order: those built in, those that installed distributions announce in the
+entry-point group `fitune`, and single files that a recipe names. Everything a plugin does wrong is caught here and
+carries its name: pluggy's own loading has no isolation, and its errors do not say which plugin raised them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar, cast
+
+import pluggy
+
+from fitune._version import __version__
+from fitune.errors import FtError, PluginError, nearest
+from fitune.hookspecs import Hooks
+from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
+
+GROUP = "fitune"
+BUILT_IN = (
+    "fitune_plugins.hf",
+    "fitune_plugins.gguf",
+    "fitune_plugins.deepseek_7b",
+    "fitune_plugins.lora",
+    "fitune_plugins.full",
+    "fitune_plugins.gradient_checkpointing",
+    "fitune_plugins.accumulation",
+    "fitune_plugins.pinned_memory",
+    "fitune_plugins.chunked_loss",
+    "fitune_plugins.expandable_segments",
+    "fitune_plugins.jsonl",
+    "fitune_plugins.hf_dataset",
+    "fitune_plugins.chat",
+    "fitune_plugins.tokenize",
+    "fitune_plugins.truncate",
+    "fitune_plugins.pad",
+)
+
+P = TypeVar("P", bound=Provider)
+
+KINDS: dict[type[Any], str] = {
+    ModelLoader: "model loader",
+    Adapter: "adapter",
+    MemoryStrategy: "memory strategy",
+    DataStage: "data stage",
+}
+PROVIDER_HOOKS: dict[str, type[Any]] = {
+    "ft_model_loaders": ModelLoader,
+    "ft_adapters": Adapter,
+    "ft_memory_strategies": MemoryStrategy,
+    "ft_data_stages": DataStage,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A plugin that was found, whether it works or not."""
+
+    name: str
+    origin: Literal["built-in", "installed", "file", "given"]
+    version: str | None
+    path: str | None
+    hooks: tuple[str, ...] = ()
+    cause: str | None = None
+    """Why it is broken; None if it works."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """A provider record and the plugin that gave it."""
+
+    kind: str
+    record: Provider
+    plugin: str
+
+
+class Registry:
+    """The plugins of one process; made once and passed on, never global."""
+
+    def __init__(self, *, trace: Callable[[str], None] | None = None) -> None:
+        """An empty registry. `trace` is told of every hook call: hook, plugin, seconds."""
+        self._manager = pluggy.PluginManager("fitune")
+        self._manager.add_hookspecs(Hooks)
+        self._trace = trace
+        self.plugins: dict[str, Plugin] = {}
+        self.provided: list[Provided] = []
+
+    @classmethod
+    def open(cls, *, third_party: bool = True, trace: Callable[[str], None] | None = None) -> Registry:
+        """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
+        registry = cls(trace=trace)
+        for dotted in BUILT_IN:
+            registry._load(dotted, "built-in", __version__, partial(importlib.import_module, dotted))
+        if third_party:
+            for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
+                version = entry.dist.version if entry.dist else None
+                registry._load(entry.name, "installed", version, entry.load)
+        return registry
+
+    def load_file(self, path: Path) -> None:
+        """Load the single-file plugin that a recipe names. Raises `PluginError` if it is broken: it was asked for."""
+        name = str(path)
+        if name in self.plugins:
+            return
+        self._load(name, "file", None, lambda: _import_file(path))
+        cause = self.plugins[name].cause
+        if cause is not None:
+            raise PluginError(f"plugin {path}: {cause}")
+
+    def register(self, plugin: object, name: str) -> None:
+        """Register an object that is a plugin. Raises `PluginError` if it is broken."""
+        self._load(name, "given", None, lambda: plugin)
+        cause = self.plugins[name].cause
+        if cause is not None:
+            raise PluginError(f"plugin {name}: {cause}")
+
+    def find(self, record_type: type[P], name: str) -> P:
+        """The provider of this type and name. Raises `PluginError` if none or several have it."""
+        kind = KINDS[record_type]
+        found = [p for p in self.provided if p.kind == kind and p.record.name == name]
+        if len(found) == 1:
+            return cast(P, found[0].record)
+        if found:
+            plugins = " and ".join(sorted(p.plugin for p in found))
+            raise PluginError(f'two plugins provide a {kind} "{name}": {plugins}. Uninstall or rename one')
+        message = f'unknown {kind} "{name}". {nearest(name, self.names(record_type))}'
+        broken = [f"{p.name} ({p.cause})" for p in self.plugins.values() if p.cause]
+        if broken:
+            message += f". It may belong to a plugin that is broken: {'; '.join(broken)}"
+        raise PluginError(message)
+
+    def names(self, record_type: type[Any]) -> list[str]:
+        """The names of all providers of a type, sorted."""
+        return sorted({p.record.name for p in self.provided if p.kind == KINDS[record_type]})
+
+    def conflicts(self, provided: Provided) -> list[str]:
+        """The other plugins that provide the same name of the same kind."""
+        return [
+            p.plugin
+            for p in self.provided
+            if p is not provided and (p.kind, p.record.name) == (provided.kind, provided.record.name)
+        ]
+
+    def call(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+        """Call a hook in every plugin that implements it, last registered first: (plugin, result) each.
+
+        Raises `PluginError`, which names the plugin, on the first exception that is not an `FtError`.
+        """
+        return [(name, self._call(name, hook, function, arguments)) for name, function in self._functions(hook)]
+
+    def call_every(self, hook: str, **arguments: object) -> list[FtError]:
+        """Like `call`, but an error keeps no other plugin from being called: the errors."""
+        errors: list[FtError] = []
+        for name, function in self._functions(hook):
+            try:
+                self._call(name, hook, function, arguments)
+            except FtError as error:
+                errors.append(error)
+        return errors
+
+    def _functions(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return [(i.plugin_name, i.function) for i in reversed(implementations)]
+
+    def _call(self, plugin: str, hook: str, function: Callable[..., Any], arguments: dict[str, object]) -> Any:
+        wanted = inspect.signature(function).parameters
+        start = time.perf_counter()
+        try:
+            result = function(**{k: v for k, v in arguments.items() if k in wanted})
+            if isinstance(result, Iterable):
+                result = list(result)  # a generator's body runs here, where its errors get a name
+        except FtError:
+            raise
+        except Exception as error:
+            raise PluginError(f"plugin {plugin}: {hook} failed: {_cause(error)}") from error
+        if self._trace:
+            self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s")
+        return result
+
+    def _load(self, name: str, origin: Any, version: str | None, get: Callable[[], object]) -> None:
+        """Load one plugin; whatever goes wrong, only this plugin is broken."""
+        shown = name
+        while shown in self.plugins:  # two distributions may announce one entry-point name
+            shown += "'"
+        plugin = Plugin(name=shown, origin=origin, version=version, path=None)
+        module: object = None
+        try:
+            module = get()
+            plugin = replace(plugin, path=getattr(module, "__file__", None))
+            self._manager.register(module, shown)
+            self._check(module)
+            callers = self._manager.get_hookcallers(module) or []
+            plugin = replace(plugin, hooks=tuple(sorted(caller.name for caller in callers)))
+            if not plugin.hooks:
+                raise PluginError("it implements no hook: mark its functions with @fitune.hookimpl")
+            self.provided += self._provided(shown)
+        except (Exception, SystemExit) as error:
+            if module is not None and self._manager.is_registered(module):
+                self._manager.unregister(module)
+            plugin = replace(plugin, cause=_cause(error))
+        self.plugins[shown] = plugin
+
+    def _check(self, module: object) -> None:
+        """Refuse what pluggy lets pass or only finds later."""
+        for caller in self._manager.get_hookcallers(module) or []:
+            if not caller.has_spec():
+                hooks = [name for name in vars(Hooks) if name.startswith("ft_")]
+                raise PluginError(f'there is no hook "{caller.name}". {nearest(caller.name, hooks)}')
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is module and (implementation.hookwrapper or implementation.wrapper):
+                    raise PluginError(f"{caller.name} is a wrapper: fitune's hooks take none")
+        self._manager.check_pending()
+
+    def _provided(self, plugin: str) -> list[Provided]:
+        found: list[Provided] = []
+        for hook, record_type in PROVIDER_HOOKS.items():
+            for name, function in self._functions(hook):
+                if name != plugin:
+                    continue
+                for record in self._call(name, hook, function, {}) or []:
+                    if not isinstance(record, record_type):
+                        raise PluginError(f"{hook} gave {record!r}, which is not a {record_type.__name__}")
+                    found.append(Provided(kind=KINDS[record_type], record=cast(Provider, record), plugin=name))
+        return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError("no such file")
+    name = f"fitune_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _cause(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FtError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

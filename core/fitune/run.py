@@ -1,0 +1,156 @@
+"""The training loop, from top to bottom.
+
+A run composes its parts, then makes optimizer steps. The gradient of a step is exact: the sum over all target tokens
+of the step's micro-batches, in every process, divided by their number. What happens is told to plugins as events.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fitune.compose import Parts, compose
+from fitune.data import batches, share, windows
+from fitune.errors import RunError
+from fitune.events import EvalReport, MemoryReport, Run, StepReport
+from fitune.provenance import write_environment, write_recipe
+from fitune.recipe import Recipe
+from fitune.registry import Registry
+
+
+def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
+    """Train as the recipe says and save what was trained in `directory`. Raises the errors of `fitune.errors`."""
+    parts: Parts | None = None
+    error: BaseException | None = None
+    try:
+        parts = compose(recipe, directory)
+        events = _Events(registry, parts)
+        if parts.accelerator.is_main_process:
+            write_recipe(recipe, directory)
+            commit = getattr(parts.run.model.config, "_commit_hash", None)
+            write_environment(recipe, registry, directory, model_commit=commit)
+        events.started()
+        for report in train(parts):
+            if isinstance(report, StepReport):
+                events.step_done(report)
+            else:
+                events.evaluated(report)
+        if parts.accelerator.is_main_process:
+            events.saved(save(parts))
+        parts.accelerator.wait_for_everyone()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if parts is None or parts.accelerator.is_main_process:
+            failures = registry.call_every(
+                "ft_run_finished", recipe=recipe, run=parts.run if parts else None, error=error
+            )
+            if failures and error is None:
+                raise failures[0]
+    return parts.run
+
+
+def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
+    """Make every step of the run; gives a report of each step and each evaluation."""
+    recipe, accelerator, evaluator = parts.run.recipe, parts.accelerator, parts.evaluator
+    if evaluator and recipe.evaluation.before:
+        yield evaluator.evaluate(0)
+    plan_of_rows = windows(len(parts.examples), parts.window, recipe.general.seed)
+    for number in range(1, parts.run.steps + 1):
+        start = time.perf_counter()
+        epoch, window = next(plan_of_rows)
+        rows = [parts.examples[row] for row in window]
+        targets = sum(example.targets for example in rows)
+
+        loss_sum = torch.zeros((), dtype=torch.float32, device=accelerator.device)
+        picks = share(window, recipe.train.micro_batch, accelerator.process_index, accelerator.num_processes)
+        with parts.around_step():
+            for batch in batches(parts.examples, picks, parts.make_batches):
+                loss = parts.loss(parts.run.model, batch.to(accelerator.device, pin=parts.run.plan.pin_memory))
+                loss.backward()
+                parts.trainables.gather()
+                loss_sum += loss.detach()
+        parts.trainables.reduce(accelerator)
+        norm = parts.trainables.finish(targets, recipe.train.max_grad_norm)
+        learning_rate = parts.optimizer.param_groups[0]["lr"]
+        parts.optimizer.step()
+        parts.scheduler.step()
+        parts.trainables.publish()
+
+        loss_sum = cast(Tensor, accelerator.reduce(loss_sum, reduction="sum"))
+        yield StepReport(
+            step=number,
+            epoch=epoch,
+            loss=loss_sum.item() / targets,  # waits for the device, so the time below is the step's own
+            learning_rate=float(learning_rate),
+            grad_norm=norm.item(),
+            tokens=sum(len(example.input_ids) for example in rows),
+            targets=targets,
+            seconds=time.perf_counter() - start,
+            memory=measure_memory(accelerator.device),
+        )
+        every = recipe.evaluation.every
+        if evaluator and (number == parts.run.steps or (every and number % every == 0)):
+            yield evaluator.evaluate(number)
+
+
+def save(parts: Parts) -> Path:
+    """Write what was trained, with its tokenizer: whole, or not at all."""
+    record = parts.run.recipe.adapter.record
+    final = parts.run.directory / record.directory
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        record.save(parts.run.model, partial)
+        parts.run.tokenizer.save_pretrained(str(partial))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.replace(final)
+    except OSError as error:
+        raise RunError(f"{final} could not be written: {error.strerror or error}. What was trained is lost") from error
+    return final
+
+
+def measure_memory(device: torch.device) -> MemoryReport:
+    """The most memory that this process has used so far."""
+    if device.type == "cuda":
+        return MemoryReport(
+            kind="gpu", peak=torch.cuda.max_memory_allocated(device), reserved=torch.cuda.max_memory_reserved(device)
+        )
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return MemoryReport(kind="host", peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+class _Events:
+    """Tells plugins what happens, in the main process."""
+
+    def __init__(self, registry: Registry, parts: Parts) -> None:
+        self.registry = registry
+        self.parts = parts
+
+    def started(self) -> None:
+        self._tell("ft_run_started")
+
+    def step_done(self, step: StepReport) -> None:
+        self._tell("ft_step_done", step=step)
+
+    def evaluated(self, report: EvalReport) -> None:
+        self._tell("ft_evaluated", report=report)
+
+    def saved(self, directory: Path) -> None:
+        self._tell("ft_saved", directory=directory)
+
+    def _tell(self, hook: str, **arguments: object) -> None:
+        if self.parts.accelerator.is_main_process:
+            self.registry.call(hook, run=self.parts.run, **arguments)

@@ -1,0 +1,112 @@
+"""Model loader `deepseek-7b`: DeepSeek-LLM 7B, base or chat, checked to be that model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fitune import ModelError, ModelLoader, Problem, hookimpl
+from fitune_plugins.hf import DType, check_path, load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 102400,
+}
+"""The configuration of the published model (arXiv 2401.02954, table 2)."""
+
+# The chat format of the published chat model, for the base model's tokenizer, which has none: a system text and two
+# line ends; "User: " and "Assistant: " turns; an end-of-text token behind each answer.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ 'User: ' + message['content'] + '\n\n' }}
+{%- elif message['role'] == 'assistant' -%}{{ 'Assistant: ' + message['content'] + eos_token }}
+{%- elif message['role'] == 'system' -%}{{ message['content'] + '\n\n' }}
+{%- else -%}{{ raise_exception('DeepSeek-LLM knows the roles system, user and assistant') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepSeek7bOptions:
+    """Options of the loader `deepseek-7b`."""
+
+    id: Literal["deepseek-ai/deepseek-llm-7b-base", "deepseek-ai/deepseek-llm-7b-chat"] = (
+        "deepseek-ai/deepseek-llm-7b-base"
+    )
+    """The base or the chat model."""
+    path: Path | None = None
+    """Directory with config, weights and tokenizer, used in place of the hub."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub; the commit that it stands for is recorded with the run."""
+    dtype: DType = "bfloat16"
+    """Type of the weights, and so of the computation."""
+
+
+def _check(options: DeepSeek7bOptions) -> Iterable[Problem]:
+    yield from check_path(options.path)
+
+
+def _tokenizer(options: DeepSeek7bOptions) -> PreTrainedTokenizerBase:
+    if options.path is not None:
+        tokenizer = load_tokenizer(str(options.path))
+    else:
+        tokenizer = load_tokenizer(options.id, revision=options.revision)
+    for what, expected, found in (
+        ("begin-of-text", BEGIN, tokenizer.bos_token),
+        ("end-of-text", END, tokenizer.eos_token),
+    ):
+        if found != expected:
+            raise ModelError(
+                f"not DeepSeek-LLM 7B: its {what} token is {expected!r}, this tokenizer's is {found!r}. "
+                'For another model, use = "hf"'
+            )
+    tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
+    from transformers import AutoConfig
+
+    source = str(options.path) if options.path else options.id
+    arguments = {} if options.path else {"revision": options.revision}
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the configuration of {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for key, expected in SHAPE.items():
+        found = getattr(config, key, None)
+        if found != expected:
+            raise ModelError(
+                f'{source} is not DeepSeek-LLM 7B: its {key} is {expected}, not {found}. For another model, use = "hf"'
+            )
+    return load_model(source, options.dtype, device, **arguments)
+
+
+@hookimpl
+def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
+    """Offer the loader."""
+    yield ModelLoader(
+        name="deepseek-7b",
+        summary="DeepSeek-LLM 7B, base or chat, checked to be that model",
+        options=DeepSeek7bOptions,
+        load_tokenizer=_tokenizer,
+        load_model=_model,
+        check=_check,
+    )

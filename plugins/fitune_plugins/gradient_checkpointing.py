@@ -1,0 +1,61 @@
+"""Memory strategy `gradient-checkpointing`: layers keep their input alone and are computed again in the backward pass.
+
+Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174. Changes no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge
+
+from fitune import MemoryStrategy, ModelError, Strategy, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientCheckpointingOptions:
+    """Options of the strategy `gradient-checkpointing`."""
+
+    layers: Annotated[int, Ge(1)] | None = None
+    """Checkpoint the first n layers only: fewer cost less time and save less memory. Without it, all."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientCheckpointing(Strategy):
+    """Marks decoder layers; transformers checkpoints those that are marked."""
+
+    options: GradientCheckpointingOptions
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Mark the layers. Raises `ModelError` if the model has none, or fewer than asked for."""
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        wanted = len(layers) if self.options.layers is None else self.options.layers
+        if not layers:
+            raise ModelError(f"gradient-checkpointing: {type(model).__name__} has no layers that can be checkpointed")
+        if wanted > len(layers):
+            raise ModelError(f"gradient-checkpointing: layers = {wanted}, but the model has {len(layers)}")
+        for number, layer in enumerate(layers):
+            # Set here rather than by transformers' own switch, which has no "first n" and changed its name in 5.x.
+            layer.gradient_checkpointing = number < wanted
+            layer.__dict__["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
+        return model
+
+
+@hookimpl
+def ft_memory_strategies() -> Iterable[MemoryStrategy[GradientCheckpointingOptions]]:
+    """Offer the strategy."""
+    yield MemoryStrategy(
+        name="gradient-checkpointing",
+        summary="Recompute layers in the backward pass instead of keeping their activations (about 1/3 more work)",
+        options=GradientCheckpointingOptions,
+        make=GradientCheckpointing,
+    )

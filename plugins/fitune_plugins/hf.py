@@ -1,0 +1,120 @@
+"""Model loader `hf`: any causal language model that transformers loads, from the hub or a directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fitune import ModelError, ModelLoader, Problem, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfOptions:
+    """Options of the loader `hf`."""
+
+    id: str | None = None
+    """Name on the hub, e.g. "Qwen/Qwen2.5-1.5B". Give this or `path`."""
+    path: Path | None = None
+    """Directory with config, weights and tokenizer, used in place of the hub."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub; the commit that it stands for is recorded with the run."""
+    dtype: DType = "bfloat16"
+    """Type of the weights, and so of the computation."""
+
+
+def load_tokenizer(source: str, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a pad token. Raises `ModelError`."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {source} has no fast version, which masks are made with")
+    if tokenizer.pad_token_id is None:
+        # Safe though it is a real token too: labels come from where the text is trained on, never from token ids.
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer of {source} has neither a pad nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any) -> PreTrainedModel:
+    """A causal language model straight on its device. Raises `ModelError`.
+
+    Safetensors are preferred; `.bin` files of old repositories go through torch's weights-only unpickler, which runs
+    no code. No request to convert the repository is sent to the hub on the way.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), device_map={"": device}, trust_remote_code=False, **arguments
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the model {source} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        if before is None:
+            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+        else:
+            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def check_path(path: Path | None) -> Iterable[Problem]:
+    """A model directory must be there and hold a config."""
+    if path is not None and not path.is_dir():
+        yield Problem(key="path", what=f"no such directory: {path}", fix="Give a directory that holds a model")
+    elif path is not None and not (path / "config.json").is_file():
+        yield Problem(key="path", what=f"no config.json in {path}", fix="Give a directory that holds a model")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _check(options: HfOptions) -> Iterable[Problem]:
+    if options.id is None and options.path is None:
+        yield Problem(key="id", what='neither "id" nor "path" is given', fix='Name a model, e.g. "Qwen/Qwen2.5-1.5B"')
+    yield from check_path(options.path)
+
+
+def _hub(options: HfOptions) -> tuple[str, dict[str, Any]]:
+    return (str(options.path), {}) if options.path else (str(options.id), {"revision": options.revision})
+
+
+def _tokenizer(options: HfOptions) -> PreTrainedTokenizerBase:
+    source, arguments = _hub(options)
+    return load_tokenizer(source, **arguments)
+
+
+def _model(options: HfOptions, device: torch.device) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return load_model(source, options.dtype, device, **arguments)
+
+
+@hookimpl
+def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
+    """Offer the loader."""
+    yield ModelLoader(
+        name="hf",
+        summary="Any causal language model of transformers, from the hub or a directory",
+        options=HfOptions,
+        load_tokenizer=_tokenizer,
+        load_model=_model,
+        check=_check,
+    )

@@ -1,0 +1,60 @@
+"""Fixtures of all tests. No test needs a network, a GPU (but those marked so) or another test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from fitune.reader import read_recipe
+from fitune.recipe import Recipe
+from fitune.registry import Registry
+from fitune.testing import open_registry, write_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """A fresh registry of the built-in plugins."""
+    return open_registry()
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    """A recipe that trains a tiny model in a second."""
+    return write_recipe(tmp_path / "recipe")
+
+
+@pytest.fixture
+def read(recipe_path: Path) -> Callable[..., Recipe]:
+    """Reads that recipe, with overrides."""
+
+    def read(*overrides: str, registry: Registry | None = None) -> Recipe:
+        return read_recipe(recipe_path, registry or open_registry(), overrides)
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs that name no directory land in the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU say so where they are skipped."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
