@@ -11,8 +11,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +25,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import pluggy
 
+from fitune import contract
 from fitune._version import __version__
 from fitune.errors import FtError, PluginError, nearest
 from fitune.hookspecs import Hooks
@@ -55,12 +59,6 @@ KINDS: dict[type[Any], str] = {
     MemoryStrategy: "memory strategy",
     DataStage: "data stage",
 }
-PROVIDER_HOOKS: dict[str, type[Any]] = {
-    "ft_model_loaders": ModelLoader,
-    "ft_adapters": Adapter,
-    "ft_memory_strategies": MemoryStrategy,
-    "ft_data_stages": DataStage,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +91,7 @@ class Registry:
         self._manager = pluggy.PluginManager("fitune")
         self._manager.add_hookspecs(Hooks)
         self._trace = trace
+        self._homes = set(BUILT_IN)
         self.plugins: dict[str, Plugin] = {}
         self.provided: list[Provided] = []
 
@@ -100,28 +99,26 @@ class Registry:
     def open(cls, *, third_party: bool = True, trace: Callable[[str], None] | None = None) -> Registry:
         """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
         registry = cls(trace=trace)
+        entries = _entries() if third_party else []
+        registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
         for dotted in BUILT_IN:
             registry._load(dotted, "built-in", __version__, partial(importlib.import_module, dotted))
-        if third_party:
-            for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
-                version = entry.dist.version if entry.dist else None
-                registry._load(entry.name, "installed", version, entry.load)
+        announced = Counter(entry.name for entry, _, _ in entries)
+        for entry, distribution, version in entries:
+            name = entry.name if announced[entry.name] == 1 else f"{entry.name} ({distribution})"
+            registry._load(name, "installed", version, entry.load)
         return registry
 
     def load_file(self, path: Path) -> None:
         """Load the single-file plugin that a recipe names. Raises `PluginError` if it is broken: it was asked for."""
-        name = str(path)
-        if name in self.plugins:
-            return
-        self._load(name, "file", None, lambda: _import_file(path))
-        cause = self.plugins[name].cause
-        if cause is not None:
-            raise PluginError(f"plugin {path}: {cause}")
+        name = os.path.normpath(path)
+        plugin = self.plugins.get(name) or self._load(name, "file", None, lambda: _import_file(path))
+        if plugin.cause is not None:
+            raise PluginError(f"plugin {path}: {plugin.cause}")
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object that is a plugin. Raises `PluginError` if it is broken."""
-        self._load(name, "given", None, lambda: plugin)
-        cause = self.plugins[name].cause
+        cause = self._load(name, "given", None, lambda: plugin).cause
         if cause is not None:
             raise PluginError(f"plugin {name}: {cause}")
 
@@ -133,11 +130,13 @@ class Registry:
             return cast(P, found[0].record)
         if found:
             plugins = " and ".join(sorted(p.plugin for p in found))
-            raise PluginError(f'two plugins provide a {kind} "{name}": {plugins}. Uninstall or rename one')
+            raise PluginError(f'{len(found)} plugins provide a {kind} "{name}": {plugins}. Uninstall or rename one')
         message = f'unknown {kind} "{name}". {nearest(name, self.names(record_type))}'
         broken = [f"{p.name} ({p.cause})" for p in self.plugins.values() if p.cause]
         if broken:
-            message += f". It may belong to a plugin that is broken: {'; '.join(broken)}"
+            message += (
+                f"{'' if message.endswith('?') else '.'} It may belong to a plugin that is broken: {'; '.join(broken)}"
+            )
         raise PluginError(message)
 
     def names(self, record_type: type[Any]) -> list[str]:
@@ -176,63 +175,70 @@ class Registry:
     def _call(self, plugin: str, hook: str, function: Callable[..., Any], arguments: dict[str, object]) -> Any:
         wanted = inspect.signature(function).parameters
         start = time.perf_counter()
+        ended = " failed"
         try:
             result = function(**{k: v for k, v in arguments.items() if k in wanted})
             if isinstance(result, Iterable):
                 result = list(result)  # a generator's body runs here, where its errors get a name
+            ended = ""
         except FtError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {plugin}: {hook} failed: {_cause(error)}") from error
-        if self._trace:
-            self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s")
-        return result
+        finally:
+            if self._trace:
+                self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s{ended}")
+        return contract.check_given(plugin, hook, result) if hook in contract.RECORDS else result
 
-    def _load(self, name: str, origin: Any, version: str | None, get: Callable[[], object]) -> None:
+    def _load(self, name: str, origin: Any, version: str | None, get: Callable[[], object]) -> Plugin:
         """Load one plugin; whatever goes wrong, only this plugin is broken."""
         shown = name
-        while shown in self.plugins:  # two distributions may announce one entry-point name
+        while shown in self.plugins:  # an entry point may have a built-in's name, or a test give one twice
             shown += "'"
         plugin = Plugin(name=shown, origin=origin, version=version, path=None)
-        module: object = None
         try:
             module = get()
             plugin = replace(plugin, path=getattr(module, "__file__", None))
+            other = self._manager.get_name(module)
+            if other is not None:
+                raise PluginError(f'it is the same as plugin "{other}"')
+            contract.check_hooks(self._manager, module, self._homes)
             self._manager.register(module, shown)
-            self._check(module)
+            self._manager.check_pending()
             callers = self._manager.get_hookcallers(module) or []
             plugin = replace(plugin, hooks=tuple(sorted(caller.name for caller in callers)))
-            if not plugin.hooks:
-                raise PluginError("it implements no hook: mark its functions with @fitune.hookimpl")
             self.provided += self._provided(shown)
         except (Exception, SystemExit) as error:
-            if module is not None and self._manager.is_registered(module):
-                self._manager.unregister(module)
-            plugin = replace(plugin, cause=_cause(error))
+            if self._manager.has_plugin(shown):
+                self._manager.unregister(name=shown)
+            plugin = replace(plugin, hooks=(), cause=_cause(error).removeprefix(f"plugin {shown}: "))
         self.plugins[shown] = plugin
-
-    def _check(self, module: object) -> None:
-        """Refuse what pluggy lets pass or only finds later."""
-        for caller in self._manager.get_hookcallers(module) or []:
-            if not caller.has_spec():
-                hooks = [name for name in vars(Hooks) if name.startswith("ft_")]
-                raise PluginError(f'there is no hook "{caller.name}". {nearest(caller.name, hooks)}')
-            for implementation in caller.get_hookimpls():
-                if implementation.plugin is module and (implementation.hookwrapper or implementation.wrapper):
-                    raise PluginError(f"{caller.name} is a wrapper: fitune's hooks take none")
-        self._manager.check_pending()
+        return plugin
 
     def _provided(self, plugin: str) -> list[Provided]:
+        """All that a plugin provides: nothing of it counts if any of it is wrong."""
         found: list[Provided] = []
-        for hook, record_type in PROVIDER_HOOKS.items():
-            for name, function in self._functions(hook):
-                if name != plugin:
-                    continue
-                for record in self._call(name, hook, function, {}) or []:
-                    if not isinstance(record, record_type):
-                        raise PluginError(f"{hook} gave {record!r}, which is not a {record_type.__name__}")
-                    found.append(Provided(kind=KINDS[record_type], record=cast(Provider, record), plugin=name))
+        for hook, record_type in contract.PROVIDERS.items():
+            kind = KINDS[record_type]
+            functions = [function for name, function in self._functions(hook) if name == plugin]
+            for record in (record for function in functions for record in self._call(plugin, hook, function, {})):
+                if any((p.kind, p.record.name) == (kind, record.name) for p in found):
+                    raise PluginError(f'it provides the {kind} "{record.name}" twice')
+                found.append(Provided(kind=kind, record=record, plugin=plugin))
         return found
+
+
+def _entries() -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:
+    """The entry points of installed plugins, each with its distribution's name and version, in a fixed order."""
+
+    def origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str | None]:
+        try:
+            return (entry.dist.name, entry.dist.version) if entry.dist else ("?", None)
+        except Exception:  # what an interrupted uninstallation left has no metadata
+            return "?", None
+
+    found = [(entry, *origin(entry)) for entry in importlib.metadata.entry_points(group=GROUP)]
+    return sorted(found, key=lambda e: (e[0].name, e[1]))
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -253,8 +259,13 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _cause(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
     text = " ".join(str(error).split())
     if isinstance(error, FtError):
         return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    own = {__file__, contract.__file__, importlib.__file__, importlib.metadata.__file__}
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = [(file, line) for file, line in frames if file not in own and not file.startswith("<frozen ")]
+    lines = [line for file, line in frames if file == frames[0][0]]
+    place = f" ({'/'.join(Path(frames[0][0]).parts[-2:])}:{lines[-1]})" if lines else ""
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + place

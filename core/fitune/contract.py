@@ -1,0 +1,113 @@
+"""What a plugin must keep to: the hooks that it implements and the records that it gives, checked as it is loaded.
+
+pluggy itself lets pass what would fail late or do nothing at all: hooks of unknown names, functions that lack their
+mark, keyword arguments that no call has. Every finding here is a `PluginError` that says what to change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import reprlib
+import typing
+from collections.abc import Collection
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from fitune.errors import PluginError, Problem, nearest
+from fitune.hookspecs import Hooks
+from fitune.records import Adapter, DataStage, Flow, MemoryStrategy, ModelLoader
+
+SPECS: dict[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(function).parameters)[1:]
+    for name, function in vars(Hooks).items()
+    if name.startswith("ft_")
+}
+"""Each hook with the names of its arguments."""
+PROVIDERS: dict[str, type[Any]] = {
+    "ft_model_loaders": ModelLoader,
+    "ft_adapters": Adapter,
+    "ft_memory_strategies": MemoryStrategy,
+    "ft_data_stages": DataStage,
+}
+RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem}
+"""The hooks that give something, and of which type."""
+CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
+
+
+def check_hooks(manager: pluggy.PluginManager, plugin: object, homes: Collection[str]) -> None:
+    """Check all hook implementations of a plugin; `homes` are the modules that are plugins. Raises `PluginError`."""
+    if inspect.isclass(plugin):
+        raise PluginError("it is a class: name a module, or an object of the class")
+    found = False
+    for name in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in SPECS:
+                raise PluginError(f"{name} is not marked: put @fitune.hookimpl above it")
+            continue
+        found = True
+        hook = options.get("specname") or name
+        if hook not in SPECS:
+            raise PluginError(f'there is no hook "{hook}". {nearest(hook, SPECS)}')
+        if options.get("wrapper") or options.get("hookwrapper"):
+            raise PluginError(f"{hook} is a wrapper: fitune's hooks take none")
+        function = getattr(plugin, name)
+        _check_arguments(hook, function)
+        home = function.__module__
+        if isinstance(plugin, ModuleType) and home != plugin.__name__ and home in homes:
+            raise PluginError(f"its {hook} is that of plugin {home}: import it under another name")
+    if not found:
+        raise PluginError("it implements no hook: mark its functions with @fitune.hookimpl")
+
+
+def check_given(plugin: str, hook: str, given: object) -> list[Any]:
+    """What a plugin's hook of `RECORDS` gave, checked. Raises `PluginError` if it is not what the hook asks for."""
+    wanted = RECORDS[hook]
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(given)}: yield each {wanted.__name__}")
+    for record in given:
+        if not isinstance(record, wanted):
+            raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(record)}, not a {wanted.__name__}")
+        wrong = None if wanted is Problem else _wrong(record)
+        if wrong:
+            raise PluginError(f"plugin {plugin}: {wrong}")
+    return given
+
+
+def _check_arguments(hook: str, function: Any) -> None:
+    """Calls are made by keyword: an argument that no call has, or that takes no keyword, would fail or stay empty."""
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise PluginError(f"{hook} takes {parameter}: name the arguments that it needs")
+        if parameter.name not in SPECS[hook]:
+            raise PluginError(f'{hook} has no argument "{parameter.name}". {nearest(parameter.name, SPECS[hook])}')
+
+
+def _wrong(record: Any) -> str | None:
+    """What is wrong with a provider record that would only fail once a recipe names it, or once it is listed."""
+    kind = type(record).__name__
+    for field in ("name", "summary"):
+        text = getattr(record, field)
+        if not isinstance(text, str) or not text.strip() or len(text.splitlines()) != 1:
+            return f"a {kind} has {field} = {reprlib.repr(text)}: give it one line of text"
+    what = f'the {kind} "{record.name}"'
+    if not inspect.isclass(record.options) or not dataclasses.is_dataclass(record.options):
+        return f"{what} has options that are not a dataclass. Without any, give fitune.NoOptions"
+    try:
+        typing.get_type_hints(record.options, include_extras=True)
+    except Exception as error:
+        return f"{what} has options whose types cannot be read at run time: {error}"
+    for field in CALLABLES:
+        if not callable(getattr(record, field, _wrong)):
+            return f"{what} has a {field} that cannot be called"
+    flows = typing.get_args(Flow)
+    for field in ("takes", "gives"):
+        flow = getattr(record, field, flows[1])
+        if flow not in flows or (field, flow) == ("gives", "nothing"):
+            return f'{what} {field} "{flow}". {nearest(str(flow), flows)}'
+    return None
