@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fitune._version import __version__
-from fitune.errors import FtError, PluginError, RunError, nearest
+from fitune.errors import FtError, PluginError, RunError, nearest, sentences
 
 if TYPE_CHECKING:
-    from fitune.recipe import Use
+    from fitune.recipe import Recipe, Use
     from fitune.registry import Provided, Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,7 +76,7 @@ class Commands(click.Group):
         if name not in self.commands:
             self._add_from_plugins(context)
         if name not in self.commands and not context.resilient_parsing:
-            raise FtError(f'no command "{name}". {nearest(name, self.commands)}. See: ft --help')
+            raise FtError(sentences(f'no command "{name}"', nearest(name, self.commands), "See: ft --help"))
         return self.commands.get(name)
 
     def _add_from_plugins(self, context: click.Context) -> None:
@@ -111,16 +112,21 @@ set_option = click.option(
 @click.pass_obj
 def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out: Path | None) -> None:
     """Train as RECIPE says."""
-    from rich.console import Console
-
     from fitune.reader import read_recipe
 
     registry = settings.registry()
     read = read_recipe(recipe, registry, overrides)
     directory = out or Path("runs") / f"{read.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     main_process = int(os.environ.get("RANK", "0")) == 0
-    if main_process:
-        _make_directory(directory)
+    made = _make_directory(directory) if main_process else []
+    try:
+        _train(read, registry, directory, main_process)
+    finally:
+        _remove_if_empty(made)
+
+
+def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bool) -> None:
+    from rich.console import Console
 
     from fitune.console import RunConsole
     from fitune.listeners import MetricsFile, Tracker
@@ -130,17 +136,33 @@ def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out:
         registry.register(MetricsFile(), "fitune.metrics")
         registry.register(Tracker(), "fitune.tracker")
         registry.register(RunConsole(Console()), "fitune.console")
-    run(read, registry, directory)
+    run(recipe, registry, directory)
 
 
-def _make_directory(directory: Path) -> None:
-    """Make the run's directory. Raises `RunError` if it cannot be, or if it holds another run."""
+def _make_directory(directory: Path) -> list[Path]:
+    """Make the run's directory, and give those that had to be made, the innermost first.
+
+    Raises `RunError` if it cannot be made or written to, or if it holds another run.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise RunError(f"{directory} is not empty: nothing in it is overwritten. Give another --out")
     except OSError as error:
         raise RunError(f"{directory} cannot be made: {error.strerror}. Give another --out") from error
+    if not os.access(directory, os.W_OK):
+        raise RunError(f"{directory} cannot be written to: permission denied. Give another --out")
+    return made
+
+
+def _remove_if_empty(directories: Sequence[Path]) -> None:
+    """Leave no litter of a run that ended before it wrote anything."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # it holds a run
+            return
 
 
 @cli.command()
@@ -179,13 +201,16 @@ def plugins(context: click.Context, as_json: bool) -> None:
 @switches
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
-    """Show the options of every provider called NAME: types, defaults, meaning."""
+    """Show the options of every provider called NAME, or of a plugin of that name: types, defaults, meaning."""
     from fitune import listing
 
-    found: list[Provided] = [p for p in settings.registry().provided if p.record.name == name]
+    registry = settings.registry()
+    found: list[Provided] = [p for p in registry.provided if name in (p.record.name, p.plugin)]
+    if not found and name in registry.plugins:
+        cause = registry.plugins[name].cause
+        raise PluginError(f'the plugin "{name}" is broken: {cause}' if cause else f'"{name}" has no options to show')
     if not found:
-        known = {p.record.name for p in settings.registry().provided}
-        raise PluginError(f'no plugin provides "{name}". {nearest(name, known)}')
+        raise PluginError(f'no plugin provides "{name}". {nearest(name, {p.record.name for p in registry.provided})}')
     click.echo("\n\n".join(listing.details(provided) for provided in found))
 
 
@@ -197,8 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.main(args=None if arguments is None else list(arguments), obj=settings, standalone_mode=False)
     except FtError as error:
         if settings.debug:
-            raise
-        click.echo(f"error: {error.message}" if "\n" not in error.message else error.message, err=True)
+            traceback.print_exception(error)
+        else:
+            for line in error.lines:
+                click.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

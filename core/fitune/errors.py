@@ -30,25 +30,28 @@ class Problem:
 
     def sentence(self) -> str:
         """What is wrong and what to do, in one line."""
-        return f"{self.what}. {self.fix}" if self.fix else self.what
+        return sentences(self.what, self.fix)
 
 
 class FtError(Exception):
-    """An error that a user can cause and mend; `message` says what, where, why and what to do."""
+    """An error that a user can cause and mend; `message` says, in one line, what, where, why and what to do."""
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.lines: tuple[str, ...] = (one_line(message),)
+        """One line for each thing that is wrong, as the command line prints them."""
 
 
 class RecipeError(FtError):
     """A recipe that cannot be run; `lines` holds one line for each problem found."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = tuple(lines)
+        each = tuple(map(one_line, lines))
+        super().__init__("\n".join(each))
+        self.lines = each
 
 
 class PluginError(FtError):
@@ -73,4 +76,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
         return f'Did you mean "{close[0]}"?'
-    return f"Known: {', '.join(choices)}" if choices else "None is known here"
+    return f"Known: {', '.join(choices)}" if choices else "No name is known here"
+
+
+def sentences(*texts: str) -> str:
+    """Texts that come without a full stop, as sentences one behind the other; empty ones are left out."""
+    kept = [text for text in texts if text]
+    return " ".join([*(text if text.endswith("?") else f"{text}." for text in kept[:-1]), *kept[-1:]])
+
+
+def one_line(text: str) -> str:
+    """The text without line ends: another library's message may bring its own."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))

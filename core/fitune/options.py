@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
 import json
@@ -16,18 +17,21 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import annotated_types
 
-from fitune.errors import Problem, nearest
+from fitune.errors import Problem, nearest, sentences
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+
+SHOWN = 80
+"""Most characters of a wrong value that an error repeats."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +60,23 @@ def describe(options: type) -> list[Option]:
     ]
 
 
-def parse(options: type[T], table: Mapping[str, object]) -> tuple[T | None, list[Problem]]:
-    """Read `table` as `options`: the value, or every problem found, each with its key relative to the table."""
+def parse(
+    options: type[T], table: Mapping[str, object], *, known: Sequence[str] = ()
+) -> tuple[T | None, list[Problem]]:
+    """Read `table` as `options`: the value, or every problem found, each with its key relative to the table.
+
+    `known` are keys of the same table that are read elsewhere; a misspelled key may have meant one of them.
+    """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     if "__pydantic_config__" not in vars(options):
-        options.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+        options.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
         return TypeAdapter(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
     except ValidationError as error:
         found: dict[str, Problem] = {}
         for detail in error.errors(include_url=False):
-            problem = _problem(options, table, detail)
+            problem = _problem(options, table, detail, known)
             found.setdefault(problem.key, problem)
         return None, list(found.values())
 
@@ -87,13 +96,14 @@ def type_name(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         base, *marks = typing.get_args(hint)
-        return " ".join([type_name(base), *(r for m in marks for r in _range(m))])
+        return " ".join([type_name(base), " and ".join(r for m in marks for r in _range(m))]).rstrip()
     if origin is Literal:
         return " or ".join(json.dumps(a) for a in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(a) for a in typing.get_args(hint) if a is not types.NoneType)
     if origin in (tuple, list):
-        return f"array of {type_name(typing.get_args(hint)[0])}s"
+        inner = typing.get_args(hint)[0]
+        return f"array of {type_name(inner)}s" if inner in (int, float, str, Path) else f"array of {type_name(inner)}"
     names = {int: "integer", float: "number", bool: "true or false", str: "string", Path: "path"}
     return names.get(hint, "table")
 
@@ -116,15 +126,15 @@ def _range(mark: object) -> list[str]:
     if isinstance(mark, annotated_types.GroupedMetadata):
         return [word for m in mark for word in _range(m)]
     if isinstance(mark, annotated_types.MinLen):
-        return [f"of at least {mark.min_length}"]
+        return [f"(at least {mark.min_length})"]
     return []
 
 
 def _default(field: dataclasses.Field[Any]) -> str | None:
     if field.default is not dataclasses.MISSING:
-        return "none" if field.default is None else json.dumps(_plain(field.default), ensure_ascii=False)
+        return "none" if field.default is None else toml_text(_plain(field.default))
     if field.default_factory is not dataclasses.MISSING:
-        return json.dumps(_plain(field.default_factory()), ensure_ascii=False)
+        return toml_text(_plain(field.default_factory()))
     return None
 
 
@@ -143,32 +153,63 @@ def _not_json(value: object) -> object:
     return {"toml": str(value)}
 
 
-def _problem(options: type, table: Mapping[str, object], detail: ErrorDetails) -> Problem:
+def _problem(options: type, table: Mapping[str, object], detail: ErrorDetails, elsewhere: Sequence[str]) -> Problem:
     """pydantic's finding in this project's words."""
-    key, hint, known = _locate(options, detail["loc"])
-    name = key.rpartition(".")[2]
-    kind = detail["type"]
-    if kind == "missing":
-        return Problem(key=key, what=f'"{name}" is missing', fix=f"Give it: {type_name(hint)}")
-    if kind == "unexpected_keyword_argument":
-        return Problem(key=key, what=f'unknown key "{name}"', fix=nearest(name, known))
+    keys, hint, known = _locate(options, detail["loc"])
+    key, name = ".".join(map(str, keys)), keys[-1]
+    if detail["type"] == "missing":
+        return Problem(key=key, what=f'"{name}" is missing', fix=f"Add it; it takes: {type_name(hint)}")
     value: Any = table
-    for part in detail["loc"]:
-        if isinstance(value, Mapping) and part in value:
-            value = value[cast(str, part)]
-        elif isinstance(value, list) and isinstance(part, int):
-            value = value[part]
-    shown = json.dumps(value, ensure_ascii=False, default=str)
+    for part in keys:
+        value = value[part]
+    if detail["type"] == "unexpected_keyword_argument":
+        what = "table" if is_table(value) else "key"
+        names = [*known, *elsewhere] if len(keys) == 1 else known
+        return Problem(key=key, what=f'unknown {what} "{name}"', fix=nearest(str(name), names))
+    takes = type_name(hint)
     if isinstance(value, float) and not math.isfinite(value):
-        shown = str(value)
-    return Problem(key=key, what=f'"{name}" is {shown}', fix=f"It takes: {type_name(hint)}")
+        takes = f"finite {takes}"
+    close = difflib.get_close_matches(value, _choices(hint), n=1) if isinstance(value, str) else []
+    meant = f'Did you mean "{close[0]}"?' if close else ""
+    return Problem(key=key, what=f'"{name}" is {_short(toml_text(value))}', fix=sentences(meant, f"It takes: {takes}"))
 
 
-def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[str, Any, list[str]]:
-    """Follow pydantic's `loc` through nested dataclasses: dotted key, the type that stands there, the keys known."""
+def is_table(value: object) -> bool:
+    """Whether a TOML value is a table or an array of tables."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, Mapping) for item in items)
+
+
+def toml_text(value: object) -> str:
+    """A value as TOML writes it, in one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {toml_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml_text, value)) + "]"
+    return str(value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a type takes, its `Literal`s."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return [a for a in arguments if isinstance(a, str)]
+    return [word for a in arguments for word in _choices(a)]
+
+
+def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[list[int | str], Any, list[str]]:
+    """Follow pydantic's `loc` through nested dataclasses: keys, the type that stands there, the names known there."""
     hint: Any = options
     known: list[str] = []
-    keys: list[str] = []
+    keys: list[int | str] = []
     for part in loc:
         inner = _dataclass_in(hint)
         if isinstance(part, str) and inner is not None:
@@ -177,10 +218,10 @@ def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[str, Any, list[s
             hint = hints.get(part)
             keys.append(part)
         elif isinstance(part, int) and inner is not None:
-            keys.append(str(part))  # an element of an array of tables
+            keys.append(part)  # an element of an array of tables
         else:
             break  # inside a union or an array: the field as a whole is named
-    return ".".join(keys), hint, known
+    return keys, hint, known
 
 
 def _dataclass_in(hint: Any) -> type | None:

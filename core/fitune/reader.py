@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fitune.errors import FtError, PluginError, Problem, RecipeError, nearest
-from fitune.options import parse
+from fitune.chain import close_chain
+from fitune.errors import FtError, PluginError, Problem, RecipeError
+from fitune.options import NoOptions, is_table, parse, toml_text
 from fitune.recipe import Data, Evaluation, General, Log, Recipe, Train, Use
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
-from fitune.registry import Registry
+from fitune.registry import KINDS, Registry
 from fitune.toml_source import Key, TomlSource
 
 T = TypeVar("T")
@@ -21,8 +22,6 @@ P = TypeVar("P", bound=Provider)
 TABLES = ("model", "adapter", "memory", "data", "train", "eval", "log")
 LOCAL_SOURCE = "jsonl"
 """The source that serves `[data] path`."""
-CLOSING_STAGES = ("tokenize", "truncate", "pad")
-"""Stages that are put behind a recipe's own, each where the chain takes it and the recipe does not name it."""
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,14 +41,14 @@ class _Reader:
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self._table(name) for name in ("memory", "data", "eval"))
-        self._unknown("memory", memory, ("strategy",))
+        self._parse(NoOptions, _without(memory, "strategy"), ("memory",), known=["strategy"])
         parts: dict[str, Any] = {
             "general": general,
             "model": self._use(ModelLoader, ("model",)),
             "adapter": self._use(Adapter, ("adapter",)),
             "strategies": self._strategies(memory),
             "data": self._parse(Data, _without(data, "source", "stage"), ("data",), known=["source", "stage"]),
-            "train": self._parse(Train, self._table("train"), ("train",)),
+            "train": self._train(),
             "evaluation": self._parse(Evaluation, _without(evaluation, "source"), ("eval",), known=["source"]),
             "log": self._log(),
         }
@@ -69,14 +68,28 @@ class _Reader:
     def _general(self) -> General | None:
         names = [f.name for f in dataclasses.fields(General)]
         values = {k: v for k, v in self.source.values.items() if k in names or k not in TABLES}
-        return self._parse(General, values, (), known=TABLES)
+        general = self._parse(General, values, (), known=TABLES)
+        if general and (not general.name.isprintable() or not general.name.strip() or set(general.name) & set("/\\")):
+            what = f'"name" is {toml_text(general.name)}, which cannot be part of a directory\'s name'
+            self._add(("name",), Problem(what=what, fix="Use letters, digits and hyphens"))
+        return general
 
     def _load_plugins(self, general: General | None) -> None:
-        for number, file in enumerate(general.plugins if general else ()):
+        for file in general.plugins if general else ():
+            if not file.is_file():
+                self._add(("plugins",), Problem(what=f"no such file: {file}", fix="Give the path of a Python file"))
+                continue
             try:
-                self.registry.load_file(self.source.path.parent / file)
+                self.registry.load_file(file)
             except PluginError as error:
-                self._add(("plugins", number), Problem(what=error.message))
+                self._add(("plugins",), Problem(what=error.message))
+
+    def _train(self) -> Train | None:
+        train = self._parse(Train, self._table("train"), ("train",))
+        if train is not None and train.schedule == "constant" and train.warmup_steps:
+            what = '"warmup_steps" has no effect with schedule = "constant"'
+            self._add(("train", "warmup_steps"), Problem(what=what, fix='Use schedule = "constant_with_warmup"'))
+        return train
 
     def _strategies(self, memory: Mapping[str, Any]) -> tuple[Use[MemoryStrategy[Any]], ...] | None:
         uses = self._uses(MemoryStrategy, memory, ("memory", "strategy"))
@@ -99,21 +112,28 @@ class _Reader:
         self, data: Mapping[str, Any], evaluation: Mapping[str, Any], plain: Data | None
     ) -> dict[str, tuple[Use[DataStage[Any]], ...] | None]:
         before = len(self.problems)
-        sources = self._uses(DataStage, data, ("data", "source"))
+        path = plain.path if plain is not None else None
+        # Sources that `path` replaces are read strictly all the same, but need not have their files here.
+        sources = self._uses(DataStage, data, ("data", "source"), look=path is None)
         stages = self._uses(DataStage, data, ("data", "stage"))
         eval_sources = self._uses(DataStage, evaluation, ("eval", "source"))
-        if plain is not None and plain.path is not None and sources is not None:
-            sources = self._local(plain.path)
+        if path is not None and sources is not None:
+            sources = self._local(path)
+        if evaluation and eval_sources == ():
+            fix = "Add an [[eval.source]], or remove [eval]"
+            self._add(("eval",), Problem(what="no data to evaluate on", fix=fix))
         if len(self.problems) == before and not sources:
             self._add(("data",), Problem(what="no data to train on", fix="Add a [[data.source]]"))
         elif sources and stages is not None and eval_sources is not None:
-            stages = self._chain(sources, stages, eval_sources)
+            problems, stages = close_chain(self.registry, sources, stages, eval_sources)
+            for key, problem in problems:
+                self._add(key, problem)
         return {"sources": sources, "stages": stages, "eval_sources": eval_sources}
 
     # ------------------------------------------------------------------------------------------------- problems
 
     def _add(self, key: Key, problem: Problem) -> None:
-        self.problems.append(f"{self.source.where(key)}: {problem.sentence()}".replace(":: ", ": "))
+        self.problems.append(f"{self.source.where(key)}: {problem.sentence()}")
 
     # --------------------------------------------------------------------------------------------------- tables
 
@@ -121,22 +141,22 @@ class _Reader:
         value = self.source.values.get(name, {})
         if isinstance(value, dict):
             return value
-        self._add((name,), Problem(what=f'"{name}" is not a table', fix=f"Write [{name}] on a line of its own"))
+        self._not_a_table((name,), value)
         return {}
 
-    def _unknown(self, name: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
-        for key in table:
-            if key not in known:
-                self._add((name, key), Problem(what=f'unknown key "{key}"', fix=nearest(key, known)))
+    def _not_a_table(self, at: Key, value: object) -> None:
+        names = [part for part in at if isinstance(part, str)]
+        right, wrong = f"[{'.'.join(names)}]", f"[[{'.'.join(names)}]]"
+        if isinstance(at[-1], int):
+            right, wrong = wrong, right
+        fix = f"Write {right}, not {wrong}" if is_table(value) else f"Write {right}, and its keys on the lines below"
+        self._add(at, Problem(what=f'"{names[-1]}" is {"an array of tables" if is_table(value) else "not a table"}',
+                              fix=fix))  # fmt: skip
 
     def _parse(self, options: type[T], table: Mapping[str, Any], at: Key, *, known: Sequence[str] = ()) -> T | None:
         """Read a table as a dataclass; `known` names keys that are read elsewhere, to suggest them too."""
-        value, problems = parse(options, table)
+        value, problems = parse(options, table, known=known)
         for problem in problems:
-            if problem.what.startswith("unknown key"):
-                name = problem.key.rpartition(".")[2]
-                names = [f.name for f in dataclasses.fields(cast(Any, options))]
-                problem = dataclasses.replace(problem, fix=nearest(name, [*names, *known]))
             self._add((*at, *_split(problem.key)), problem)
         return None if value is None else self._anchor(value, at)
 
@@ -145,40 +165,46 @@ class _Reader:
         changes: dict[str, object] = {}
         for field in dataclasses.fields(cast(Any, value)):
             item = getattr(value, field.name)
+            base = Path.cwd() if self.source.overridden((*at, field.name)) else self.source.path.parent.resolve()
             if isinstance(item, Path):
-                base = Path.cwd() if self.source.overridden((*at, field.name)) else self.source.path.parent.resolve()
-                changes[field.name] = base / item.expanduser()
+                changes[field.name] = _absolute(base, item)
+            elif isinstance(item, tuple) and any(isinstance(part, Path) for part in item):
+                changes[field.name] = tuple(_absolute(base, p) if isinstance(p, Path) else p for p in item)
         return cast(T, dataclasses.replace(cast(Any, value), **changes)) if changes else value
 
     # ---------------------------------------------------------------------------------------------- provided tables
 
-    def _use(self, record_type: type[P], at: Key) -> Use[P] | None:
-        """The table at this key, served by the provider that it names."""
+    def _use(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
+        """The table at this key, served by the provider that it names; without `look`, its own check is left out."""
         table = self._inside(at)
+        names = ", ".join(self.registry.names(record_type))
         if table is None:
-            names = ", ".join(self.registry.names(record_type))
             self._add(at, Problem(what=f"the table [{at[0]}] is missing", fix=f"Add it, with use = one of: {names}"))
             return None
         if not isinstance(table, dict):
-            self._add(at, Problem(what="not a table", fix='Write a table with a key "use"'))
+            self._not_a_table(at, table)
             return None
         name = table.get("use")
         if not isinstance(name, str):
-            names = ", ".join(self.registry.names(record_type))
-            self._add(at, Problem(what='"use" is missing' if name is None else '"use" is not a string',
-                                  fix=f"Name one of: {names}"))  # fmt: skip
+            what = '"use" is missing' if name is None else f'"use" is {toml_text(name)}, not a string'
+            self._add((*at, "use"), Problem(what=what, fix=f"Name one of: {names}"))
+            return None
+        others = {p.kind for p in self.registry.provided if p.record.name == name}
+        if others and KINDS[record_type] not in others:
+            what = f'"{name}" is {_a(min(others))}, not {_a(KINDS[record_type])}'
+            self._add((*at, "use"), Problem(what=what, fix=f"Name one of: {names}"))
             return None
         try:
             record = self.registry.find(record_type, name)
         except PluginError as error:
             self._add((*at, "use"), Problem(what=error.message))
             return None
-        return self._with_options(record, _without(table, "use"), at)
+        return self._with_options(record, _without(table, "use"), at, look=look)
 
-    def _with_options(self, record: P, table: Mapping[str, Any], at: Key) -> Use[P] | None:
+    def _with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
         options = self._parse(record.options, table, at)
-        if options is None:
-            return None
+        if options is None or not look:
+            return None if options is None else Use(record=record, options=options)
         before = len(self.problems)
         try:
             for problem in record.check(options):
@@ -189,14 +215,17 @@ class _Reader:
             raise PluginError(f'the check of "{record.name}" failed: {type(error).__name__}: {error}') from error
         return Use(record=record, options=options) if len(self.problems) == before else None
 
-    def _uses(self, record_type: type[P], table: Mapping[str, Any], at: Key) -> tuple[Use[P], ...] | None:
+    def _uses(
+        self, record_type: type[P], table: Mapping[str, Any], at: Key, *, look: bool = True
+    ) -> tuple[Use[P], ...] | None:
         """An array of tables, each served by the provider that it names; None if any has a problem."""
         items = table.get(cast(str, at[-1]), [])
         if not isinstance(items, list):
             name = ".".join(map(str, at))
-            self._add(at, Problem(what=f'"{at[-1]}" is not an array of tables', fix=f"Write [[{name}]]"))
+            fix = f"Write [[{name}]], not [{name}]" if is_table(items) else f"Write [[{name}]], and its keys below"
+            self._add(at, Problem(what=f'"{at[-1]}" is not an array of tables', fix=fix))
             return None
-        found = [self._use(record_type, (*at, number)) for number in range(len(items))]
+        found = [self._use(record_type, (*at, number), look=look) for number in range(len(items))]
         return tuple(f for f in found if f is not None) if None not in found else None
 
     def _inside(self, at: Key) -> Any:
@@ -212,49 +241,20 @@ class _Reader:
         use = self._with_options(record, {"path": str(path)}, ("data",))
         return None if use is None else (use,)
 
-    def _chain(
-        self,
-        sources: Sequence[Use[DataStage[Any]]],
-        stages: Sequence[Use[DataStage[Any]]],
-        eval_sources: Sequence[Use[DataStage[Any]]],
-    ) -> tuple[Use[DataStage[Any]], ...] | None:
-        """Check that each stage takes what the one before gives, and close the chain up to batches."""
-        for name, uses in (("data", sources), ("eval", eval_sources)):
-            for number, use in enumerate(uses):
-                if use.record.takes != "nothing":
-                    fix = f"Move it to [[data.stage]]; sources: {', '.join(self._names_that_take('nothing'))}"
-                    self._add((name, "source", number), Problem(what=f'"{use.record.name}" is not a source', fix=fix))
-                elif use.record.gives != sources[0].record.gives:
-                    what = f'"{use.record.name}" gives {use.record.gives}, "{sources[0].record.name}" does not'
-                    self._add((name, "source", number), Problem(what=what, fix="Use sources of one kind"))
-        chain = list(stages)
-        gives = sources[0].record.gives if sources else "rows"
-        for number, use in enumerate(stages):
-            if use.record.takes != gives:
-                fix = f"Stages that take {gives}: {', '.join(self._names_that_take(gives)) or 'none'}"
-                what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
-                self._add(("data", "stage", number), Problem(what=what, fix=fix))
-                return None
-            gives = use.record.gives
-        for name in CLOSING_STAGES:
-            record = self.registry.find(DataStage, name)
-            if record.takes == gives and all(use.record.name != name for use in chain):
-                chain.append(Use(record=record, options=record.options()))
-                gives = record.gives
-        if gives != "batches":
-            fix = f"Add a [[data.stage]] that takes {gives}: {', '.join(self._names_that_take(gives)) or 'none'}"
-            self._add(("data",), Problem(what=f"the data stages end with {gives}, not with batches", fix=fix))
-            return None
-        return tuple(chain)
-
-    def _names_that_take(self, flow: str) -> list[str]:
-        return sorted(
-            p.record.name for p in self.registry.provided if isinstance(p.record, DataStage) and p.record.takes == flow
-        )
-
 
 def _without(table: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in names}
+
+
+def _absolute(base: Path, path: Path) -> Path:
+    try:
+        return base / path.expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        return base / path
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _split(key: str) -> Key:

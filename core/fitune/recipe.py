@@ -22,10 +22,10 @@ class General:
     """The keys that stand above the first table."""
 
     name: str
-    """Name of the run; part of its directory's name."""
+    """Name of the run; part of its directory's name, so without a slash."""
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Seed of the adapter's initial weights, the order of the data, and dropout."""
-    plugins: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
     """Single-file plugins, as paths from the recipe's directory."""
 
 
@@ -72,7 +72,7 @@ class Train:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`[eval]`, beside its sources."""
+    """`[eval]`, beside its sources, without which nothing is evaluated."""
 
     micro_batch: Annotated[int, Ge(1)] = 1
     """Rows in a forward pass, in each process."""
@@ -129,7 +129,8 @@ class Recipe:
     log: Log
 
     def to_toml(self) -> dict[str, object]:
-        """The recipe as a TOML document, every choice explicit; reading it gives an equal recipe."""
+        """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe."""
+        held_out = {"eval": {**to_table(self.evaluation), "source": [s.table() for s in self.eval_sources]}}
         return {
             **to_table(self.general),
             "model": self.model.table(),
@@ -141,6 +142,6 @@ class Recipe:
                 "stage": [s.table() for s in self.stages],
             },
             "train": to_table(self.train),
-            "eval": {**to_table(self.evaluation), "source": [s.table() for s in self.eval_sources]},
+            **(held_out if self.eval_sources else {}),
             "log": to_table(self.log),
         }

@@ -14,6 +14,7 @@ from typing import Any
 import tomli
 
 from fitune.errors import RecipeError
+from fitune.options import is_table
 
 Key = tuple["str | int", ...]
 """A path into a document: names of keys, and positions in arrays of tables."""
@@ -40,70 +41,80 @@ class TomlSource:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> TomlSource:
         """Read a file. Raises `RecipeError` if it is not there, not text, or not TOML."""
         try:
-            text = path.read_bytes().decode()
+            text = path.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
         except FileNotFoundError:
             raise RecipeError(
                 [f"{path}: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml"]
             ) from None
         except UnicodeDecodeError as error:
-            raise RecipeError([f"{path}: not UTF-8 text (byte {error.start}). Is it a recipe?"]) from None
+            raise RecipeError(
+                [f"{path}: not UTF-8 text (byte {error.start}). Is it a recipe? Then save it as UTF-8"]
+            ) from None
         except OSError as error:
-            raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
+            raise RecipeError([f"{path}: cannot be read: {error.strerror}. Give the path of a recipe"]) from None
         return cls(path, text, overrides)
 
     def overridden(self, key: Key) -> str | None:
-        """The `--set` text that gave this key or a table around it, if one did."""
-        return next((text for k, text in self._overrides.items() if key[: len(k)] == k), None)
+        """The `--set` text that gave this key or a table around it, if one did; the last of several."""
+        given = [text for k, text in self._overrides.items() if key[: len(k)] == k]
+        return given[-1] if given else None
 
     def where(self, key: Key) -> str:
-        """The place of a key, or of the nearest table around it: `FILE:LINE: [table] key`, or the `--set` text."""
+        """The place of a key: `FILE:LINE: [table] key`, or the `--set` text that gave it.
+
+        Of a key that is not there, the place is that of the nearest table around it, or the file alone.
+        """
         override = self.overridden(key)
         if override is not None:
             return f"--set {override}"
         if self._lines is None:
             self._lines = dict(_lines(self.text))
-        line = next((self._lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._lines), 1)
-        table, name = (key[:-1], key[-1]) if key else ((), "")
-        if isinstance(name, int) or isinstance(_at(self.values, key), dict):
-            table, name = key, ""
-        place = f"{self.path}:{line}:"
-        if table:
-            place += f" [{'.'.join(str(part) for part in table if isinstance(part, str))}]"
-        return f"{place} {name}".rstrip()
+        while key and key not in self._lines:
+            inside = [text for k, text in self._overrides.items() if k[: len(key)] == key]
+            if inside:  # a table that only overrides have made
+                return f"--set {inside[0]}"
+            key = key[:-1]
+        if not key:
+            return str(self.path)
+        value: Any = self.values
+        for part in key:
+            value = value[part]
+        table, name = (key, "") if is_table(value) else (key[:-1], key[-1])
+        words = [f"[{'.'.join(str(part) for part in table if isinstance(part, str))}]"] if table else []
+        return " ".join([f"{self.path}:{self._lines[key]}:", *words, *([str(name)] if name else [])])
 
     def _override(self, text: str) -> str | None:
+        """Apply one override; gives the problem with it, if there is one."""
         name, equals, raw = text.partition("=")
-        if not equals or not name.strip():
+        parts = [part.strip() for part in name.split(".")]
+        if not equals or not all(parts):
             return f"--set {text}: not an override. Write table.key=value, e.g. --set train.steps=20"
-        key: Key = tuple(int(p) if p.isdigit() else p for p in name.strip().split("."))
-        try:
-            value = tomli.loads(f"value = {raw}")["value"]
-        except tomli.TOMLDecodeError:
-            value = raw  # a bare word or a path, as a shell user types it
+        key: Key = tuple(int(p) if p.isdecimal() else p for p in parts)
         inside: Any = self.values
-        for part in key[:-1]:
-            if isinstance(inside, list) and isinstance(part, int) and part < len(inside):
-                inside = inside[part]
-            elif isinstance(inside, dict) and isinstance(part, str):
-                inside = inside.setdefault(part, {})
-            else:
-                return f'--set {text}: there is no "{part}" in this recipe to set a key of'
-        last = key[-1]
-        if not isinstance(inside, dict) or not isinstance(last, str):
-            return f'--set {text}: "{last}" cannot be set there. Name a key of a table, e.g. train.steps'
-        inside[last] = value
+        for number, part in enumerate(key):
+            path = ".".join(parts[:number])
+            if isinstance(inside, list):
+                if not isinstance(part, int) or part >= len(inside):
+                    return f'--set {text}: "{path}" has no entry "{part}": it has {len(inside)}, counted from 0'
+                if number == len(key) - 1:
+                    return f"--set {text}: an entry as a whole cannot be set. Set a key of it, or the whole array"
+            elif not isinstance(inside, dict):
+                return f'--set {text}: "{path}" is not a table, so it has no key "{part}"'
+            if number < len(key) - 1:
+                inside = inside[int(part)] if isinstance(inside, list) else inside.setdefault(str(part), {})
+        inside[str(key[-1])] = _value(raw)
+        self._overrides.pop(key, None)  # the last of two stands last
         self._overrides[key] = text
         return None
 
 
-def _at(values: Any, key: Key) -> object:
-    """What stands at a key; None where there is nothing."""
-    for part in key:
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return values
+def _value(raw: str) -> object:
+    """What stands behind an equals sign: a TOML value, or else a bare word or a path, as a shell user types it."""
+    try:
+        values = tomli.loads(f"value = {raw}")
+    except tomli.TOMLDecodeError:
+        return raw
+    return values["value"] if len(values) == 1 else raw
 
 
 def _keys(values: Any, key: Key = ()) -> Iterator[Key]:
@@ -112,7 +123,7 @@ def _keys(values: Any, key: Key = ()) -> Iterator[Key]:
     if isinstance(values, Mapping):
         for name, value in values.items():
             yield from _keys(value, (*key, name))
-    elif isinstance(values, list) and values and all(isinstance(v, Mapping) for v in values):
+    elif isinstance(values, list) and is_table(values):
         for position, value in enumerate(values):
             yield from _keys(value, (*key, position))
 
@@ -120,7 +131,7 @@ def _keys(values: Any, key: Key = ()) -> Iterator[Key]:
 def _lines(text: str) -> Iterator[tuple[Key, int]]:
     """Each key of a valid document with the line, counted from 1, on which the statement that brings it starts."""
     seen: set[Key] = set()
-    lines = text.splitlines(keepends=True)
+    lines = [f"{line}\n" for line in text.split("\n")]  # of the ends that str.splitlines knows, TOML's own
     start = 0
     for end in range(1, len(lines) + 1):
         try:

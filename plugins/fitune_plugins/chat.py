@@ -7,13 +7,14 @@ answer and the mark that ends it. White space that a template puts behind that m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fitune import DataContext, DataError, DataStage, Document, Problem, Row, hookimpl
-from fitune.errors import nearest
-from fitune.records import Stage
+from fitune.dataflow import Stage
+from fitune.errors import nearest, sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,30 +44,49 @@ def _check(options: ChatOptions) -> Iterable[Problem]:
 def _conversation(options: ChatOptions, row: Row) -> list[dict[str, Any]]:
     """The row's messages, checked. Raises `DataError`."""
     if options.prompt is not None and options.completion is not None:
-        turns: Any = [
-            {"role": "user", "content": _column(row, options.prompt)},
-            {"role": "assistant", "content": _column(row, options.completion)},
-        ]
+        asked, answer = _column(row, options.prompt, "prompt"), _column(row, options.completion, "completion")
+        _must_be_text(asked, row, f'column "{options.prompt}"')
+        _must_be_text(answer, row, f'column "{options.completion}"')
+        turns: Any = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     else:
-        turns = _column(row, options.messages)
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f'{row.origin}: "{options.messages}" is not a list of messages')
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            raise DataError(f"{row.origin}: message {number} is not an object with a role and a content")
-        if not isinstance(turn.get("content"), str):
-            raise DataError(f'{row.origin}: message {number} ({turn["role"]}): "content" is not a text')
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{row.origin}: no message of the assistant, so nothing to train on")
+        turns = _column(row, options.messages, "messages")
+        _must_be_messages(turns, row, options.messages)
     if options.system is not None and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": options.system}, *turns]
     return [dict(turn) for turn in turns]
 
 
-def _column(row: Row, name: str) -> Any:
+def _column(row: Row, name: str, option: str) -> Any:
     if name not in row.values:
-        raise DataError(f'{row.origin}: no column "{name}". {nearest(name, row.values)}')
+        what, fix = f'{row.origin}: no column "{name}"', f"Name the column in the stage's table: {option} = ..."
+        raise DataError(sentences(what, nearest(name, row.values), fix))
     return row.values[name]
+
+
+def _must_be_messages(turns: Any, row: Row, column: str) -> None:
+    """Raises `DataError` if these are no messages that can be trained on."""
+    if not isinstance(turns, list) or not turns:
+        wanted = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+        raise DataError(f'{row.origin}: column "{column}" is not a list of messages. It takes: {wanted}')
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+            has = f". It has: {', '.join(map(str, turn))}" if isinstance(turn, Mapping) and turn else ""
+            raise DataError(f"{row.origin}: message {number} is not an object with a role and a content{has}")
+        _must_be_text(turn.get("content"), row, f'message {number} ({turn["role"]}): "content"')
+    if not any(turn["role"] == "assistant" for turn in turns):
+        roles = ", ".join(sorted({turn["role"] for turn in turns}))
+        raise DataError(
+            f'{row.origin}: no message has the role "assistant", so there is nothing to train on. Roles: {roles}'
+        )
+
+
+def _must_be_text(value: Any, row: Row, what: str) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{row.origin}: {what} is {json.dumps(value, default=str)[:60]}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a pair of surrogates, which no tokenizer takes
+        raise DataError(f"{row.origin}: {what} holds half a character (at {error.start}). Leave it out") from error
 
 
 def _document(turns: list[dict[str, Any]], row: Row, tokenizer: PreTrainedTokenizerBase) -> Document:
@@ -90,7 +110,7 @@ def _document(turns: list[dict[str, Any]], row: Row, tokenizer: PreTrainedTokeni
                     "so the assistant's part cannot be told exactly"
                 )
             spans.append((len(before), _end(until, turn["content"])))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError) as error:  # what a template's expressions may raise
         raise DataError(f"{row.origin}: the chat template refuses it: {error}") from error
     return Document(text=text, trained=tuple(spans), origin=row.origin)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fitune import DataContext, DataError, DataStage, Origin, Row, hookimpl
-from fitune.records import Stage
+from fitune.dataflow import Stage
+from fitune.errors import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,9 @@ def _read(options: HfDatasetOptions) -> Iterator[Row]:
     try:
         data = datasets.load_dataset(options.id, options.config, split=options.split, revision=options.revision)
     except Exception as error:  # the library raises a dozen kinds, its clients' among them
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause = one_line(str(error)).rstrip(".") or type(error).__name__
         raise DataError(
-            f"the data set {options.id} cannot be loaded: {first}. Without a network, give a local file: "
+            f"the data set {options.id} cannot be loaded: {cause}. To train on a local file instead: "
             "--set data.path=FILE.jsonl"
         ) from error
     name = f"{options.id}[{options.split}]"

@@ -6,9 +6,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fitune import DataContext, DataError, DataStage, Origin, Problem, Row, hookimpl
-from fitune.records import Stage
+from fitune.dataflow import Stage
+
+SHOWN = 60
+"""Most characters of a bad line that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,21 +25,33 @@ class JsonlOptions:
 
 def read(path: Path) -> Iterator[Row]:
     """The rows of a file. Raises `DataError` with file and line."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            origin = Origin(file=str(path), row=number)
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                values = json.loads(text) if text.strip() else None
-            except UnicodeDecodeError as error:
-                raise DataError(f"{origin}: not UTF-8 (byte {error.start} of the line). Convert the file") from error
-            except json.JSONDecodeError as error:
-                raise DataError(f"{origin}: not JSON: {error.msg} (column {error.colno})") from error
-            if values is None and not text.strip():
-                continue
-            if not isinstance(values, dict):
-                raise DataError(f"{origin}: a row is a JSON object, this is {json.dumps(values)[:60]}")
-            yield Row(values=values, origin=origin)
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                origin = Origin(file=str(path), row=number)
+                values = _values(line, origin)
+                if values is not None:
+                    yield Row(values=values, origin=origin)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _values(line: bytes, origin: Origin) -> dict[str, Any] | None:
+    """A line's object; None for an empty line. Raises `DataError`."""
+    try:
+        text = line.decode("utf-8-sig" if origin.row == 1 else "utf-8").strip()
+        values = json.loads(text) if text else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin}: not UTF-8 (byte {error.start} of the line). Save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} (column {error.colno})"
+        raise DataError(f"{origin}: {what}. Write one JSON object a line") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        raise DataError(f"{origin}: JSON that cannot be read: {error}") from error
+    if text and not isinstance(values, dict):
+        shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+        raise DataError(f"{origin}: not a JSON object: {shown}. Write one JSON object a line")
+    return values
 
 
 def _check(options: JsonlOptions) -> Iterable[Problem]:
