@@ -1,0 +1,3 @@
+"""For fitune's tests: a plugin that cannot be imported."""
+
+raise RuntimeError("this plugin needs libnothing.so.7")
