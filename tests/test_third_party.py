@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from distributions import STRATEGY, install
 from fitune.testing import write_recipe
+from made_plugins import STRATEGY, install
 
 PACKAGES = Path(__file__).parent / "third_party"
 HOST_OPTIMIZER: Mapping[str, object] = {"memory": {"strategy": [{"use": "host-optimizer", "mean_dtype": "bfloat16"}]}}

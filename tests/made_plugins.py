@@ -1,9 +1,13 @@
-"""Installed distributions, written by hand: what importlib.metadata sees of one, without pip."""
+"""Plugins that tests make: records, objects, and distributions as importlib.metadata sees them, without pip."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
 
 STRATEGY = """\
 from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
@@ -23,3 +27,20 @@ def install(site: Path, distribution: str, source: str, *, entry: str | None = N
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
     (metadata / "entry_points.txt").write_text(f"[fitune]\n{entry or distribution} = {module}\n")
     return module
+
+
+def strategy(name: str = "mine", **fields: Any) -> MemoryStrategy[Any]:
+    """A sound record, or one with other fields."""
+    sound: dict[str, Any] = {"summary": "For a test", "options": NoOptions, "make": lambda options: Strategy()}
+    return MemoryStrategy(name=name, **{**sound, **fields})
+
+
+def giving(*records: object) -> object:
+    """A plugin that gives these as memory strategies."""
+
+    class Giving:
+        @hookimpl
+        def ft_memory_strategies(self) -> Iterator[object]:
+            yield from records
+
+    return Giving()
