@@ -4,33 +4,20 @@ This module is what plugins import. It imports no torch.
 """
 
 from fitune._version import __version__
+from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document, Example, Origin, Row
 from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
 from fitune.events import Answer, EvalReport, MemoryReport, Run, StepReport
 from fitune.hookspecs import hookimpl
 from fitune.options import NoOptions
 from fitune.recipe import Recipe
-from fitune.records import (
-    IGNORED,
-    Adapter,
-    Batch,
-    DataContext,
-    DataStage,
-    Document,
-    Example,
-    MemoryStrategy,
-    ModelLoader,
-    OptimizerSettings,
-    Origin,
-    Plan,
-    Row,
-    Strategy,
-)
+from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, OptimizerSettings, Plan, Strategy
 
 __all__ = [
     "IGNORED",
     "Adapter",
     "Answer",
     "Batch",
+    "Conversation",
     "DataContext",
     "DataError",
     "DataStage",

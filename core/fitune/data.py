@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from fitune.dataflow import Batch, DataContext, Example, Stage
 from fitune.errors import DataError
 from fitune.recipe import Use
-from fitune.records import Batch, DataContext, DataStage, Example, Stage
+from fitune.records import DataStage
 
 if TYPE_CHECKING:
     import numpy as np

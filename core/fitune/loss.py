@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from fitune.records import IGNORED, Batch
+from fitune.dataflow import IGNORED, Batch
 
 
 def plain_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -8,29 +8,24 @@ torch to be imported, so that listing plugins stays instant: import it inside th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from fitune.dataflow import DataContext, Flow, Stage
 from fitune.errors import Problem
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Loss: TypeAlias = Callable[[nn.Module, "Batch"], Tensor]
+    from fitune.dataflow import Batch
+
+    Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
 O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
-
-Flow = Literal["nothing", "rows", "documents", "examples", "batches"]
-"""What a data stage takes or gives: `Row`s, `Document`s, `Example`s, or padded `Batch`es."""
-
-IGNORED = -100
-"""The label of a token that is not trained on, as in `torch.nn.functional.cross_entropy`."""
 
 
 def no_problems(options: Any) -> Iterable[Problem]:
@@ -95,11 +90,14 @@ class DataStage(Generic[O]):
     make: Callable[[O, DataContext], Stage]
     """Gives the stage; a source ignores the (empty) iterator it is called with. Raises `DataError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
+    suffixes: tuple[str, ...] = ()
+    """Of a source: the file names that it reads end so, e.g. `(".jsonl",)`; `[data] path` finds it by them."""
+    fingerprint: Callable[[O], str] | None = None
+    """Of a source: a digest of the content that it would read now. Prepared data are cached only if every source has
+    one. Other stages are known by their name, options and plugin version."""
 
 
 Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"
-Stage: TypeAlias = "Callable[[Iterator[Any]], Iterator[Any]]"
-"""From a stream of what the stage takes to a stream of what it gives; `batches` are made one list of examples each."""
 
 
 # -------------------------------------------------------------------------------------------------- memory strategies
@@ -156,89 +154,3 @@ class Strategy:
     def around_step(self) -> contextlib.AbstractContextManager[None]:
         """A context around the forward and backward passes of each step."""
         return contextlib.nullcontext()
-
-
-# --------------------------------------------------------------------------------------------------------------- data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataContext:
-    """What a data stage may know of the run."""
-
-    tokenizer: PreTrainedTokenizerBase
-    length: int
-    """Most tokens in a row (`[train] length`)."""
-    seed: int
-    count: Callable[[str], None] = lambda what: None
-    """Adds one to a counter that is printed once the data are ready, e.g. `count("rows cut at the right")`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a row came from, for error messages."""
-
-    file: str
-    row: int
-    """Counted from 1."""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.row}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A row of a source, as it was read."""
-
-    values: Mapping[str, Any]
-    origin: Origin
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """Text, and the parts of it that are trained on."""
-
-    text: str
-    trained: tuple[tuple[int, int], ...]
-    """Half-open ranges of characters, ascending, disjoint."""
-    origin: Origin
-    special: bool = True
-    """Whether the text holds its own special tokens already, as a rendered chat template does."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """Tokens and labels of one row, not padded."""
-
-    input_ids: NDArray[np.int32]
-    """Shape `[length]`."""
-    labels: NDArray[np.int32]
-    """Shape `[length]`: the token itself where it is trained on, `IGNORED` elsewhere (not shifted)."""
-    origin: Origin
-
-    @property
-    def targets(self) -> int:
-        """Number of tokens that the loss is taken over: the first token of a row is predicted by none."""
-        return int((self.labels[1:] != IGNORED).sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Rows padded on the right to one length.
-
-    There is no attention mask: under causal attention no real token sees what stands to its right, and a pad token's
-    label is `IGNORED`, so a mask would change no loss and no gradient, but would cost the fast attention kernels.
-    """
-
-    input_ids: Tensor
-    """Shape `[batch, length]`, int64."""
-    labels: Tensor
-    """Shape `[batch, length]`, int64, not shifted."""
-    targets: int
-    """Number of tokens that the loss sums over."""
-    tokens: int
-    """Number of tokens that are not padding."""
-
-    def to(self, device: torch.device, *, pin: bool = False) -> Batch:
-        """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for."""
-        ids, labels = (t.pin_memory() if pin else t for t in (self.input_ids, self.labels))
-        return replace(self, input_ids=ids.to(device, non_blocking=pin), labels=labels.to(device, non_blocking=pin))

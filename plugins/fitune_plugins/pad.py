@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from fitune import IGNORED, Batch, DataContext, DataStage, Example, hookimpl
-from fitune.records import Stage
+from fitune.dataflow import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

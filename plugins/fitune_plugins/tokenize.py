@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fitune import IGNORED, DataContext, DataStage, Document, Example, NoOptions, hookimpl
-from fitune.records import Stage
+from fitune.dataflow import Stage
 
 
 def _make(options: NoOptions, context: DataContext) -> Stage:

@@ -1,0 +1,142 @@
+"""What flows through the data stages, from a file's row to a padded batch.
+
+    nothing -> rows -> conversations -> documents -> examples -> batches
+
+A source takes nothing; each stage says what it takes and gives. A stream is an iterator; nothing is held but what a
+stage needs to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from fitune.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Flow = Literal["nothing", "rows", "conversations", "documents", "examples", "batches"]
+"""What a data stage takes or gives: `Row`s, `Conversation`s, `Document`s, `Example`s, or padded `Batch`es."""
+
+Stage: TypeAlias = "Callable[[Iterator[Any]], Iterator[Any]]"
+"""From a stream of what the stage takes to a stream of what it gives; `batches` are made one list of examples each."""
+
+IGNORED = -100
+"""The label of a token that is not trained on, as in `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataContext:
+    """What a data stage may know of the run."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    """Most tokens in a row (`[train] length`)."""
+    seed: int
+    count: Callable[[str], None] = lambda what: None
+    """Adds one to a counter that is printed once the data are ready, e.g. `count("rows cut at the right")`."""
+    skip_bad_rows: bool = False
+    """Whether a row that cannot be used is left out and counted, or stops the run (`[data] bad_rows`)."""
+
+    def reject(self, error: DataError) -> None:
+        """Call this with what is wrong with a row, then go on to the next: raises the error, or counts the row."""
+        if not self.skip_bad_rows:
+            raise error
+        self.count("bad rows skipped")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a row came from, for error messages."""
+
+    file: str
+    row: int
+    """Counted from 1."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of a source, as it was read."""
+
+    values: Mapping[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Messages in the form that chat templates take."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """Each with at least a `role` and a `content`; the assistant's may hold `tool_calls`."""
+    origin: Origin
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Descriptions of the tools that the assistant may call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Text, and the parts of it that are trained on."""
+
+    text: str
+    trained: tuple[tuple[int, int], ...]
+    """Half-open ranges of characters, ascending, disjoint."""
+    origin: Origin
+    special: bool = True
+    """Whether the text holds its own special tokens already, as a rendered chat template does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Tokens and labels of one row, not padded."""
+
+    input_ids: NDArray[np.int32]
+    """Shape `[length]`."""
+    labels: NDArray[np.int32]
+    """Shape `[length]`: the token itself where it is trained on, `IGNORED` elsewhere (not shifted)."""
+    origin: Origin
+    """Of the first document, where several are packed."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each document that is packed into this row, in order; empty for a row of one document. The first
+    token of each has the label `IGNORED`: the document before it does not predict it."""
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that the loss is taken over: the first token of a row is predicted by none."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows padded on the right to one length.
+
+    There is no attention mask: under causal attention no real token sees what stands to its right, and a pad token's
+    label is `IGNORED`, so a mask would change no loss and no gradient, but would cost the fast attention kernels.
+    """
+
+    input_ids: Tensor
+    """Shape `[batch, length]`, int64."""
+    labels: Tensor
+    """Shape `[batch, length]`, int64, not shifted."""
+    targets: int
+    """Number of tokens that the loss sums over."""
+    tokens: int
+    """Number of tokens that are not padding."""
+    positions: Tensor | None = None
+    """Where rows hold several documents: shape `[batch, length]`, int64, from 0 in each document. A run of padding
+    counts as a document of its own."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each document, row after row, padding included, where `positions` are given."""
+
+    def to(self, device: torch.device, *, pin: bool = False) -> Batch:
+        """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for."""
+        ids, labels = (t.pin_memory() if pin else t for t in (self.input_ids, self.labels))
+        return replace(self, input_ids=ids.to(device, non_blocking=pin), labels=labels.to(device, non_blocking=pin))
