@@ -165,7 +165,11 @@ def _problem(options: type, table: Mapping[str, object], detail: ErrorDetails, e
     if detail["type"] == "unexpected_keyword_argument":
         what = "table" if is_table(value) else "key"
         names = [*known, *elsewhere] if len(keys) == 1 else known
-        return Problem(key=key, what=f'unknown {what} "{name}"', fix=nearest(str(name), names))
+        return Problem(
+            key=key,
+            what=f'unknown {what} "{name}"',
+            fix=nearest(str(name), names) if names else "Remove it: no key is taken here",
+        )
     takes = type_name(hint)
     if isinstance(value, float) and not math.isfinite(value):
         takes = f"finite {takes}"

@@ -35,7 +35,8 @@ class _Reader:
     def __init__(self, source: TomlSource, registry: Registry) -> None:
         self.source = source
         self.registry = registry
-        self.problems: list[str] = []
+        self.problems: list[tuple[int, str]] = []
+        """Lines of the recipe, and what is wrong there."""
 
     def read(self) -> Recipe:
         general = self._general()
@@ -53,14 +54,12 @@ class _Reader:
             "log": self._log(),
         }
         parts |= self._data(data, evaluation, parts["data"])
-        if self.problems:
-            raise RecipeError(self.problems)
+        self._raise()
         recipe = Recipe(path=self.source.path, **parts)
         for _, found in self.registry.call("ft_check", recipe=recipe):
             for problem in found or ():
                 self._add(_split(problem.key), problem)
-        if self.problems:
-            raise RecipeError(self.problems)
+        self._raise()
         return recipe
 
     # ----------------------------------------------------------------------------------------------- core tables
@@ -133,7 +132,13 @@ class _Reader:
     # ------------------------------------------------------------------------------------------------- problems
 
     def _add(self, key: Key, problem: Problem) -> None:
-        self.problems.append(f"{self.source.where(key)}: {problem.sentence()}")
+        line, place = self.source.where(key)
+        self.problems.append((line, f"{place}: {problem.sentence()}"))
+
+    def _raise(self) -> None:
+        """Raise `RecipeError` if there are problems, in the order of the recipe's lines."""
+        if self.problems:
+            raise RecipeError([text for _, text in sorted(self.problems, key=lambda problem: problem[0])])
 
     # --------------------------------------------------------------------------------------------------- tables
 

@@ -30,7 +30,8 @@ class TomlSource:
         try:
             self.values: dict[str, Any] = tomli.loads(text)
         except tomli.TOMLDecodeError as error:
-            raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {error.msg} (column {error.colno})"]) from error
+            message = error.msg.replace("Cannot overwrite a value", "this key is given a second time")
+            raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
         self._overrides: dict[Key, str] = {}
         problems = [p for p in map(self._override, overrides) if p]
         if problems:
@@ -59,29 +60,30 @@ class TomlSource:
         given = [text for k, text in self._overrides.items() if key[: len(k)] == k]
         return given[-1] if given else None
 
-    def where(self, key: Key) -> str:
-        """The place of a key: `FILE:LINE: [table] key`, or the `--set` text that gave it.
+    def where(self, key: Key) -> tuple[int, str]:
+        """The place of a key: its line, and `FILE:LINE: [table] key`; line 0 and the `--set` text that gave it.
 
         Of a key that is not there, the place is that of the nearest table around it, or the file alone.
         """
         override = self.overridden(key)
         if override is not None:
-            return f"--set {override}"
+            return 0, f"--set {override}"
         if self._lines is None:
             self._lines = dict(_lines(self.text))
         while key and key not in self._lines:
             inside = [text for k, text in self._overrides.items() if k[: len(key)] == key]
             if inside:  # a table that only overrides have made
-                return f"--set {inside[0]}"
+                return 0, f"--set {inside[0]}"
             key = key[:-1]
         if not key:
-            return str(self.path)
+            return 0, str(self.path)
         value: Any = self.values
         for part in key:
             value = value[part]
         table, name = (key, "") if is_table(value) else (key[:-1], key[-1])
         words = [f"[{'.'.join(str(part) for part in table if isinstance(part, str))}]"] if table else []
-        return " ".join([f"{self.path}:{self._lines[key]}:", *words, *([str(name)] if name else [])])
+        line = self._lines[key]
+        return line, " ".join([f"{self.path}:{line}:", *words, *([str(name)] if name else [])])
 
     def _override(self, text: str) -> str | None:
         """Apply one override; gives the problem with it, if there is one."""
