@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fitune.chain import close_chain
 from fitune.errors import FtError, PluginError, Problem, RecipeError
 from fitune.options import NoOptions, is_table, parse, toml_text
 from fitune.recipe import Data, Evaluation, General, Log, Recipe, Train, Use
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
 from fitune.registry import KINDS, Registry
+from fitune.stages import close_chain
 from fitune.toml_source import Key, TomlSource
 
 T = TypeVar("T")
