@@ -38,14 +38,21 @@ class Hooks:
             >>> from fitune import ModelLoader, NoOptions, hookimpl
             >>> def load_tokenizer(options):
             ...     from transformers import AutoTokenizer
+            ...
             ...     return AutoTokenizer.from_pretrained("my/model")
             >>> def load_model(options, device):
             ...     from transformers import AutoModelForCausalLM
+            ...
             ...     return AutoModelForCausalLM.from_pretrained("my/model").to(device)
             >>> @hookimpl
             ... def ft_model_loaders():
-            ...     yield ModelLoader(name="mine", summary="My model", options=NoOptions,
-            ...                       load_tokenizer=load_tokenizer, load_model=load_model)
+            ...     yield ModelLoader(
+            ...         name="mine",
+            ...         summary="My model",
+            ...         options=NoOptions,
+            ...         load_tokenizer=load_tokenizer,
+            ...         load_model=load_model,
+            ...     )
 
         .. versionadded:: 0.1
         """
@@ -64,8 +71,14 @@ class Hooks:
             ...     model.save_pretrained(directory)
             >>> @hookimpl
             ... def ft_adapters():
-            ...     yield Adapter(name="embeddings", summary="Train the embeddings alone", options=NoOptions,
-            ...                   attach=attach, save=save)
+            ...     yield Adapter(
+            ...         name="embeddings",
+            ...         summary="Train the embeddings alone",
+            ...         options=NoOptions,
+            ...         attach=attach,
+            ...         save=save,
+            ...         directory="model",
+            ...     )
 
         .. versionadded:: 0.1
         """
@@ -79,11 +92,16 @@ class Hooks:
             >>> class Sgd(Strategy):
             ...     def make_optimizer(self, parameters, settings):
             ...         import torch
+            ...
             ...         return torch.optim.SGD(parameters, lr=settings.learning_rate)
             >>> @hookimpl
             ... def ft_memory_strategies():
-            ...     yield MemoryStrategy(name="sgd", summary="SGD: no optimizer state at all", options=NoOptions,
-            ...                          make=lambda options: Sgd())
+            ...     yield MemoryStrategy(
+            ...         name="sgd",
+            ...         summary="SGD: no optimizer state at all",
+            ...         options=NoOptions,
+            ...         make=lambda options: Sgd(),
+            ...     )
 
         .. versionadded:: 0.1
         """
@@ -95,15 +113,24 @@ class Hooks:
         Example:
             >>> from fitune import DataStage, NoOptions, hookimpl
             >>> def make(options, context):
-            ...     def shout(documents):
+            ...     def keep_short(documents):
             ...         for document in documents:
-            ...             yield replace(document, text=document.text.upper())
-            ...     return shout
-            >>> from dataclasses import replace
+            ...             if len(document.text) <= 2000:
+            ...                 yield document
+            ...             else:
+            ...                 context.count("documents left out: over 2000 characters")
+            ...
+            ...     return keep_short
             >>> @hookimpl
             ... def ft_data_stages():
-            ...     yield DataStage(name="shout", summary="Text in capitals", options=NoOptions,
-            ...                     takes="documents", gives="documents", make=make)
+            ...     yield DataStage(
+            ...         name="short",
+            ...         summary="Documents of at most 2000 characters",
+            ...         options=NoOptions,
+            ...         takes="documents",
+            ...         gives="documents",
+            ...         make=make,
+            ...     )
 
         .. versionadded:: 0.1
         """
@@ -133,8 +160,7 @@ class Hooks:
             >>> @hookimpl
             ... def ft_check(recipe):
             ...     if recipe.train.learning_rate > 0.1:
-            ...         yield Problem(key="train.learning_rate", what="a house rule forbids rates over 0.1",
-            ...                       fix="Lower it")
+            ...         yield Problem(key="train.learning_rate", what="the house allows up to 0.1", fix="Lower it")
 
         .. versionadded:: 0.1
         """
