@@ -39,15 +39,17 @@ def read(path: Path) -> Iterator[Row]:
 def _values(line: bytes, origin: Origin) -> dict[str, Any] | None:
     """A line's object; None for an empty line. Raises `DataError`."""
     try:
-        text = line.decode("utf-8-sig" if origin.row == 1 else "utf-8").strip()
+        text = line.decode("utf-8-sig" if origin.row == 1 else "utf-8").rstrip()
         values = json.loads(text) if text else None
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: not UTF-8 (byte {error.start} of the line). Save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} (column {error.colno})"
         raise DataError(f"{origin}: {what}. Write one JSON object a line") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-        raise DataError(f"{origin}: JSON that cannot be read: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{origin}: JSON that cannot be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{origin}: JSON that cannot be read: it holds a number of too many digits") from error
     if text and not isinstance(values, dict):
         shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
         raise DataError(f"{origin}: not a JSON object: {shown}. Write one JSON object a line")
