@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast, set_seed
 from transformers import get_scheduler
+from transformers.utils.logging import disable_progress_bar
 
 from fitune.data import Prepared, batch_maker, prepare
-from fitune.errors import PluginError, RunError
+from fitune.dataflow import DataContext, Example
+from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
 from fitune.recipe import Recipe
-from fitune.records import DataContext, Example, OptimizerSettings, Plan, Strategy
+from fitune.records import OptimizerSettings, Plan, Strategy
 from fitune.trainables import Trainables
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.optim.lr_scheduler import LRScheduler
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fitune.records import Loss, Stage
+    from fitune.dataflow import Stage
+    from fitune.records import Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +56,13 @@ class Parts:
         """Rows of one optimizer step, over all micro-batches and processes."""
         return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
 
-    def around_step(self) -> contextlib.ExitStack:
-        """The strategies' contexts, the first outermost."""
-        stack = contextlib.ExitStack()
-        for _, strategy in self.strategies:
-            stack.enter_context(strategy.around_step())
-        return stack
+    @contextlib.contextmanager
+    def around_step(self) -> Iterator[None]:
+        """The strategies' contexts, the first outermost; those that were entered are left if a later one fails."""
+        with contextlib.ExitStack() as stack:
+            for _, strategy in self.strategies:
+                stack.enter_context(strategy.around_step())
+            yield
 
 
 def compose(recipe: Recipe, directory: Path) -> Parts:
@@ -66,23 +72,19 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     for _, strategy in strategies:
         plan = strategy.plan(plan)
     _set_allocator(plan)
-    accelerator = Accelerator(mixed_precision="no", log_with=recipe.log.tracker, project_dir=str(directory))
+    accelerator = Accelerator(mixed_precision="no")
     _check_processes(accelerator)
+    if not accelerator.is_main_process:
+        disable_progress_bar()  # one process draws
 
     tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
     context = DataContext(tokenizer=tokenizer, length=recipe.train.length, seed=recipe.general.seed)
     data = prepare(recipe.sources, recipe.stages, context)
     held_out = prepare(recipe.eval_sources, recipe.stages, context) if recipe.eval_sources else None
 
-    set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = recipe.model.record.load_model(recipe.model.options, accelerator.device)
-    model = recipe.adapter.record.attach(recipe.adapter.options, model)
-    for _, strategy in strategies:
-        model = strategy.prepare(model)
-    model.train()
+    model = _model(recipe, strategies, accelerator)
+    _check_tokens(model, tokenizer, [*data.examples, *(held_out.examples if held_out else ())])
     trainables = Trainables(model, masters=recipe.train.master_weights)
-    if accelerator.num_processes > 1:
-        broadcast([p.data for p in trainables.parameters], from_process=0)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
     optimizer = _optimizer(recipe, strategies, trainables, accelerator.device)
@@ -95,10 +97,9 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     )
     loss = plan.loss or plain_loss
     make_batches = batch_maker(recipe.stages, context)
-    evaluator = (
-        None
-        if held_out is None
-        else Evaluator(
+    evaluator = None
+    if held_out is not None:
+        evaluator = Evaluator(
             settings=recipe.evaluation,
             examples=held_out.examples,
             make_batches=make_batches,
@@ -107,7 +108,6 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
             tokenizer=tokenizer,
             accelerator=accelerator,
         )
-    )
     run = Run(
         recipe=recipe,
         directory=directory,
@@ -136,6 +136,30 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     )
 
 
+def _model(recipe: Recipe, strategies: Sequence[tuple[str, Strategy]], accelerator: Accelerator) -> PreTrainedModel:
+    """The model with its adapter, changed by the strategies; what trains is equal in every process."""
+    set_seed(recipe.general.seed)  # before the adapter draws its first weights
+    model = recipe.model.record.load_model(recipe.model.options, accelerator.device)
+    model = recipe.adapter.record.attach(recipe.adapter.options, model)
+    for _, strategy in strategies:
+        model = strategy.prepare(model)
+    model.train()
+    if accelerator.num_processes > 1:
+        broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
+    return model
+
+
+def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
+    """Raise `ModelError` if data hold a token that the model has no embedding of: a GPU's own error says nothing."""
+    known = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
+    highest = max(cast(int, tokenizer.pad_token_id), *(int(e.input_ids.max()) for e in examples))
+    if highest >= known:
+        raise ModelError(
+            f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but the model knows "
+            f"{known} tokens only. They do not belong together: check the model's directory"
+        )
+
+
 def _set_allocator(plan: Plan) -> None:
     """Give the CUDA caching allocator the plan's settings, over those of the environment."""
     if not plan.allocator:
@@ -149,12 +173,19 @@ def _set_allocator(plan: Plan) -> None:
 
 
 def _check_processes(accelerator: Accelerator) -> None:
-    """The loop sums gradients itself; sharded and offloaded engines do it in a way of their own."""
+    """The loop sums gradients itself; sharded and offloaded engines do it in a way of their own. Raises `RunError`."""
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
         raise RunError(
             f"accelerate is set up for {accelerator.distributed_type.value}, which fitune does not run under yet. "
             "Launch with --multi_gpu, or without accelerate"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        # Seen without a GPU: accelerate would let each process train alone, on all of the data.
+        raise RunError(
+            f"{launched} processes were launched, but accelerate joins {accelerator.num_processes} here. Without GPUs, "
+            "set ACCELERATE_USE_CPU=true"
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor
 
 from fitune.data import batches
+from fitune.dataflow import IGNORED, Example
 from fitune.events import Answer, EvalReport
-from fitune.records import IGNORED, Example
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fitune.dataflow import Stage
     from fitune.recipe import Evaluation
-    from fitune.records import Loss, Stage
+    from fitune.records import Loss
 
 
 class Evaluator:
@@ -49,9 +51,11 @@ class Evaluator:
         """Measure loss and, if the recipe asks for it, exact match after `step` steps."""
         start = time.perf_counter()
         self.model.eval()
-        loss, targets = self._loss()
-        answers = self._answers() if self.settings.exact_match else ()
-        self.model.train()
+        try:
+            loss, targets = self._loss()
+            answers = self._answers() if self.settings.exact_match else ()
+        finally:
+            self.model.train()
         return EvalReport(
             step=step,
             loss=loss / targets,
@@ -82,12 +86,14 @@ class Evaluator:
 
         parts = [split_answer(example) for example in self.examples]
         by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
+        stops = self._stops(parts)
         found: list[tuple[int, Answer]] = []
-        for pick in self._picks(by_length):
-            prompts = [parts[row][0] for row in pick]
-            for row, text in zip(pick, self._generate(prompts, self._stops(parts)), strict=True):
-                prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
-                found.append((int(row), Answer(prompt=str(prompt), expected=str(expected), generated=text)))
+        with _no_defaults(self.model):
+            for pick in self._picks(by_length):
+                prompts = [parts[row][0] for row in pick]
+                for row, text in zip(pick, self._generate(prompts, stops), strict=True):
+                    prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
+                    found.append((int(row), Answer(prompt=str(prompt), expected=str(expected), generated=text)))
         everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
         return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
 
@@ -95,7 +101,9 @@ class Evaluator:
         """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""
         special = set(self.tokenizer.all_special_ids)
         ends = {int(expected[-1]) for _, expected in parts} & special
-        return sorted(ends | {self.tokenizer.eos_token_id})
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        return sorted(ends)
 
     def _generate(self, prompts: Sequence[np.ndarray[Any, Any]], stops: list[int]) -> list[str]:
         from transformers import GenerationConfig
@@ -108,7 +116,7 @@ class Evaluator:
             ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, longest - len(prompt) :] = 1
         config = GenerationConfig(
-            do_sample=False, max_new_tokens=self.settings.max_new_tokens, eos_token_id=stops, pad_token_id=pad
+            do_sample=False, max_new_tokens=self.settings.max_new_tokens, eos_token_id=stops or None, pad_token_id=pad
         )
         out = cast(Any, self.model).generate(
             input_ids=ids.to(self.accelerator.device),
@@ -118,9 +126,27 @@ class Evaluator:
         return [str(text) for text in self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
 
 
+@contextlib.contextmanager
+def _no_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Keep the model's own generation settings out: a repetition penalty, say, would make decoding not greedy."""
+    from transformers import GenerationConfig
+
+    unwrap = getattr(model, "get_base_model", None)  # peft's wrapper hands the inner model's settings on
+    inner = unwrap() if unwrap is not None else model
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
 def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Tokens before the last run of trained tokens, and that run: the prompt, and the answer to it."""
+    """Tokens before the last run of trained tokens, and that run: the prompt, and the answer to it.
+
+    The prompt has one token at least: the first token of a row is predicted by none.
+    """
     trained = np.flatnonzero(example.labels != IGNORED)
     breaks = np.flatnonzero(np.diff(trained) > 1)
-    first = trained[breaks[-1] + 1] if len(breaks) else trained[0]
+    first = max(1, trained[breaks[-1] + 1] if len(breaks) else trained[0])
     return example.input_ids[:first], example.input_ids[first : trained[-1] + 1]

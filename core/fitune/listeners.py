@@ -28,7 +28,7 @@ class MetricsFile:
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Write a step."""
-        if step.step % run.recipe.log.every == 0 or step.step == run.steps:
+        if _is_logged(run, step):
             self._write({"event": "step", **step_values(step)})
 
     @hookimpl
@@ -71,7 +71,7 @@ class Tracker:
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Log a step."""
-        if self._accelerator is not None and step.step % run.recipe.log.every == 0:
+        if self._accelerator is not None and _is_logged(run, step):
             values = step_values(step)
             self._accelerator.log({f"train/{k}": v for k, v in values.items() if k != "step"}, step=step.step)
 
@@ -86,6 +86,10 @@ class Tracker:
         """Close the tracker."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def _is_logged(run: Run, step: StepReport) -> bool:
+    return step.step % run.recipe.log.every == 0 or step.step == run.steps
 
 
 def step_values(step: StepReport) -> dict[str, int | float]:

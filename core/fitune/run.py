@@ -6,6 +6,8 @@ of the step's micro-batches, in every process, divided by their number. What hap
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -48,7 +50,7 @@ def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
         error = raised
         raise
     finally:
-        if parts is None or parts.accelerator.is_main_process:
+        if int(os.environ.get("RANK", "0")) == 0:  # there is no accelerator to ask where composing failed
             failures = registry.call_every(
                 "ft_run_finished", recipe=recipe, run=parts.run if parts else None, error=error
             )
@@ -85,10 +87,12 @@ def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
         parts.trainables.publish()
 
         loss_sum = cast(Tensor, accelerator.reduce(loss_sum, reduction="sum"))
+        mean = loss_sum.item() / targets  # waits for the device, so the time below is the step's own
+        _must_be_finite(number, mean, norm.item())
         yield StepReport(
             step=number,
             epoch=epoch,
-            loss=loss_sum.item() / targets,  # waits for the device, so the time below is the step's own
+            loss=mean,
             learning_rate=float(learning_rate),
             grad_norm=norm.item(),
             tokens=sum(len(example.input_ids) for example in rows),
@@ -101,8 +105,17 @@ def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
             yield evaluator.evaluate(number)
 
 
+def _must_be_finite(step: int, loss: float, norm: float) -> None:
+    """Stop a run whose weights are no numbers any more, which every later step would only hide."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise RunError(
+            f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so training cannot go on. Nothing is "
+            "saved. Try a lower [train] learning_rate, or warmup_steps"
+        )
+
+
 def save(parts: Parts) -> Path:
-    """Write what was trained, with its tokenizer: whole, or not at all."""
+    """Write what was trained, with its tokenizer: whole, or not at all. Raises `RunError`."""
     record = parts.run.recipe.adapter.record
     final = parts.run.directory / record.directory
     partial = final.with_name(f".{final.name}.partial")
@@ -114,8 +127,13 @@ def save(parts: Parts) -> Path:
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)
-    except OSError as error:
-        raise RunError(f"{final} could not be written: {error.strerror or error}. What was trained is lost") from error
+    except Exception as error:  # a full disk is an OSError here, an error of safetensors' own there
+        cause = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise RunError(
+            f"{final} could not be written: {cause or type(error).__name__}. What was trained is lost"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 

@@ -58,12 +58,14 @@ class Trainables:
     def finish(self, targets: int, max_norm: float) -> Tensor:
         """Turn summed gradients into a mean over `targets` tokens, clip them, and give their norm before clipping."""
         grads = [_grad(m) for m in self.masters]
-        norm = torch.nn.utils.get_total_norm(grads) / targets
+        # In float32 even where gradients are not (no masters): 1 / targets in bfloat16 would be off by up to 0.4 %.
+        norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])) / targets
         scale = torch.full_like(norm, 1 / targets)
         if max_norm:
             scale = scale * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale)
-        return norm
+        return cast(Tensor, norm)
 
     def publish(self) -> None:
         """Copy the masters into the model and drop all gradients. Call it after the optimizer's step."""

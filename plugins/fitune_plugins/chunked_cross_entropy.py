@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from fitune import IGNORED, Batch, ModelError
 
+PROBE = 200.0
+"""Largest logit that `must_match` tries: well beyond known soft caps (30 to 50)."""
+
 
 def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
     """Sum of the cross-entropy over a batch's target tokens, as float32; equal to `fitune.loss.plain_loss`."""
@@ -28,20 +31,43 @@ def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
 
 
 def must_match(model: nn.Module) -> None:
-    """Raise `ModelError` if the model does more to its logits than its head and a known soft cap do."""
+    """Raise `ModelError` if the model does more to its logits than its head and a known soft cap do.
+
+    The head's output is replaced by numbers of a wide range, to see what the model makes of them: an untrained or
+    small model's own logits may be too small to show a soft cap. The head's input must be the last hidden states.
+    """
     inner = _unwrapped(model)
+    module = inner.get_output_embeddings()
     ids = torch.arange(1, 9, device=inner.device)[None] % inner.config.get_text_config().vocab_size
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def replace(head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        wide = torch.linspace(-PROBE, PROBE, logits.numel(), dtype=logits.dtype, device=logits.device)
+        seen.append((inputs[0], wide.view_as(logits)))
+        return seen[-1][1]
+
     was_training = inner.training
     inner.eval()
-    with torch.no_grad():
-        expected = cast(Any, inner)(input_ids=ids, use_cache=False).logits.float()
-        found = _Head(inner)(cast(Any, inner.base_model)(input_ids=ids, use_cache=False)[0])
-    inner.train(was_training)
-    if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-2, atol=1e-2):
+    handle = None if module is None else module.register_forward_hook(replace)
+    try:
+        with torch.no_grad():
+            found = cast(Any, inner)(input_ids=ids, use_cache=False).logits
+            hidden = cast(Any, inner.base_model)(input_ids=ids, use_cache=False)[0]
+    finally:
+        inner.train(was_training)
+        if handle is not None:
+            handle.remove()
+    same = len(seen) == 1 and _close(seen[0][0], hidden) and _close(found, _Head(inner).cap(seen[0][1]))
+    if not same:
         raise ModelError(
-            f"chunked-loss: {type(inner).__name__} changes its logits after the output head in a way that is not "
+            f"chunked-loss: {type(inner).__name__} changes its logits around the output head in a way that is not "
             'known. Remove the [[memory.strategy]] with use = "chunked-loss"'
         )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    tolerance = 10 * torch.finfo(one.dtype).eps
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
 
 
 class _Head:
@@ -49,13 +75,16 @@ class _Head:
 
     def __init__(self, inner: PreTrainedModel) -> None:
         self.module = inner.get_output_embeddings()
-        self.cap: float | None = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+        self.limit: float | None = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.module(hidden)
-        if self.cap is not None:  # Gemma 2, arXiv 2408.00118
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return cast(Tensor, logits.float())
+        return self.cap(self.module(hidden))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Cap the head's output (Gemma 2, arXiv 2408.00118) where the model does, and take it to float32."""
+        if self.limit is not None:
+            logits = torch.tanh(logits / self.limit) * self.limit
+        return logits.float()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

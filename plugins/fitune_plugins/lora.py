@@ -58,7 +58,10 @@ def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
+        except ValueError as error:  # e.g. a target that is no layer with weights
+            raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
     return cast("PreTrainedModel", adapted)
 
 
@@ -74,10 +77,9 @@ def _must_exist(targets: Iterable[str], model: PreTrainedModel) -> None:
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:
-    wrapped = cast("PeftModel", model)
-    # "auto" would ask the hub whether the embeddings were resized; fitune never resizes them.
-    adapted = {name.rpartition(".")[2] for name in wrapped.targeted_module_names}
-    wrapped.save_pretrained(str(directory), save_embedding_layers=bool(adapted & {"embed_tokens", "lm_head"}))
+    # "auto" would ask the hub whether the embeddings were resized, and would write an adapted head's frozen weight
+    # too. fitune never resizes them, and the base model has that weight.
+    cast("PeftModel", model).save_pretrained(str(directory), save_embedding_layers=False)
 
 
 @hookimpl

@@ -1,0 +1,108 @@
+"""Two processes under `accelerate launch` train exactly what one does with twice the accumulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from accelerate import Accelerator
+
+from fitune import RunError
+from fitune.testing import write_recipe, write_tiny_data
+from tiny import adapter, assert_close, losses, metrics, parts_of, train
+
+
+class Runs(NamedTuple):
+    """The directories of both runs, and what the launched one printed: on standard output, and on standard error."""
+
+    one: Path
+    two: Path
+    printed: str
+    progress: str
+
+
+def _launch(recipe: Path, directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    how = ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "fitune"]
+    what = ["run", str(recipe), "--out", str(directory), *(part for o in overrides for part in ("--set", o))]
+    # --multi_gpu is accelerate's word for several local processes: with --cpu, it starts one. HF_HOME: no
+    # configuration of this user's.
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)}
+    return subprocess.run(
+        [sys.executable, *launcher, *how, *what], capture_output=True, text=True, env=variables, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Five rows in windows of four: in each epoch's last window the second process has no micro-batch."""
+    folder = tmp_path_factory.mktemp("processes")
+    changes = {
+        "train": {"micro_batch": 1, "steps": 4, "epochs": 2, "epsilon": 1e-4},
+        "eval": {"every": 2, "exact_match": True, "max_new_tokens": 4, "micro_batch": 2},
+    }
+    recipe = write_recipe(folder / "recipe", changes)
+    write_tiny_data(recipe.parent / "data.jsonl", rows=5)
+    write_tiny_data(recipe.parent / "held_out.jsonl", rows=3)
+    common = ('eval.source=[{use="jsonl", path="recipe/held_out.jsonl"}]',)
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        train(recipe, folder / "one", 'memory.strategy=[{use="accumulation", steps=4}]', *common)
+        done = _launch(recipe, folder / "two", 'memory.strategy=[{use="accumulation", steps=2}]', *common)
+    finally:
+        os.chdir(here)
+    assert done.returncode == 0, done.stderr
+    return Runs(one=folder / "one", two=folder / "two", printed=done.stdout, progress=done.stderr)
+
+
+def test_losses_are_equal(runs: Runs) -> None:
+    assert len(losses(runs.one)) == 4
+    assert losses(runs.two) == pytest.approx(losses(runs.one), rel=1e-5)
+    for key in ("tokens", "target_tokens", "epoch", "learning_rate"):
+        assert [line[key] for line in metrics(runs.two)] == [line[key] for line in metrics(runs.one)]
+    norms = [[line["grad_norm"] for line in metrics(run)] for run in (runs.one, runs.two)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_adapters_are_equal(runs: Runs) -> None:
+    one, two = adapter(runs.one), adapter(runs.two)
+    assert one.keys() == two.keys()
+    assert_close(two.values(), one.values(), relative=1e-4)
+
+
+def test_evaluations_are_equal(runs: Runs) -> None:
+    """Three held-out rows over two processes: one has a row more, and answers come back in the data's order."""
+    one, two = metrics(runs.one, "evaluation"), metrics(runs.two, "evaluation")
+    assert [line["step"] for line in two] == [0, 2, 4]
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert [line["exact_match"] for line in two] == [line["exact_match"] for line in one]
+    answers = [json.loads((run / "examples.json").read_text(encoding="utf-8")) for run in (runs.one, runs.two)]
+    assert answers[0] == answers[1]
+    assert [a["expected"] for a in answers[0]["answers"]] == ["1", "1 2", "1 2 3"]
+
+
+def test_the_main_process_alone_prints_and_writes(runs: Runs) -> None:
+    for once in ("step 1/4", "done in", "saved ", "held out after 0 steps"):
+        assert sum(line.startswith(once) for line in runs.printed.splitlines()) == 1
+    assert "x 2 process(es)" in runs.printed
+    assert runs.progress.count("Loading weights: 100%") == 1
+    names = [sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (runs.one, runs.two)]
+    assert names[0] == names[1]  # nothing of a second writer, and no half file
+
+
+def test_processes_that_do_not_join_are_an_error(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU and without ACCELERATE_USE_CPU, accelerate lets each launched process train alone."""
+    Accelerator(mixed_precision="no")  # this process is alone from here on, whatever the environment says
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="2 processes were launched, but accelerate joins 1"):
+        parts_of(recipe_path)
