@@ -102,8 +102,8 @@ def type_name(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(a) for a in typing.get_args(hint) if a is not types.NoneType)
     if origin in (tuple, list):
-        inner = typing.get_args(hint)[0]
-        return f"array of {type_name(inner)}s" if inner in (int, float, str, Path) else f"array of {type_name(inner)}"
+        inner = type_name(typing.get_args(hint)[0])
+        return f"array of {inner}s" if inner.isalpha() else f"array of {inner}"
     names = {int: "integer", float: "number", bool: "true or false", str: "string", Path: "path"}
     return names.get(hint, "table")
 
