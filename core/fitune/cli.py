@@ -219,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     settings = Settings()
     try:
-        cli.main(args=None if arguments is None else list(arguments), obj=settings, standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
     except FtError as error:
         if settings.debug:
             traceback.print_exception(error)
