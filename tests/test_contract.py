@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import fitune.registry
-from fitune import Adapter, MemoryStrategy, NoOptions, PluginError
+from fitune import Adapter, MemoryStrategy, NoOptions, PluginError, RunError
+from fitune.contract import blame
 from fitune.registry import Plugin, Registry
 from made_plugins import STRATEGY, giving, install, strategy
 
@@ -126,3 +128,16 @@ def test_a_stage_takes_and_gives_what_is_known(load: Callable[..., Plugin], fiel
     )
     assert plugin.cause is not None
     assert f'the DataStage "s" {cause}' in plugin.cause
+
+
+def test_blame_names_what_failed_and_the_line_of_the_plugin_not_of_what_it_called() -> None:
+    def make() -> object:
+        return json.loads("{")
+
+    with pytest.raises(PluginError) as raised, blame('memory strategy "mine": make'):
+        make()
+    message = raised.value.message
+    assert message.startswith('memory strategy "mine": make failed: JSONDecodeError: Expecting property name')
+    assert message.endswith(f"(tests/test_contract.py:{make.__code__.co_firstlineno + 1})")
+    with pytest.raises(RunError, match="^the disk is full$"), blame("a plugin"):
+        raise RunError("the disk is full")

@@ -6,19 +6,26 @@ mark, keyword arguments that no call has. Every finding here is a `PluginError` 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import importlib.metadata
 import inspect
+import os
 import reprlib
+import traceback
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from fitune.errors import PluginError, Problem, nearest
+from fitune.dataflow import Flow
+from fitune.errors import FtError, PluginError, Problem, nearest
 from fitune.hookspecs import Hooks
-from fitune.records import Adapter, DataStage, Flow, MemoryStrategy, ModelLoader
+from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
 
 SPECS: dict[str, tuple[str, ...]] = {
     name: tuple(inspect.signature(function).parameters)[1:]
@@ -111,3 +118,28 @@ def _wrong(record: Any) -> str | None:
         if flow not in flows or (field, flow) == ("gives", "nothing"):
             return f'{what} {field} "{flow}". {nearest(str(flow), flows)}'
     return None
+
+
+@contextlib.contextmanager
+def blame(what: str) -> Iterator[None]:
+    """Around a call of a plugin's code: an error that is not meant for users becomes one that says what failed."""
+    try:
+        yield
+    except FtError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{what} failed: {cause(error)}") from error
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FtError):
+        return text
+    own = {contextlib.__file__, importlib.__file__, importlib.metadata.__file__}
+    core = f"{Path(__file__).parent}{os.sep}"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = [f for f in frames if f[0] not in own and not f[0].startswith(("<frozen ", core))]
+    lines = [line for file, line in frames if file == frames[0][0]]  # not within what the plugin called
+    place = f" ({'/'.join(Path(frames[0][0]).parts[-2:])}:{lines[-1]})" if lines else ""
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + place

@@ -14,7 +14,6 @@ import inspect
 import os
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -177,14 +176,11 @@ class Registry:
         start = time.perf_counter()
         ended = " failed"
         try:
-            result = function(**{k: v for k, v in arguments.items() if k in wanted})
-            if isinstance(result, Iterable):
-                result = list(result)  # a generator's body runs here, where its errors get a name
+            with contract.blame(f"plugin {plugin}: {hook}"):
+                result = function(**{k: v for k, v in arguments.items() if k in wanted})
+                if isinstance(result, Iterable):
+                    result = list(result)  # a generator's body runs here, where its errors get a name
             ended = ""
-        except FtError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"plugin {plugin}: {hook} failed: {_cause(error)}") from error
         finally:
             if self._trace:
                 self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s{ended}")
@@ -211,7 +207,7 @@ class Registry:
         except (Exception, SystemExit) as error:
             if self._manager.has_plugin(shown):
                 self._manager.unregister(name=shown)
-            plugin = replace(plugin, hooks=(), cause=_cause(error).removeprefix(f"plugin {shown}: "))
+            plugin = replace(plugin, hooks=(), cause=contract.cause(error).removeprefix(f"plugin {shown}: "))
         self.plugins[shown] = plugin
         return plugin
 
@@ -256,16 +252,3 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _cause(error: BaseException) -> str:
-    """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
-    text = " ".join(str(error).split())
-    if isinstance(error, FtError):
-        return text
-    own = {__file__, contract.__file__, importlib.__file__, importlib.metadata.__file__}
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    frames = [(file, line) for file, line in frames if file not in own and not file.startswith("<frozen ")]
-    lines = [line for file, line in frames if file == frames[0][0]]
-    place = f" ({'/'.join(Path(frames[0][0]).parts[-2:])}:{lines[-1]})" if lines else ""
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + place
