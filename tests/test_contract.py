@@ -139,5 +139,5 @@ def test_blame_names_what_failed_and_the_line_of_the_plugin_not_of_what_it_calle
     message = raised.value.message
     assert message.startswith('memory strategy "mine": make failed: JSONDecodeError: Expecting property name')
     assert message.endswith(f"(tests/test_contract.py:{make.__code__.co_firstlineno + 1})")
-    with pytest.raises(RunError, match="^the disk is full$"), blame("a plugin"):
+    with pytest.raises(RunError, match=r"^the disk is full$"), blame("a plugin"):
         raise RunError("the disk is full")
