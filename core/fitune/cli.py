@@ -179,6 +179,25 @@ def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
     click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
 
 
+@cli.command()
+@recipe_argument
+@set_option
+@click.option("--row", type=click.IntRange(min=1), help="Show this row only, counted from 1.")
+@click.option(
+    "--rows", type=click.IntRange(min=0), default=2, show_default=True, help="Show so many of the first rows."
+)
+@click.option("--held-out", is_flag=True, help="Look at the held-out rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@switches
+@click.pass_obj
+def data(settings: Settings, /, recipe: Path, overrides: Sequence[str], **shown: Any) -> None:
+    """Show what RECIPE trains on: counts, lengths, and rows with the trained text marked. Loads no model."""
+    from fitune.reader import read_recipe
+    from fitune.survey import show
+
+    show(read_recipe(recipe, settings.registry(), overrides), **shown)
+
+
 @cli.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @switches

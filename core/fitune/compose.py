@@ -15,12 +15,12 @@ from accelerate.utils import DistributedType, broadcast, set_seed
 from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
-from fitune.data import Prepared, batch_maker, prepare
-from fitune.dataflow import DataContext, Example
+from fitune.dataflow import Example
 from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
+from fitune.prepare import Prepared, batch_maker, context_of, held_out_data, training_data
 from fitune.recipe import Recipe
 from fitune.records import OptimizerSettings, Plan, Strategy
 from fitune.trainables import Trainables
@@ -78,17 +78,17 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
         disable_progress_bar()  # one process draws
 
     tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
-    context = DataContext(tokenizer=tokenizer, length=recipe.train.length, seed=recipe.general.seed)
-    data = prepare(recipe.sources, recipe.stages, context)
-    held_out = prepare(recipe.eval_sources, recipe.stages, context) if recipe.eval_sources else None
+    context = context_of(recipe, tokenizer)
+    data = training_data(recipe, context)
+    held_out = held_out_data(recipe, context)
 
     model = _model(recipe, strategies, accelerator)
-    _check_tokens(model, tokenizer, [*data.examples, *(held_out.examples if held_out else ())])
+    _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
     optimizer = _optimizer(recipe, strategies, trainables, accelerator.device)
-    steps = _steps(recipe, plan, accelerator, len(data.examples))
+    steps = _steps(recipe, plan, accelerator, len(data.rows))
     scheduler = get_scheduler(
         recipe.train.schedule,
         optimizer,
@@ -101,7 +101,7 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     if held_out is not None:
         evaluator = Evaluator(
             settings=recipe.evaluation,
-            examples=held_out.examples,
+            examples=held_out.rows,
             make_batches=make_batches,
             loss=loss,
             model=model,
@@ -117,7 +117,7 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
         device=str(accelerator.device),
         processes=accelerator.num_processes,
         steps=steps,
-        rows=len(data.examples),
+        rows=len(data.rows),
         counts=_counts(data, held_out),
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -125,7 +125,7 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     return Parts(
         run=run,
         accelerator=accelerator,
-        examples=data.examples,
+        examples=data.rows,
         make_batches=make_batches,
         loss=loss,
         trainables=trainables,
@@ -149,10 +149,10 @@ def _model(recipe: Recipe, strategies: Sequence[tuple[str, Strategy]], accelerat
     return model
 
 
-def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
+def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Prepared]) -> None:
     """Raise `ModelError` if data hold a token that the model has no embedding of: a GPU's own error says nothing."""
     known = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
-    highest = max(cast(int, tokenizer.pad_token_id), *(int(e.input_ids.max()) for e in examples))
+    highest = max(cast(int, tokenizer.pad_token_id), *(prepared.highest for prepared in data))
     if highest >= known:
         raise ModelError(
             f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but the model knows "
@@ -232,5 +232,5 @@ def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> i
 
 
 def _counts(data: Prepared, held_out: Prepared | None) -> tuple[tuple[str, int], ...]:
-    of_eval = [(f"held out: {what}", number) for what, number in (held_out.counts if held_out else ())]
-    return (*data.counts, *of_eval)
+    of_eval = [(f"held out: {what}", number) for what, number in (held_out.notes if held_out else ())]
+    return (*data.notes, *of_eval)

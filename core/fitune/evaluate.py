@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitune.data import batches
 from fitune.dataflow import IGNORED, Example
 from fitune.events import Answer, EvalReport
+from fitune.prepare import batches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

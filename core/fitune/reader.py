@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError
 from fitune.options import NoOptions, is_table, parse, toml_text
-from fitune.recipe import Data, Evaluation, General, Log, Recipe, Train, Use
+from fitune.recipe import Data, Evaluation, General, Log, Recipe, Train, Use, Weight
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
 from fitune.registry import KINDS, Registry
 from fitune.stages import close_chain
@@ -20,8 +20,8 @@ T = TypeVar("T")
 P = TypeVar("P", bound=Provider)
 
 TABLES = ("model", "adapter", "memory", "data", "train", "eval", "log")
-LOCAL_SOURCE = "jsonl"
-"""The source that serves `[data] path`."""
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed files, which stand behind those that say what is in them."""
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,7 +50,7 @@ class _Reader:
             "strategies": self._strategies(memory),
             "data": self._parse(Data, _without(data, "source", "stage"), ("data",), known=["source", "stage"]),
             "train": self._train(),
-            "evaluation": self._parse(Evaluation, _without(evaluation, "source"), ("eval",), known=["source"]),
+            "evaluation": self._evaluation(evaluation),
             "log": self._log(),
         }
         parts |= self._data(data, evaluation, parts["data"])
@@ -107,6 +107,16 @@ class _Reader:
             self._add(("log", "tracker"), Problem(what=f'the tracker "{log.tracker}" is not installed', fix=fix))
         return log
 
+    def _evaluation(self, table: Mapping[str, Any]) -> Evaluation | None:
+        evaluation = self._parse(Evaluation, _without(table, "source"), ("eval",), known=["source"])
+        if table and evaluation is not None and (evaluation.fraction is None) == (not table.get("source")):
+            if evaluation.fraction is None:
+                what, fix = "no data to evaluate on", 'Add an [[eval.source]] or "fraction", or remove [eval]'
+            else:
+                what, fix = '"fraction" has no effect beside an [[eval.source]]', "Keep one of them"
+            self._add(("eval",), Problem(what=what, fix=fix))
+        return evaluation
+
     def _data(
         self, data: Mapping[str, Any], evaluation: Mapping[str, Any], plain: Data | None
     ) -> dict[str, tuple[Use[DataStage[Any]], ...] | None]:
@@ -118,9 +128,6 @@ class _Reader:
         eval_sources = self._uses(DataStage, evaluation, ("eval", "source"))
         if path is not None and sources is not None:
             sources = self._local(path)
-        if evaluation and eval_sources == ():
-            fix = "Add an [[eval.source]], or remove [eval]"
-            self._add(("eval",), Problem(what="no data to evaluate on", fix=fix))
         if len(self.problems) == before and not sources:
             self._add(("data",), Problem(what="no data to train on", fix="Add a [[data.source]]"))
         elif sources and stages is not None and eval_sources is not None:
@@ -230,7 +237,8 @@ class _Reader:
             fix = f"Write [[{name}]], not [{name}]" if is_table(items) else f"Write [[{name}]], and its keys below"
             self._add(at, Problem(what=f'"{at[-1]}" is not an array of tables', fix=fix))
             return None
-        found = [self._use(record_type, (*at, number), look=look) for number in range(len(items))]
+        serve = self._source if at[-1] == "source" else self._use
+        found = [serve(record_type, (*at, number), look=look) for number in range(len(items))]
         return tuple(f for f in found if f is not None) if None not in found else None
 
     def _inside(self, at: Key) -> Any:
@@ -241,9 +249,26 @@ class _Reader:
 
     # ----------------------------------------------------------------------------------------------------- data
 
+    def _source(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
+        """A source's table: a plugin's, and the key "weight", which is the core's."""
+        table = self._inside(at)
+        if not isinstance(table, dict) or "weight" not in table:
+            return self._use(record_type, at, look=look)
+        weight = self._parse(Weight, {"weight": table.pop("weight")}, at)
+        use = self._use(record_type, at, look=look)
+        return None if use is None or weight is None else dataclasses.replace(use, weight=weight.weight)
+
     def _local(self, path: Path) -> tuple[Use[DataStage[Any]], ...] | None:
-        record = self.registry.find(DataStage, LOCAL_SOURCE)
-        use = self._with_options(record, {"path": str(path)}, ("data",))
+        """The source that reads a file by its suffix."""
+        suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+        sources = [p.record for p in self.registry.provided if isinstance(p.record, DataStage)]
+        found = [source for source in sources if suffix.lower() in source.suffixes]
+        if not found:
+            known = sorted(s for source in sources for s in source.suffixes)
+            what = f"no source reads {suffix or 'files without a suffix'}: {path}"
+            self._add(("data", "path"), Problem(what=what, fix=f"Known suffixes: {', '.join(known)}"))
+            return None
+        use = self._with_options(self.registry.find(DataStage, found[0].name), {"path": str(path)}, ("data",))
         return None if use is None else (use,)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from fitune.options import to_table
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
@@ -34,7 +34,13 @@ class Data:
     """`[data]`, beside its sources and stages."""
 
     path: Path | None = None
-    """A local JSON Lines file that is read in place of all `[[data.source]]`s."""
+    """A local file that is read in place of all `[[data.source]]`s, by the source that knows its suffix."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """Whether a row that cannot be used stops the run, or is left out and counted."""
+    max_empty: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Highest share of rows without a token to train on. They are left out; more of them are an error."""
+    cache: bool = True
+    """Whether prepared data are kept for the next start (in $FT_CACHE, or the user's cache directory)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,9 @@ class Evaluation:
     """Whether to generate an answer to every held-out prompt and count those equal to the data's."""
     max_new_tokens: Annotated[int, Ge(1)] = 128
     """Most tokens of a generated answer."""
+    fraction: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of the training sources' rows that is held out in place of an `[[eval.source]]`. Equal rows fall on one
+    side, so that no held-out row is trained on."""
     examples: Annotated[int, Ge(0)] = 3
     """Held-out prompts whose answers before and after training are printed side by side."""
 
@@ -99,15 +108,26 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """The key that every `[[data.source]]` takes beside its plugin's own."""
+
+    weight: Annotated[float, Gt(0)]
+    """How often each row of the source occurs in an epoch: 2 is twice, 0.5 is a random half of the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Use(Generic[R]):
     """A table that a plugin serves: the provider it names, and its options, checked."""
 
     record: R
     options: Any
+    weight: float | None = None
+    """Of a data source: how often each of its rows occurs in an epoch; None where the table does not say."""
 
     def table(self) -> dict[str, object]:
         """The table as TOML, every option explicit."""
-        return {"use": self.record.name, **to_table(self.options)}
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"use": self.record.name, **weight, **to_table(self.options)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +150,8 @@ class Recipe:
 
     def to_toml(self) -> dict[str, object]:
         """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe."""
-        held_out = {"eval": {**to_table(self.evaluation), "source": [s.table() for s in self.eval_sources]}}
+        sources = {"source": [s.table() for s in self.eval_sources]} if self.eval_sources else {}
+        held_out = {"eval": {**to_table(self.evaluation), **sources}}
         return {
             **to_table(self.general),
             "model": self.model.table(),
@@ -142,6 +163,6 @@ class Recipe:
                 "stage": [s.table() for s in self.stages],
             },
             "train": to_table(self.train),
-            **(held_out if self.eval_sources else {}),
+            **(held_out if self.eval_sources or self.evaluation.fraction else {}),
             "log": to_table(self.log),
         }

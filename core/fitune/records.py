@@ -90,6 +90,8 @@ class DataStage(Generic[O]):
     make: Callable[[O, DataContext], Stage]
     """Gives the stage; a source ignores the (empty) iterator it is called with. Raises `DataError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
+    packs: bool = False
+    """Whether it joins several documents in a row; such stages are left out for held-out data."""
     suffixes: tuple[str, ...] = ()
     """Of a source: the file names that it reads end so, e.g. `(".jsonl",)`; `[data] path` finds it by them."""
     fingerprint: Callable[[O], str] | None = None

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from fitune.compose import Parts, compose
-from fitune.data import batches, share, windows
 from fitune.errors import RunError
 from fitune.events import EvalReport, MemoryReport, Run, StepReport
+from fitune.order import share, windows
+from fitune.prepare import batches
 from fitune.provenance import write_environment, write_recipe
 from fitune.recipe import Recipe
 from fitune.registry import Registry

@@ -14,6 +14,8 @@ from fitune.toml_source import Key
 Uses = Sequence[Use[DataStage[Any]]]
 Found = list[tuple[Key, Problem]]
 
+FORMAT_STAGE = "detect"
+"""The stage that is put between rows and a stage that takes conversations, where the recipe names no format."""
 CLOSING_STAGES = ("tokenize", "truncate", "pad")
 """Stages that are put behind a recipe's own, each where the chain takes it and the recipe does not name it."""
 
@@ -25,24 +27,33 @@ def close_chain(
     found = [*_sources(registry, sources, eval_sources), *_no_sources(stages)]
     if found:
         return found, None
-    chain = list(stages)
+    chain: list[Use[DataStage[Any]]] = []
     gives = sources[0].record.gives
     for number, use in enumerate(stages):
+        if (gives, use.record.takes) == ("rows", "conversations"):
+            chain.append(_plain_use(registry, FORMAT_STAGE))
+            gives = "conversations"
         if use.record.takes != gives:
             what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
             fix = f"Stages that take {gives}: {_names_that_take(registry, gives)}"
             return [(("data", "stage", number), Problem(what=what, fix=fix))], None
+        chain.append(use)
         gives = use.record.gives
     for name in CLOSING_STAGES:
         record = registry.find(DataStage, name)
         if record.takes == gives and all(use.record.name != name for use in chain):
-            chain.append(Use(record=record, options=record.options()))
+            chain.append(_plain_use(registry, name))
             gives = record.gives
     if gives != "batches":
         what = f"the data stages end with {gives}, not with batches"
         fix = f"Add a [[data.stage]] that takes {gives}: {_names_that_take(registry, gives)}"
         return [(("data",), Problem(what=what, fix=fix))], None
     return [], tuple(chain)
+
+
+def _plain_use(registry: Registry, name: str) -> Use[DataStage[Any]]:
+    record = registry.find(DataStage, name)
+    return Use(record=record, options=record.options())
 
 
 def _sources(registry: Registry, sources: Uses, eval_sources: Uses) -> Iterable[tuple[Key, Problem]]:
