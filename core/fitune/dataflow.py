@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fitune.errors import DataError
@@ -138,5 +139,26 @@ class Batch:
 
     def to(self, device: torch.device, *, pin: bool = False) -> Batch:
         """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for."""
-        ids, labels = (t.pin_memory() if pin else t for t in (self.input_ids, self.labels))
-        return replace(self, input_ids=ids.to(device, non_blocking=pin), labels=labels.to(device, non_blocking=pin))
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+
+        positions = None if self.positions is None else moved(self.positions)
+        return replace(self, input_ids=moved(self.input_ids), labels=moved(self.labels), positions=positions)
+
+    def inputs(self) -> dict[str, Any]:
+        """What a model's `forward` is called with: every loss calls it so, so that packed documents stay apart.
+
+        Packed batches have positions, from which transformers makes a block-diagonal mask, and the ends of their
+        documents, under the names that variable-length attention knows (transformers' `FlashAttentionKwargs`).
+        """
+        arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
+        if self.positions is None:
+            return arguments
+        import torch
+
+        ends = torch.tensor((0, *accumulate(self.lengths)), dtype=torch.int32)
+        ends = ends.to(self.input_ids.device, non_blocking=True)  # small, so that it is staged, and none waits
+        longest = max(self.lengths)
+        of_documents = {f"cu_seq_lens_{of}": ends for of in "qk"} | {f"max_length_{of}": longest for of in "qk"}
+        return {**arguments, "position_ids": self.positions, **of_documents}

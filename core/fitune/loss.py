@@ -14,7 +14,7 @@ def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
     The sum, not the mean: the loop divides by the number of target tokens of the whole step, so that a step's
     gradient does not depend on how its tokens are spread over micro-batches and processes.
     """
-    logits_BSV = model(input_ids=batch.input_ids, use_cache=False).logits
+    logits_BSV = model(**batch.inputs()).logits
     return F.cross_entropy(
         logits_BSV[:, :-1].float().flatten(0, 1),
         batch.labels[:, 1:].flatten(),

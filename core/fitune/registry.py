@@ -47,6 +47,7 @@ BUILT_IN = (
     "fitune_plugins.chat",
     "fitune_plugins.tokenize",
     "fitune_plugins.truncate",
+    "fitune_plugins.pack",
     "fitune_plugins.pad",
 )
 

@@ -1,15 +1,18 @@
-"""Data stage `pad`: rows of a micro-batch to one length, on the right."""
+"""Data stage `pad`: rows of a micro-batch to one length, on the right. Shapes: B rows, S tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
 
 from fitune import IGNORED, Batch, DataContext, DataStage, Example, hookimpl
 from fitune.dataflow import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +40,36 @@ def _make(options: PadOptions, context: DataContext) -> Stage:
             for row, example in enumerate(examples):
                 input_ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids)
                 labels[row, : len(example.labels)] = torch.from_numpy(example.labels)
+            lengths = _documents(examples, length)
             yield Batch(
                 input_ids=input_ids,
                 labels=labels,
                 targets=sum(example.targets for example in examples),
                 tokens=sum(len(example.input_ids) for example in examples),
+                positions=_positions_BS(lengths, length) if lengths else None,
+                lengths=lengths,
             )
 
     return pad
+
+
+def _documents(examples: Sequence[Example], length: int) -> tuple[int, ...]:
+    """Tokens of each document, row after row, a row's padding as its last one; empty if no row is packed."""
+    if not any(example.lengths for example in examples):
+        return ()
+    found: list[int] = []
+    for example in examples:
+        tokens = len(example.input_ids)
+        found += example.lengths or (tokens,)
+        found += (length - tokens,) if tokens < length else ()
+    return tuple(found)
+
+
+def _positions_BS(lengths: Sequence[int], length: int) -> Tensor:  # noqa: N802 - shape suffix
+    """Positions from 0 in each document."""
+    import torch
+
+    return torch.cat([torch.arange(tokens) for tokens in lengths]).view(-1, length)
 
 
 @hookimpl
