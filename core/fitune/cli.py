@@ -80,11 +80,14 @@ class Commands(click.Group):
         return self.commands.get(name)
 
     def _add_from_plugins(self, context: click.Context) -> None:
+        """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody."""
         built_in = dict(self.commands)
-        context.ensure_object(Settings).registry().call("ft_commands", cli=self)
+        for error in context.ensure_object(Settings).registry().call_every("ft_commands", cli=self):
+            click.echo(f"warning: {error.message}", err=True)
         for name, command in built_in.items():
             if self.commands[name] is not command:
-                raise PluginError(f'a plugin replaces the built-in command "{name}". Run with --no-third-party')
+                self.commands[name] = command
+                click.echo(f'warning: a plugin wants to replace the built-in command "{name}"', err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

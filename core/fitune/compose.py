@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,14 +15,16 @@ from accelerate.utils import DistributedType, broadcast, set_seed
 from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
+from fitune.contract import blame
 from fitune.dataflow import Example
 from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
 from fitune.prepare import Prepared, batch_maker, context_of, held_out_data, training_data
-from fitune.recipe import Recipe
+from fitune.recipe import Recipe, Use
 from fitune.records import OptimizerSettings, Plan, Strategy
+from fitune.registry import KINDS
 from fitune.trainables import Trainables
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
     from fitune.dataflow import Stage
     from fitune.records import Loss
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +72,17 @@ class Parts:
 
 def compose(recipe: Recipe, directory: Path) -> Parts:
     """Load, adapt and prepare everything. Raises the errors of `fitune.errors`."""
-    strategies = tuple((use.record.name, use.record.make(use.options)) for use in recipe.strategies)
+    strategies = tuple((use.record.name, _by(use, use.record.make, use.options)) for use in recipe.strategies)
     plan = Plan()
-    for _, strategy in strategies:
-        plan = strategy.plan(plan)
+    for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
+        plan = _by(use, strategy.plan, plan)
     _set_allocator(plan)
     accelerator = Accelerator(mixed_precision="no")
     _check_processes(accelerator)
     if not accelerator.is_main_process:
         disable_progress_bar()  # one process draws
 
-    tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
+    tokenizer = _by(recipe.model, recipe.model.record.load_tokenizer, recipe.model.options)
     context = context_of(recipe, tokenizer)
     data = training_data(recipe, context)
     held_out = held_out_data(recipe, context)
@@ -136,13 +141,19 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     )
 
 
+def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
+    """Call what a plugin provides; what it raises, but for memory, gets the plugin's name."""
+    with blame(f'{KINDS[type(use.record)]} "{use.record.name}"', but=torch.OutOfMemoryError):
+        return function(*arguments)
+
+
 def _model(recipe: Recipe, strategies: Sequence[tuple[str, Strategy]], accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = recipe.model.record.load_model(recipe.model.options, accelerator.device)
-    model = recipe.adapter.record.attach(recipe.adapter.options, model)
-    for _, strategy in strategies:
-        model = strategy.prepare(model)
+    model = _by(recipe.model, recipe.model.record.load_model, recipe.model.options, accelerator.device)
+    model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+    for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
+        model = _by(use, strategy.prepare, model)
     model.train()
     if accelerator.num_processes > 1:
         broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
@@ -201,7 +212,10 @@ def _optimizer(
         eps=train.epsilon,
         fused=device.type == "cuda",
     )
-    made = [(name, strategy.make_optimizer(trainables.masters, settings)) for name, strategy in strategies]
+    made = [
+        (name, _by(use, strategy.make_optimizer, trainables.masters, settings))
+        for use, (name, strategy) in zip(recipe.strategies, strategies, strict=True)
+    ]
     found = [(name, optimizer) for name, optimizer in made if optimizer is not None]
     if len(found) > 1:
         names = " and ".join(f'"{name}"' for name, _ in found)

@@ -121,11 +121,14 @@ def _wrong(record: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def blame(what: str) -> Iterator[None]:
-    """Around a call of a plugin's code: an error that is not meant for users becomes one that says what failed."""
+def blame(what: str, *, but: type[Exception] = FtError) -> Iterator[None]:
+    """Around a call of a plugin's code: an error that is not meant for users becomes one that says what failed.
+
+    Errors of the type `but` are let through too.
+    """
     try:
         yield
-    except FtError:
+    except (FtError, but):
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"{what} failed: {cause(error)}") from error

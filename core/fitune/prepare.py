@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fitune._version import __version__
+from fitune.contract import blame
 from fitune.dataflow import Batch, DataContext, Example, Stage
 from fitune.errors import DataError
 from fitune.options import to_table
@@ -112,7 +113,13 @@ def prepare(sources: Uses, stages: Uses, context: DataContext, recipe: Recipe, p
 def batch_maker(stages: Uses, context: DataContext) -> Stage:
     """The last stage, which turns lists of examples into batches."""
     last = stages[-1]
-    return last.record.make(last.options, context)
+    make = last.record.make(last.options, context)
+
+    def batches(micro_batches: Iterator[Any]) -> Iterator[Batch]:
+        with blame(f'data stage "{last.record.name}"'):
+            yield from make(micro_batches)
+
+    return batches
 
 
 def batches(rows: Sequence[Example], picks: Sequence[NDArray[np.int64]], make: Stage) -> Iterator[Batch]:
@@ -185,9 +192,10 @@ class _Chain:
         self.flow[name] = 0  # now, in the recipe's order, not when the first row comes by
 
         def counted() -> Iterator[T]:
-            for item in stream:
-                self.flow[name] += 1
-                yield item
+            with blame(f'data stage "{name}"'):
+                for item in stream:
+                    self.flow[name] += 1
+                    yield item
 
         return counted()
 

@@ -35,7 +35,7 @@ def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, mo
         "command": sys.argv[1:],
         "recipe": str(recipe.path),
         "model_commit": model_commit,
-        "git": _git(recipe.path.resolve().parent),
+        "git": _git(recipe.path.resolve()),
         "devices": _devices(),
     }
     (directory / "environment.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -48,13 +48,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(directory: Path) -> dict[str, object] | None:
-    """Commit of the repository that holds the recipe, and whether its tree was changed; None outside of one."""
+def _git(recipe: Path) -> dict[str, object] | None:
+    """Commit of the repository that holds the recipe, and whether the recipe or its tree differs from it; else None."""
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", str(recipe.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -63,7 +63,8 @@ def _git(directory: Path) -> dict[str, object] | None:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    tracked = git("ls-files", "--error-unmatch", recipe.name) is not None
+    return {"commit": commit, "changed": not tracked or bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def _devices() -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,9 @@ def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
         if parts.accelerator.is_main_process:
             events.saved(save(parts))
         parts.accelerator.wait_for_everyone()
+    except torch.OutOfMemoryError as raised:
+        error = RunError(_out_of_memory(raised, parts))
+        raise error from raised
     except BaseException as raised:
         error = raised
         raise
@@ -55,6 +59,8 @@ def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
             failures = registry.call_every(
                 "ft_run_finished", recipe=recipe, run=parts.run if parts else None, error=error
             )
+            for failure in failures if error is not None else failures[1:]:
+                print(f"error: {failure.message}", file=sys.stderr)  # what ended the run comes after it
             if failures and error is None:
                 raise failures[0]
     return parts.run
@@ -149,6 +155,15 @@ def measure_memory(device: torch.device) -> MemoryReport:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return MemoryReport(kind="host", peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, parts: Parts | None) -> str:
+    """What was asked for, and what a recipe can do about it."""
+    said = next((line for line in str(error).splitlines() if "Tried to allocate" in line), str(error))
+    used = {use.record.name for use in parts.run.recipe.strategies} if parts else set()
+    levers = [name for name in ("chunked-loss", "gradient-checkpointing", "expandable-segments") if name not in used]
+    fix = f"Add a [[memory.strategy]]: {', '.join(levers)}" if levers else "Lower [train] length or micro_batch"
+    return f"out of GPU memory {'in training' if parts else 'while loading'}: {said.strip()} {fix}"
 
 
 class _Events:
