@@ -44,13 +44,13 @@ KINDS = ["llama", "tied", "gemma2", "lora", "lora on the head"]
 def _model(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if kind == "gemma2":
-        capped = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0, attn_implementation="eager")
-        return Gemma2ForCausalLM(capped).train()
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=kind == "tied"))
+        capped: Any = Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=3.0))
+        return cast(PreTrainedModel, capped.train())
+    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=kind == "tied"))
     if not kind.startswith("lora"):
-        return model.train()
+        return cast(PreTrainedModel, model.train())
     targets = ["q_proj", "lm_head"] if kind == "lora on the head" else ["q_proj"]
-    return with_lora(model, *targets).train()
+    return cast(PreTrainedModel, with_lora(model, *targets).train())
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_without_gradients(kind: str, batch: Batch) -> None:
 @pytest.mark.parametrize("kind", ["llama", "lora on the head"])
 def test_bfloat16(kind: str, batch: Batch) -> None:
     """Against float32, the chunked gradients in bfloat16 are no further off than the plain ones are."""
-    model = _model(kind)
+    model: Any = _model(kind)
     _, exact = loss_and_gradients(plain_loss, model, batch)
     model = model.to(torch.bfloat16)
     must_match(model)

@@ -33,7 +33,7 @@ def _gather(trainables: Trainables, *gradients: list[Tensor]) -> None:
 
 
 def test_masters_are_float32_copies_of_lower_precision() -> None:
-    model = _model()
+    model: Any = _model()
     model[1].float()
     model[0].bias.requires_grad_(False)
     trainables = Trainables(model, masters=True)
@@ -116,7 +116,7 @@ def test_publishing_updates_the_model_and_frees_gradients() -> None:
     _gather(trainables, [torch.ones(p.shape) for p in trainables.parameters])
     with torch.no_grad():
         for master in trainables.masters:
-            master += 1.0
+            master.add_(1.0)
     trainables.publish()
     for parameter, master in zip(trainables.parameters, trainables.masters, strict=True):
         assert torch.equal(parameter, master.to(torch.bfloat16))

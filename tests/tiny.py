@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fitune import MemoryStrategy, NoOptions, OptimizerSettings, Run, Strategy, hookimpl
+from fitune import Batch, MemoryStrategy, NoOptions, OptimizerSettings, Run, Strategy, hookimpl
 from fitune.compose import Parts, compose
-from fitune.dataflow import Batch
 from fitune.listeners import MetricsFile
 from fitune.reader import read_recipe
 from fitune.run import run

@@ -54,8 +54,8 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     """A causal language model straight on its device. Raises `ModelError`.
 
     Safetensors are preferred; `.bin` files of old repositories go through torch's weights-only unpickler, which runs
-    no code. No request to convert the repository is sent to the hub on the way. A weight that is missing is an
-    error: transformers would make a random one up and go on.
+    no code. No request to convert the repository is sent to the hub on the way. A weight that is missing or
+    of another shape is an error: transformers would make a random one up and go on.
     """
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -70,6 +70,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             device_map={"": device},
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **arguments,
         )
     except pickle.UnpicklingError as error:
@@ -85,11 +86,11 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
         else:
             os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
-    missing = sorted(found["missing_keys"])
-    if missing:
+    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if wrong:
         raise ModelError(
-            f"the model {source} cannot be loaded: {len(missing)} of its weights are not in its files, e.g. "
-            f"{missing[0]}. Get a whole copy"
+            f"the model {source} cannot be loaded: {len(wrong)} of its weights are not in its files, or of another "
+            f"shape, e.g. {wrong[0]}. Get a whole copy"
         )
     assert isinstance(model, PreTrainedModel)
     return model
