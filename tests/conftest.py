@@ -43,8 +43,9 @@ def read(recipe_path: Path) -> Callable[..., Recipe]:
 
 @pytest.fixture(autouse=True)
 def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs that name no directory land in the test's own."""
+    """Runs that name no directory, and prepared data, land in the test's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
     return
 
 
