@@ -111,7 +111,7 @@ class Log:
 class Weight:
     """The key that every `[[data.source]]` takes beside its plugin's own."""
 
-    weight: Annotated[float, Gt(0)]
+    weight: Annotated[float, Gt(0)] = 1.0
     """How often each row of the source occurs in an epoch: 2 is twice, 0.5 is a random half of the rows."""
 
 
