@@ -121,9 +121,10 @@ def test_first_weights_come_from_the_seed(recipe_path: Path) -> None:
     assert not any(torch.equal(a, b) for a, b in pairs)
 
 
-def test_full_fine_tuning_saves_a_model(recipe_path: Path) -> None:
-    """With the model's own generation settings, which transformers calls invalid, as those of some models are."""
-    settings = '{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 257}'
+@pytest.mark.parametrize("wrong", ['"temperature": 0.9, "top_p": 0.6', '"num_beams": 1, "early_stopping": true'])
+def test_full_fine_tuning_saves_a_model(recipe_path: Path, wrong: str) -> None:
+    """With the model's own generation settings, which some versions of transformers load, but refuse to save."""
+    settings = f'{{{wrong}, "eos_token_id": 257}}'
     (recipe_path.parent / "model" / "generation_config.json").write_text(settings, encoding="utf-8")
     parts = parts_of(recipe_path, 'adapter={use="none"}')
     assert parts.run.trainable == parts.run.parameters
@@ -135,6 +136,8 @@ def test_full_fine_tuning_saves_a_model(recipe_path: Path) -> None:
     assert isinstance(again, PreTrainedModel)
     torch.testing.assert_close(_logits(again), _logits(parts.run.model))
     assert again.dtype == torch.float32
+    assert again.generation_config is not None
+    assert again.generation_config.eos_token_id == 257
 
 
 def test_only_the_adapter_changes(recipe_path: Path, tmp_path: Path) -> None:
