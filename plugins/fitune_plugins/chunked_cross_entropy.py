@@ -19,7 +19,7 @@ PROBE = 200.0
 def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
     """Sum of the cross-entropy over a batch's target tokens, as float32; equal to `fitune.loss.plain_loss`."""
     inner = _unwrapped(model)
-    hidden = cast(Any, inner.base_model)(input_ids=batch.input_ids, use_cache=False)[0]
+    hidden = cast(Any, inner.base_model)(**batch.inputs())[0]
     labels = batch.labels[:, 1:].flatten()
     # The count is known from the host, so that no device waits for it.
     chosen = (labels != IGNORED).nonzero_static(size=batch.targets).squeeze(1)
