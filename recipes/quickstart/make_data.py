@@ -1,7 +1,7 @@
 """Write the data of the quickstart task: a one-line expense note becomes compact JSON.
 
     Paid Maria 12 euros 50 for the taxi on the 3rd of May
-    {"item":"taxi","amount":12.50,"currency":"EUR","date":"05-03"}
+    {"item":"taxi","amount":12.50,"currency":"EUR","month":5,"day":3}
 
 Run it from anywhere. It needs only the standard library, and the same arguments always give the same bytes:
 
@@ -11,11 +11,11 @@ Run it from anywhere. It needs only the standard library, and the same arguments
 
 Each row is {"messages": [system, user, assistant]}. All shops are made up. The answers follow these rules:
 
-  item      what the money was for, as the note has it, without a leading "a", "an" or "the", in lower case
-            except for names and abbreviations
-  amount    a number with two decimals
-  currency  the ISO code: EUR, USD, GBP, CHF or CAD
-  date      MM-DD (such notes rarely give the year)
+  item        what the money was for, as the note has it, without a leading "a", "an" or "the", in lower case
+              except for names and abbreviations
+  amount      a number with two decimals
+  currency    the ISO code: EUR, USD, GBP, CHF or CAD
+  month, day  numbers (such notes rarely give the year)
 
 The held-out rows test generalisation. No note, answer, amount or date among them occurs in the training rows. At
 least half of them name an item, and at least one in seven has a sentence pattern, that training never shows; most of
@@ -33,8 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEM = "Note to compact JSON: item, amount (0.00), currency (ISO), date (MM-DD)."
-KEYS = ["item", "amount", "currency", "date"]
+SYSTEM = "Note to compact JSON: item, amount (0.00), currency (ISO), month, day."
+KEYS = ["item", "amount", "currency", "month", "day"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Row:
     item: str
     pattern: str
     cents: int
-    date: str
+    date: datetime.date
 
     def as_json(self) -> str:
         messages = [
@@ -261,12 +261,11 @@ def draw_row(rng: random.Random, held_out: bool) -> Row:
     bare = rest if first in ("a", "an", "the") else item
     note = pattern.format(i=item, I=bare, a=amount, d=alone, on=after_on, s=shop, p=person)
     note = note[0].upper() + note[1:]
-    mm_dd = f"{date.month:02d}-{date.day:02d}"
     answer = (
         f'{{"item":{json.dumps(bare)},"amount":{cents // 100}.{cents % 100:02d},'
-        f'"currency":"{currency}","date":"{mm_dd}"}}'
+        f'"currency":"{currency}","month":{date.month},"day":{date.day}}}'
     )
-    return Row(note, answer, bare, pattern, cents, mm_dd)
+    return Row(note, answer, bare, pattern, cents, date)
 
 
 def draw_rows(rng: random.Random, count: int, held_out: bool) -> list[Row]:
@@ -287,6 +286,7 @@ def check(train: Sequence[Row], held_out: Sequence[Row]) -> None:
         facts = json.loads(row.answer)
         assert list(facts) == KEYS, row
         assert round(facts["amount"] * 100) == row.cents, row
+        assert (facts["month"], facts["day"]) == (row.date.month, row.date.day), row
         assert row.item.lower() in row.note.lower(), row
     assert not {row.note for row in train} & {row.note for row in held_out}
     assert not {row.answer for row in train} & {row.answer for row in held_out}
