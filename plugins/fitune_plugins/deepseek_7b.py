@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
+from fitune_plugins.chat_template import named
 from fitune_plugins.hf import DType, check_path, first_line, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -25,20 +26,6 @@ SHAPE = {
     "vocab_size": 102400,
 }
 """The configuration of the published model (arXiv 2401.02954, table 2)."""
-
-# The chat format of the published chat model, for the base model's tokenizer, which has none: a system text and two
-# line ends; "User: " and "Assistant: " turns; an end-of-text token behind each answer.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{ 'User: ' + message['content'] + '\n\n' }}
-{%- elif message['role'] == 'assistant' -%}{{ 'Assistant: ' + message['content'] + eos_token }}
-{%- elif message['role'] == 'system' -%}{{ message['content'] + '\n\n' }}
-{%- else -%}{{ raise_exception('DeepSeek-LLM knows the roles system, user and assistant') }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +68,7 @@ def _tokenizer(options: DeepSeek7bOptions) -> PreTrainedTokenizerBase:
             )
     tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = named("deepseek-llm")  # the chat model's, for the base model, which has none
     return tokenizer
 
 
