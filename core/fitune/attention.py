@@ -41,6 +41,9 @@ class Isolation:
     reason: str = ""
     """Why there is a mask, which costs memory and time; empty without one."""
 
+    def __str__(self) -> str:
+        return f"{self.by}; variable-length attention is faster, but {self.reason}" if self.reason else self.by
+
 
 def isolate_documents(model: nn.Module) -> Isolation:
     """Make the model, as it will be trained, keep the documents of packed rows apart; call it last, before a run.

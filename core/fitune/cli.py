@@ -120,12 +120,17 @@ def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out:
     registry = settings.registry()
     read = read_recipe(recipe, registry, overrides)
     directory = out or Path("runs") / f"{read.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    main_process = int(os.environ.get("RANK", "0")) == 0
+    main_process = _is_main_process()
     made = _make_directory(directory) if main_process else []
     try:
         _train(read, registry, directory, main_process)
     finally:
         _remove_if_empty(made)
+
+
+def _is_main_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bool) -> None:
@@ -246,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FtError as error:
         if settings.debug:
             traceback.print_exception(error)
-        else:
+        elif _is_main_process():  # the others fail for the same reason, and would say the same
             for line in error.lines:
                 click.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)

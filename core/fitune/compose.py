@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, broadcast, set_seed
 from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
+from fitune.attention import isolate_documents
 from fitune.contract import blame
 from fitune.dataflow import Example
 from fitune.errors import ModelError, PluginError, RunError
@@ -88,6 +89,8 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
     held_out = held_out_data(recipe, context)
 
     model = _model(recipe, strategies, accelerator)
+    if any(use.record.packs for use in recipe.stages):
+        plan = replace(plan, notices=(*plan.notices, f"packed documents are kept apart by {isolate_documents(model)}"))
     _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units

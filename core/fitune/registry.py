@@ -101,6 +101,7 @@ class Registry:
         self._homes = set(BUILT_IN)
         self.plugins: dict[str, Plugin] = {}
         self.provided: list[Provided] = []
+        self._errors: dict[str, BaseException] = {}
 
     @classmethod
     def open(cls, *, third_party: bool = True, trace: Callable[[str], None] | None = None) -> Registry:
@@ -121,7 +122,7 @@ class Registry:
         name = os.path.normpath(path)
         plugin = self.plugins.get(name) or self._load(name, "file", None, lambda: _import_file(path))
         if plugin.cause is not None:
-            raise PluginError(f"plugin {path}: {plugin.cause}")
+            raise PluginError(f"plugin {path}: {plugin.cause}") from self._errors.get(name)
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object that is a plugin. Raises `PluginError` if it is broken."""
@@ -215,6 +216,7 @@ class Registry:
         except (Exception, SystemExit) as error:
             if self._manager.has_plugin(shown):
                 self._manager.unregister(name=shown)
+            self._errors[shown] = error
             plugin = replace(plugin, hooks=(), cause=contract.cause(error).removeprefix(f"plugin {shown}: "))
         self.plugins[shown] = plugin
         return plugin

@@ -48,6 +48,7 @@ def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
         if parts.accelerator.is_main_process:
             events.saved(save(parts))
         parts.accelerator.wait_for_everyone()
+        parts.accelerator.end_training()
     except torch.OutOfMemoryError as raised:
         error = RunError(_out_of_memory(raised, parts))
         raise error from raised

@@ -2,18 +2,20 @@
 
 An entry of the cache is a directory named by a key, with `rows.arrow` and `meta.json`. It is built under a lock, in a
 directory of another name that is renamed once it is whole: whoever finds an entry finds all of it, and processes that
-want the same one wait for a single build.
+want the same one wait for a single build. An entry that cannot be read is built anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS_IN_BATCH = 1024
-"""Rows in an Arrow record batch: position n is row n % 1024 of batch n // 1024."""
+"""Most rows in an Arrow record batch, which is what a writer holds in memory."""
+TOKENS_IN_BATCH = 2**22
+"""A record batch ends with the row that reaches so many tokens: long rows would fill the memory, and overflow Arrow's
+offsets of 32 bits."""
 
 Build = Callable[["Writer"], Mapping[str, Any]]
 """Writes the rows of an entry and gives what `meta.json` is to say of them."""
@@ -50,12 +55,15 @@ class Rows(Sequence[Example]):
         try:
             self.meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
             reader = pa.ipc.open_file(pa.memory_map(str(directory / "rows.arrow")))
-            self._batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
+            batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
+            self._files: list[str] = self.meta["files"]
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(
                 f"the prepared data in {directory} cannot be read: {error}. Delete that directory"
             ) from error
-        self._rows: int = sum(batch.num_rows for batch in self._batches)
+        self._batches = [_Columns(batch) for batch in batches]
+        self._ends = list(accumulate(batch.num_rows for batch in batches))
+        self._rows = self._ends[-1] if self._ends else 0
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -72,14 +80,24 @@ class Rows(Sequence[Example]):
         number = int(row) + (self._rows if row < 0 else 0)
         if not 0 <= number < self._rows:
             raise IndexError(row)
-        batch, at = self._batches[number // ROWS_IN_BATCH], number % ROWS_IN_BATCH
-        file = self.meta["files"][batch.column("file")[at].as_py()]
+        part = bisect_right(self._ends, number)
+        columns = self._batches[part]
+        at = number - (self._ends[part - 1] if part else 0)
         return Example(
-            input_ids=_slice(batch, "input_ids", at),
-            labels=_slice(batch, "labels", at),
-            lengths=tuple(_slice(batch, "lengths", at).tolist()),
-            origin=Origin(file=file, row=batch.column("row")[at].as_py()),
+            input_ids=columns.input_ids(at),
+            labels=columns.labels(at),
+            lengths=tuple(columns.lengths(at).tolist()),
+            origin=Origin(file=self._files[columns.file[at]], row=int(columns.row[at])),
         )
+
+
+class _Columns:
+    """The columns of a record batch, as arrays that lie in the mapped file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.input_ids, self.labels, self.lengths = (_lists_of(batch, n) for n in ("input_ids", "labels", "lengths"))
+        self.file = batch.column("file").to_numpy(zero_copy_only=True)
+        self.row = batch.column("row").to_numpy(zero_copy_only=True)
 
 
 class Writer:
@@ -105,10 +123,9 @@ class Writer:
         """Write all examples; gives their number."""
         import pyarrow as pa
 
-        stream = iter(examples)
         written = 0
         with pa.OSFile(str(self._file), "wb") as sink, pa.ipc.new_file(sink, self._schema) as out:
-            while part := list(islice(stream, ROWS_IN_BATCH)):
+            for part in _parts(examples):
                 out.write_batch(self._batch(part))
                 written += len(part)
         return written
@@ -137,34 +154,27 @@ class Stored:
     _temporary: tempfile.TemporaryDirectory[str] | None = None
 
 
-def build_or_open(key: str | None, build: Build) -> Stored:
+def build_or_open(key: str | None, build: Build, tell: Callable[[str], None] = lambda notice: None) -> Stored:
     """The entry of this key, built if it is not there; without a key, an entry for this process alone.
 
-    Raises `DataError`, and what `build` raises; either way nothing is left behind.
+    `tell` gets a notice where an entry was damaged. Raises `DataError`, and what `build` raises; either way nothing is
+    left behind.
     """
     if key is None:
         temporary = tempfile.TemporaryDirectory(prefix="fitune-")
         _write(Path(temporary.name), build)
         return Stored(rows=Rows(Path(temporary.name)), hit=False, _temporary=temporary)
-    from filelock import FileLock
-
     root = cache_directory()
-    entry = root / key
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{key}.lock"):
-            if entry.is_dir():
-                return Stored(rows=Rows(entry), hit=True)
-            partial = root / f"{key}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-            partial.mkdir()
-            try:
-                _write(partial, build)
-                partial.replace(entry)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            return Stored(rows=Rows(entry), hit=False)
+        if (found := _whole(root / key)) is not None:  # no lock, so that a cache may be one that can only be read
+            return Stored(rows=found, hit=True)
+        with _locked(root, key):
+            if (found := _whole(root / key)) is not None:  # built by another process while this one waited
+                return Stored(rows=found, hit=True)
+            if (root / key).exists():
+                tell(f"the prepared data in {root / key} are damaged, and are prepared anew")
+                shutil.rmtree(root / key)
+            return Stored(rows=_built(root, key, build), hit=False)
     except OSError as error:
         raise DataError(
             f"prepared data cannot be kept in {root}: {error.strerror or error}. Set FT_CACHE to another directory, "
@@ -172,13 +182,67 @@ def build_or_open(key: str | None, build: Build) -> Stored:
         ) from error
 
 
+def _whole(entry: Path) -> Rows | None:
+    """An entry, if it is there and can be read."""
+    if not entry.is_dir():
+        return None
+    try:
+        return Rows(entry)
+    except DataError:
+        return None
+
+
+@contextlib.contextmanager
+def _locked(root: Path, key: str) -> Iterator[None]:
+    """Be the one process that builds an entry."""
+    from filelock import FileLock
+
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f"{key}.lock")
+    with lock:
+        try:
+            yield
+        finally:
+            # While it is held: filelock sees that what it locked is no longer there, and tries again.
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _built(root: Path, key: str, build: Build) -> Rows:
+    partial = root / f"{key}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    partial.mkdir()
+    try:
+        _write(partial, build)
+        partial.replace(root / key)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Rows(root / key)
+
+
 def _write(directory: Path, build: Build) -> None:
-    writer = Writer(directory / "rows.arrow")
-    meta = {**build(writer), "files": list(writer.files)}
-    with (directory / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(meta, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write rows and what is said of them, down to the disk: an entry must not lose a part when the power fails."""
+    rows, meta = directory / "rows.arrow", directory / "meta.json"
+    writer = Writer(rows)
+    said = build(writer)
+    meta.write_text(json.dumps({**said, "files": list(writer.files)}), encoding="utf-8")
+    for file in (rows, meta):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def _parts(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples of one record batch each."""
+    part: list[Example] = []
+    tokens = 0
+    for example in examples:
+        part.append(example)
+        tokens += len(example.input_ids)
+        if len(part) == ROWS_IN_BATCH or tokens >= TOKENS_IN_BATCH:
+            yield part
+            part, tokens = [], 0
+    if part:
+        yield part
 
 
 def _lists(arrays: Sequence[NDArray[np.int32]]) -> pa.ListArray:
@@ -190,8 +254,9 @@ def _lists(arrays: Sequence[NDArray[np.int32]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), type=pa.int32()))
 
 
-def _slice(batch: pa.RecordBatch, name: str, at: int) -> NDArray[np.int32]:
+def _lists_of(batch: pa.RecordBatch, name: str) -> Callable[[int], NDArray[np.int32]]:
+    """From a row's place in a batch to a copy of its list."""
     column = batch.column(name)
-    first, last = column.offsets[at].as_py(), column.offsets[at + 1].as_py()
-    values: NDArray[np.int32] = column.values.slice(first, last - first).to_numpy(zero_copy_only=True)
-    return values.copy()
+    offsets: NDArray[np.int32] = column.offsets.to_numpy(zero_copy_only=True)
+    values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
+    return lambda at: values[offsets[at] : offsets[at + 1]].copy()
