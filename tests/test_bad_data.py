@@ -18,7 +18,7 @@ from fitune_plugins import jsonl
 from light import LIGHT, write_light
 
 GOOD = '{"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}\n'
-PAIRS = ("data.stage.0.prompt=question", "data.stage.0.completion=answer")
+PAIRS = ('data.stage=[{use="prompt-completion", prompt="question", completion="answer"}, {use="chat"}]',)
 WANTED = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 REFUSING = "{{ raise_exception('roles must\\nalternate') }}"
 ADDING = "{% for message in messages %}{{ 'turn ' + loop.index }}{% endfor %}"
@@ -72,9 +72,9 @@ CASES = (
     case("nested without end", "[" * 200_000, "{data}:1: JSON that cannot be read: it is nested too deeply"),
     case("blank lines alone", "\n  \n\n", "no row is left to train on: the sources are empty"),
     # -------------------------------------------------------------------------------------------------- columns
-    case("misspelled column", row(mesages=[]), '{data}:1: no column "messages". Did you mean "mesages"? Name the column in the stage\'s table: messages = ...'),
+    case("misspelled column", row(mesages=[]), '{data}:1: the format cannot be told by its columns: mesages. Is "mesages" to be "messages"? Name a format and its columns in a [[data.stage]] before "chat"'),
     case("other columns", GOOD + row(text="a", id=1), '{data}:2: no column "messages". Known: id, text. Name the column in the stage\'s table: messages = ...'),
-    case("empty object", "{}\n", '{data}:1: no column "messages". No name is known here. Name the column in the stage\'s table: messages = ...'),
+    case("empty object", "{}\n", '{data}:1: the format cannot be told by its columns: none. Name a format and its columns: [[data.stage]] use = "prompt-completion", prompt = ..., completion = ...'),
     case("no column of questions", row(answer="1"), '{data}:1: no column "question". Known: answer. Name the column in the stage\'s table: prompt = ...', sets=PAIRS),
     case("no column of answers", row(question="1", anser="1"), '{data}:1: no column "answer". Did you mean "anser"? Name the column in the stage\'s table: completion = ...', sets=PAIRS),
     case("question is a number", row(question=1, answer="1"), '{data}:1: column "question" is 1, not a text', sets=PAIRS),
@@ -86,17 +86,17 @@ CASES = (
     case("message without a role", turns(user("1"), {"from": "gpt", "value": "1"}), "{data}:1: message 2 is not an object with a role and a content. It has: from, value"),
     case("role is a number", turns({"role": 1, "content": "1"}), "{data}:1: message 1 is not an object with a role and a content. It has: role, content"),
     case("message without content", turns({"role": "user"}), '{data}:1: message 1 (user): "content" is null, not a text'),
-    case("content is a list", turns(user([{"type": "text"}])), '{data}:1: message 1 (user): "content" is [{"type": "text"}], not a text'),
-    case("content with half a character", turns(user("1?"), assistant("1 \ud83d")), '{data}:1: message 2 (assistant): "content" holds half a character (at 2). Leave it out'),
+    case("content is a list", turns(user([{"type": "text"}])), '{data}:1: message 1 (user): "content": a part of it is null, not a text'),
+    case("content with half a character", turns(user("1?"), assistant("1 \ud83d")), "{data}:1: JSON that cannot be read: \\ud83d is half a character: text was cut inside a surrogate pair"),
     case("no turn of the assistant", turns({"role": "system", "content": "s"}, user("1?")), '{data}:1: no message has the role "assistant", so there is nothing to train on. Roles: system, user'),
     # ------------------------------------------------------------------------------------------------ templates
-    case("template refuses", GOOD, "{data}:1: the chat template refuses it: roles must alternate", template=REFUSING),
+    case("template refuses", GOOD, "{data}:1: the chat template refuses it: roles must alternate. Join messages of one role that follow each other", template=REFUSING),
     case("template fails", GOOD, '{data}:1: the chat template refuses it: can only concatenate str (not "int") to str', template=ADDING),
-    case("template forgets", turns(user("a"), assistant("b"), user("c"), assistant("d")), "{data}:1: the chat template renders message 2 in another way when more follow, so the assistant's part cannot be told exactly", template=FORGETTING),
-    case("no template", GOOD, 'the tokenizer has no chat template, which the stage "chat" needs. Use a model with one (an "instruct" or "chat" model)', template=""),
+    case("template forgets", turns(user("a"), assistant("b"), user("c"), assistant("d")), "{data}:1: message 2 is rendered in a way that does not show exactly which text is its own. Use a template with {% generation %} marks, by template_file", template=FORGETTING),
+    case("no template", GOOD, 'the tokenizer has no chat template, which the stage "chat" needs. Use a model with one (an "instruct" or "chat" model), or name one: template = one of chatml, deepseek-llm, gemma, llama-2, llama-3, mistral, phi-3, qwen, vicuna, zephyr', template=""),
     # ------------------------------------------------------------------------------------------ nothing is left
-    case("no target after truncation", GOOD * 2, "no row is left to train on (rows cut at the right: 2; rows left out: no token to train on: 2)", sets=["train.length=4"]),
-    case("every row dropped", GOOD * 3, "no row is left to train on (rows dropped: too long: 3)", sets=["train.length=4", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]']),
+    case("no target after truncation", GOOD * 2, "no row is left to train on (rows read as messages: 2; rows cut at the right: 2; rows left out: no token to train on: 2)", sets=["train.length=4"]),
+    case("every row dropped", GOOD * 3, "no row is left to train on (rows read as messages: 3; rows dropped: too long: 3)", sets=["train.length=4", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]']),
     case("bad row of held-out data", GOOD, "{held_out}:1: not a JSON object: 3. Write one JSON object a line", sets=['eval.source=[{use="jsonl", path="held_out.jsonl"}]']),
 )  # fmt: skip
 

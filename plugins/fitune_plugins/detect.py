@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -10,6 +11,9 @@ from fitune import Conversation, DataContext, DataError, DataStage, NoOptions, R
 from fitune.dataflow import Stage
 from fitune_plugins import formats
 from fitune_plugins.turns import bad
+
+COLUMNS = ("messages", "conversations", "instruction", "output", "prompt", "completion")
+"""The columns that formats are told by."""
 
 Read = Callable[[Row], Conversation]
 
@@ -50,11 +54,17 @@ def _found(row: Row) -> tuple[str, Read]:
     if "prompt" in values and "completion" in values:
         return "prompt-completion", _prompt_completion
     names = ", ".join(map(str, values)) or "none"
+    raise bad(row.origin, f"the format cannot be told by its columns: {names}", _fix(values))
+
+
+def _fix(values: Mapping[str, Any]) -> str:
+    """What to do about columns that are of no known format."""
     if "text" in values:
-        fix = 'To train on whole texts, add a [[data.stage]] with use = "plain-text" in place of "chat"'
-    else:
-        fix = 'Name a format and its columns: [[data.stage]] use = "prompt-completion", prompt = ..., completion = ...'
-    raise bad(row.origin, f"the format cannot be told by its columns: {names}", fix)
+        return 'To train on whole texts, add a [[data.stage]] with use = "plain-text" in place of "chat"'
+    for name in values:
+        for meant in difflib.get_close_matches(str(name), COLUMNS, n=1, cutoff=0.8):
+            return f'Is "{name}" to be "{meant}"? Name a format and its columns in a [[data.stage]] before "chat"'
+    return 'Name a format and its columns: [[data.stage]] use = "prompt-completion", prompt = ..., completion = ...'
 
 
 def _make(options: NoOptions, context: DataContext) -> Stage:
