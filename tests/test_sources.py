@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -167,23 +167,24 @@ def test_rows_are_read_as_they_are_asked_for(
     assert all(file.closed for file in opened.files.values())
 
 
-def test_parquet_is_read_by_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_read_as_its_rows_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    content = os.urandom(1 << 19).hex()
-    table = pyarrow.table({"text": [content[at : at + 1024] for at in range(0, len(content), 1024)]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=64)
-    took: list[int] = []
-    rows_of = parquet._rows
+    taken: list[int] = []
 
-    def noted(batch: pyarrow.RecordBatch) -> Any:
-        took.append(batch.num_rows)
-        return rows_of(batch)
+    class Noted(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            taken.append(len(data or b""))
+            return data or b""
 
-    monkeypatch.setattr(parquet, "_rows", noted)
-    rows = read(parquet, tmp_path / "a.parquet")
-    assert len(list(islice(rows, 10))) == 10
-    assert sum(took) <= parquet.ROWS
-    assert len(list(rows)) == 1024 - 10
-    assert max(took) <= parquet.ROWS
+    file = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [os.urandom(512).hex() for _ in range(16_000)]})
+    pyarrow.parquet.write_table(table, file, row_group_size=8_000, compression="none", use_dictionary=False)
+    rows = read(parquet, file)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Noted(path))
+    assert next(rows).values == table.slice(0, 1).to_pylist()[0]
+    assert sum(taken) <= 3 * parquet.READ < file.stat().st_size / 5
+    assert len(list(rows)) == 15_999
+    assert max(taken) <= 2 * parquet.READ

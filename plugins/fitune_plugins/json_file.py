@@ -1,7 +1,7 @@
 """Data source `json`: local files that are one JSON array of objects, or an object that holds such an array.
 
-Python's JSON reader needs the whole text, so a file of this kind is read whole, but its rows are made one by one. What
-does not fit into memory belongs into JSON Lines (`jsonl`), which is read line by line.
+Python's JSON reader needs the whole text, so a file of this kind is read whole (memory: twice its size if it is ASCII),
+and may have 512 MiB at most; its rows are made one by one. More belongs into JSON Lines (`jsonl`), read line by line.
 """
 
 from __future__ import annotations

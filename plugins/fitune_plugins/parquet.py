@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROWS = 256
 """Rows that are decoded at a time."""
+READ = 1 << 20
+"""Bytes of a column that are read at a time: without this, and with pre-buffering, the file fills the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def _parquet_file(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
                 shutil.copyfileobj(packed, source)
         else:
             source = stack.enter_context(path.open("rb"))
-        yield stack.enter_context(pyarrow.parquet.ParquetFile(source))
+        yield stack.enter_context(pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=READ))
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
