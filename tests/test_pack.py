@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,16 +17,11 @@ PAD = 99
 REGISTRY = open_registry()
 
 
-def make(name: str, counts: Counter[str] | None = None, *, length: int = 16, **options: object) -> Any:
+def make(name: str, *, length: int = 16, **options: object) -> Any:
     """A stage as a run makes it."""
-
-    def count(what: str) -> None:
-        if counts is not None:
-            counts[what] += 1
-
     record = REGISTRY.find(DataStage, name)
     tokenizer = cast(Any, SimpleNamespace(pad_token_id=PAD))
-    return record.make(record.options(**options), DataContext(tokenizer=tokenizer, length=length, seed=0, count=count))
+    return record.make(record.options(**options), DataContext(tokenizer=tokenizer, length=length, seed=0))
 
 
 def example(tokens: int, first: int = 1, *, prompt: int = 0, row: int = 1) -> Example:
@@ -95,13 +89,6 @@ def test_a_buffer_at_a_time() -> None:
     assert next(rows).lengths == (4, 4)
     assert read == [0, 1]
     assert [row.input_ids[0] for row in rows] == [20, 40]
-
-
-def test_documents_without_a_target_are_left_out_and_counted() -> None:
-    counts: Counter[str] = Counter()
-    rows = list(make("pack", counts)(iter([example(5), example(4, prompt=4), example(1), example(3)])))
-    assert [row.lengths for row in rows] == [(5, 3)]
-    assert counts == {"documents packed into rows": 2, "rows left out: no token to train on": 2}
 
 
 def test_nothing_to_pack() -> None:

@@ -22,7 +22,7 @@ from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
-from fitune.prepare import Prepared, batch_maker, context_of, held_out_data, training_data
+from fitune.prepare import UNWATCHED, Prepared, Watch, batch_maker, context_of, held_out_data, training_data
 from fitune.recipe import Recipe, Use
 from fitune.records import OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
@@ -71,8 +71,8 @@ class Parts:
             yield
 
 
-def compose(recipe: Recipe, directory: Path) -> Parts:
-    """Load, adapt and prepare everything. Raises the errors of `fitune.errors`."""
+def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
+    """Load, adapt and prepare everything, data under this watch. Raises the errors of `fitune.errors`."""
     strategies = tuple((use.record.name, _by(use, use.record.make, use.options)) for use in recipe.strategies)
     plan = Plan()
     for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
@@ -85,8 +85,8 @@ def compose(recipe: Recipe, directory: Path) -> Parts:
 
     tokenizer = _by(recipe.model, recipe.model.record.load_tokenizer, recipe.model.options)
     context = context_of(recipe, tokenizer)
-    data = training_data(recipe, context)
-    held_out = held_out_data(recipe, context)
+    data = training_data(recipe, context, watch)
+    held_out = held_out_data(recipe, context, watch)
 
     model = _model(recipe, strategies, accelerator)
     if any(use.record.packs for use in recipe.stages):

@@ -31,10 +31,6 @@ def _make(options: PackOptions, context: DataContext) -> Stage:
                     f"{example.origin}: {len(example.input_ids)} tokens do not fit into a row of [train] length = "
                     f'{context.length}. Add a [[data.stage]] with use = "truncate" before "pack"'
                 )
-            if not example.targets:  # unseen in a row once it is packed
-                context.count("rows left out: no token to train on")
-                continue
-            context.count("documents packed into rows")
             held.append(example)
             tokens += len(example.input_ids)
             if tokens >= options.buffer_tokens:
@@ -81,4 +77,5 @@ def ft_data_stages() -> Iterable[DataStage[PackOptions]]:
         takes="examples",
         gives="examples",
         make=_make,
+        packs=True,
     )
