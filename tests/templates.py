@@ -199,9 +199,11 @@ def context(made: PreTrainedTokenizerBase, counted: list[str] | None = None, *, 
 
 
 def conversation(*turns: str | dict[str, Any], tools: Sequence[Any] = ()) -> Conversation:
-    """A conversation that begins with a question and alternates; other messages are given whole."""
-    roles = iter(["user", "assistant"] * len(turns))
-    messages = [turn if isinstance(turn, dict) else {"role": next(roles), "content": turn} for turn in turns]
+    """A conversation in which questions and answers alternate; other messages are given whole."""
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        role = "assistant" if messages and messages[-1]["role"] == "user" else "user"
+        messages.append(turn if isinstance(turn, dict) else {"role": role, "content": turn})
     return Conversation(messages=tuple(messages), origin=Origin(file="data.jsonl", row=1), tools=tuple(tools))
 
 
