@@ -74,7 +74,7 @@ CASES = (
         "unknown array of tables",
         [("[[data.stage]]", "[[stage]]")],
         [
-            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: chat",
+            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt",
             'r.toml:18: [stage]: unknown table "stage". Known: adapter, data, eval, log, memory, model, name, plugins, seed, train',
         ],
     ),
@@ -275,7 +275,7 @@ CASES = (
     case(
         "[eval] without data",
         [above(TRAIN, "[eval]\nexact_match = true")],
-        ["r.toml:21: [eval]: no data to evaluate on. Add an [[eval.source]], or remove [eval]"],
+        ['r.toml:21: [eval]: no data to evaluate on. Add an [[eval.source]] or "fraction", or remove [eval]'],
     ),
     # ------------------------------------------------------------------------------------------------------- missing
     case("no name", [('name = "light"\n', "")], ['r.toml: "name" is missing. Add it; it takes: string']),
@@ -367,35 +367,35 @@ CASES = (
         "stage before what it needs",
         [below("[[data.stage]]", 'use = "truncate"\n\n[[data.stage]]')],
         [
-            'r.toml:18: [data.stage]: "truncate" takes examples, but what comes to it is rows. Stages that take rows: chat'
+            'r.toml:18: [data.stage]: "truncate" takes examples, but what comes to it is rows. Stages that take rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt'
         ],
     ),
     case(
         "same stage twice",
         [above(TRAIN, '[[data.stage]]\nuse = "chat"')],
         [
-            'r.toml:21: [data.stage]: "chat" takes rows, but what comes to it is documents. Stages that take documents: tokenize'
+            'r.toml:21: [data.stage]: "chat" takes conversations, but what comes to it is documents. Stages that take documents: tokenize'
         ],
     ),
     case(
         "stages that do not end with batches",
         [('[[data.stage]]\nuse = "chat"\n', "")],
         [
-            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: chat"
+            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt"
         ],
     ),
     case(
         "stage under [[data.source]]",
         [('use = "jsonl"\npath = "data.jsonl"', 'use = "chat"')],
         [
-            'r.toml:14: [data.source]: "chat" is a stage, not a source. Move it to [[data.stage]]; sources: hf-dataset, jsonl'
+            'r.toml:14: [data.source]: "chat" is a stage, not a source. Move it to [[data.stage]]; sources: csv, hf-dataset, json, jsonl, parquet, txt'
         ],
     ),
     case(
         "stage under [[eval.source]]",
         [above(TRAIN, '[[eval.source]]\nuse = "chat"')],
         [
-            'r.toml:21: [eval.source]: "chat" is a stage, not a source. Move it to [[data.stage]]; sources: hf-dataset, jsonl'
+            'r.toml:21: [eval.source]: "chat" is a stage, not a source. Move it to [[data.stage]]; sources: csv, hf-dataset, json, jsonl, parquet, txt'
         ],
     ),
     case(
@@ -404,9 +404,9 @@ CASES = (
         ['r.toml:18: [data.stage]: "jsonl" is a source, not a stage. Move it to [[data.source]]'],
     ),
     case(
-        "half of a pair of columns",
+        "column of a format in the table of another stage",
         [below('use = "chat"', 'prompt = "question"')],
-        ['r.toml:20: [data.stage] prompt: "prompt" is given without "completion". Name the column of "completion"'],
+        ['r.toml:20: [data.stage] prompt: unknown key "prompt". Known: loss, system, template, template_file'],
     ),
     # --------------------------------------------------------------------------------------------------------- files
     case(
@@ -422,7 +422,9 @@ CASES = (
     case(
         "directory for a data file",
         [('"data.jsonl"', '"model"')],
-        ["r.toml:16: [data.source] path: not a file: {here}/model. Give the path of a JSON Lines file"],
+        [
+            "r.toml:16: [data.source] path: no JSON Lines file in the directory {here}/model. It takes files that end in .jsonl, .ndjson (and these with .gz, .bz2, .xz, .zst)"
+        ],
     ),
     case(
         "home of a user that there is not",

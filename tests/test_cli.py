@@ -53,10 +53,10 @@ def python(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]
 def test_help_names_every_command(capsys: Capture) -> None:
     text = ft("--help", "--no-third-party", capsys=capsys)
     commands = text.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in commands.splitlines()] == ["check", "plugins", "run"]
+    assert [line.split()[0] for line in commands.splitlines()] == ["check", "data", "plugins", "run"]
 
 
-@pytest.mark.parametrize("command", ["", "run", "check", "plugins", "plugins show"])
+@pytest.mark.parametrize("command", ["", "run", "check", "data", "plugins", "plugins show"])
 def test_every_command_has_help_and_the_common_switches(command: str, capsys: Capture) -> None:
     text = ft(*command.split(), "-h", capsys=capsys)
     assert text.startswith("Usage: ft ")
@@ -84,7 +84,8 @@ def test_plugins_lists_every_provider_with_its_kind(capsys: Capture) -> None:
     assert lines[0].split() == ["KIND", "NAME", "PLUGIN", "VERSION", "SUMMARY"]
     assert len(lines) == 1 + len(provided)
     for one in provided:
-        (line,) = [line for line in lines if line.startswith(f"{one.kind} ") and f" {one.record.name} " in line]
+        starts = f"{one.kind} {one.record.name} {one.plugin} ".split()
+        (line,) = [line for line in lines if line.split()[: len(starts)] == starts]
         assert line.endswith(one.record.summary)
         assert f" {one.plugin} " in line
         assert f" {__version__} " in line
@@ -173,7 +174,7 @@ def test_plugins_show_of_a_plugin_that_is_broken(capsys: Capture, monkeypatch: p
 def test_check_names_what_it_found_good(tmp_path: Path, capsys: Capture) -> None:
     write_light(tmp_path)
     assert ft("check", "r.toml", "--no-third-party", capsys=capsys) == (
-        "r.toml: no problem found (hf, lora, accumulation, jsonl, chat, tokenize, truncate, pad)\n"
+        "r.toml: no problem found (hf, lora, accumulation, jsonl, detect, chat, tokenize, truncate, pad)\n"
     )
 
 

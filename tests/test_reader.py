@@ -111,7 +111,7 @@ def test_what_is_written_is_explicit(light: Path) -> None:
     assert table["adapter"] == {
         "use": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"], "dtype": "base"
     }  # fmt: skip
-    assert [stage["use"] for stage in table["data"]["stage"]] == ["chat", "tokenize", "truncate", "pad"]
+    assert [stage["use"] for stage in table["data"]["stage"]] == ["detect", "chat", "tokenize", "truncate", "pad"]
     assert table["train"]["beta2"] == 0.999
     assert "eval" not in table
 
@@ -151,12 +151,39 @@ def test_a_path_may_start_at_home(light: Path, tmp_path: Path, monkeypatch: pyte
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-@pytest.mark.parametrize("name", ["mine.jsonl", "mine", "with space = and #.data"])
-def test_a_local_file_replaces_all_sources_whatever_its_name(name: str, light: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("mine.jsonl", "jsonl"),
+        ("mine.ndjson", "jsonl"),
+        ("mine.json", "json"),
+        ("mine.CSV", "csv"),
+        ("mine.tsv", "csv"),
+        ("mine.parquet", "parquet"),
+        ("mine.txt", "txt"),
+        ("mine.jsonl.gz", "jsonl"),
+        ("mine.v2.Json.Zst", "json"),
+        ("with space = and #.jsonl", "jsonl"),
+    ],
+)
+def test_a_local_file_replaces_all_sources_and_is_read_by_its_suffix(
+    name: str, source: str, light: Path, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text("{}\n", encoding="utf-8")
     recipe = read(light, f"data.path={name}" if "#" not in name else f'data.path="{name}"')
-    assert [use.record.name for use in recipe.sources] == ["jsonl"]
+    assert [use.record.name for use in recipe.sources] == [source]
     assert source_paths(recipe) == [tmp_path / name]
+
+
+@pytest.mark.parametrize(("name", "said"), [("mine", "files without a suffix"), ("mine.data", ".data")])
+def test_a_local_file_of_no_known_suffix_is_an_error(name: str, said: str, light: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        read(light, f"data.path={name}")
+    assert error.value.lines == (
+        f"--set data.path={name}: no source reads {said}: {tmp_path / name}. "
+        "Known suffixes: .csv, .json, .jsonl, .ndjson, .parquet, .tsv, .txt",
+    )
 
 
 def test_a_local_file_stands_in_for_sources_that_are_not_here(light: Path) -> None:
@@ -191,12 +218,18 @@ def test_a_local_file_leaves_the_held_out_data_alone(light: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "chain"),
     [
-        ('[{use="chat"}]', ["chat", "tokenize", "truncate", "pad"]),
-        ('[{use="chat"}, {use="tokenize"}]', ["chat", "tokenize", "truncate", "pad"]),
-        ('[{use="chat"}, {use="tokenize"}, {use="pad"}]', ["chat", "tokenize", "pad"]),
-        ('[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]', ["chat", "tokenize", "truncate", "pad"]),
+        ('[{use="chat"}]', ["detect", "chat", "tokenize", "truncate", "pad"]),
+        ('[{use="detect"}, {use="chat"}]', ["detect", "chat", "tokenize", "truncate", "pad"]),
+        ('[{use="alpaca"}, {use="chat"}]', ["alpaca", "chat", "tokenize", "truncate", "pad"]),
+        ('[{use="plain-text"}]', ["plain-text", "tokenize", "truncate", "pad"]),
+        ('[{use="chat"}, {use="tokenize"}]', ["detect", "chat", "tokenize", "truncate", "pad"]),
+        ('[{use="chat"}, {use="tokenize"}, {use="pad"}]', ["detect", "chat", "tokenize", "pad"]),
+        ('[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]',
+         ["detect", "chat", "tokenize", "truncate", "pad"]),
+        ('[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]',
+         ["detect", "chat", "tokenize", "truncate", "pack", "pad"]),
         ('[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pad", to="length"}]',
-         ["chat", "tokenize", "truncate", "pad"]),
+         ["detect", "chat", "tokenize", "truncate", "pad"]),
     ],
 )  # fmt: skip
 def test_the_chain_of_stages_is_closed_up_to_batches(stages: str, chain: list[str], light: Path) -> None:
@@ -207,7 +240,7 @@ def test_the_chain_of_stages_is_closed_up_to_batches(stages: str, chain: list[st
 
 def test_a_stage_that_the_recipe_names_keeps_its_options(light: Path) -> None:
     recipe = read(light, 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", side="left"}]')
-    assert recipe.stages[2].options.side == "left"
+    assert recipe.stages[3].options.side == "left"
 
 
 # ------------------------------------------------------------------------------------------------- plugins' own checks

@@ -138,13 +138,16 @@ def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bo
 
     from fitune.console import RunConsole
     from fitune.listeners import MetricsFile, Tracker
+    from fitune.prepare import UNWATCHED
+    from fitune.progress import Progress
     from fitune.run import run
 
+    console = Console()
     if main_process:
         registry.register(MetricsFile(), "fitune.metrics")
         registry.register(Tracker(), "fitune.tracker")
-        registry.register(RunConsole(Console()), "fitune.console")
-    run(recipe, registry, directory)
+        registry.register(RunConsole(console), "fitune.console")
+    run(recipe, registry, directory, Progress(console) if main_process else UNWATCHED)
 
 
 def _make_directory(directory: Path) -> list[Path]:

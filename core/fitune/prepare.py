@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib.metadata
-import inspect
 import itertools
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from fitune._version import __version__
 from fitune.contract import blame
 from fitune.dataflow import Batch, DataContext, Example, Stage
 from fitune.errors import DataError
-from fitune.options import to_table
-from fitune.recipe import Data, Recipe, Use
+from fitune.identity import key_of
+from fitune.recipe import Recipe, Use
 from fitune.records import DataStage
 from fitune.store import Rows, Writer, build_or_open
 
@@ -32,6 +28,29 @@ T = TypeVar("T")
 Uses = Sequence[Use[DataStage[Any]]]
 Part = Literal["all", "train", "held out"]
 """Which rows of the sources: all of them, or one side of the held-out split."""
+EMPTY = "rows left out: no token to train on"
+"""The note of rows without a target token."""
+
+
+class Watch(Protocol):
+    """Watches data being prepared: a context around it, or not at all where they were prepared before."""
+
+    def __call__(self, what: str, flow: Mapping[str, int]) -> contextlib.AbstractContextManager[None]:
+        """`what` are "training data" or "held-out data"; `flow` is how much each stage has given by now."""
+
+    def tell(self, notice: str) -> None:
+        """Something that the user should know."""
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def __call__(self, what: str, flow: Mapping[str, int]) -> contextlib.AbstractContextManager[None]:
+        """Do nothing."""
+        return contextlib.nullcontext()
+
+    def tell(self, notice: str) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +60,8 @@ class Prepared:
     rows: Rows
     cached: bool
     """Whether they were prepared before, by an equal recipe on equal data."""
+    lasting: bool
+    """Whether they are kept for the next start."""
     kept: object
     """What must live as long as the rows do."""
 
@@ -65,6 +86,9 @@ class Prepared:
         return Counter({int(length): int(number) for length, number in self.rows.meta["lengths"]})
 
 
+UNWATCHED = Unwatched()
+
+
 def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:
     """What the data stages of a recipe may know."""
     return DataContext(
@@ -75,39 +99,66 @@ def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:
     )
 
 
-def training_data(recipe: Recipe, context: DataContext) -> Prepared:
+def training_data(recipe: Recipe, context: DataContext, watch: Watch = UNWATCHED) -> Prepared:
     """The rows to train on."""
     part: Part = "train" if recipe.evaluation.fraction else "all"
-    return prepare(recipe.sources, recipe.stages, context, recipe, part)
+    return _prepare(_Job(recipe, context, recipe.sources, recipe.stages, part, held_out=False), watch)
 
 
-def held_out_data(recipe: Recipe, context: DataContext) -> Prepared | None:
+def held_out_data(recipe: Recipe, context: DataContext, watch: Watch = UNWATCHED) -> Prepared | None:
     """The rows to evaluate on, from sources of their own or by the recipe's fraction; None if it names neither."""
     stages = tuple(use for use in recipe.stages if not use.record.packs)
     if recipe.eval_sources:
-        return prepare(recipe.eval_sources, stages, context, recipe, "all")
+        return _prepare(_Job(recipe, context, recipe.eval_sources, stages, "all", held_out=True), watch)
     if recipe.evaluation.fraction:
-        return prepare(recipe.sources, stages, context, recipe, "held out")
+        return _prepare(_Job(recipe, context, recipe.sources, stages, "held out", held_out=True), watch)
     return None
 
 
-def prepare(sources: Uses, stages: Uses, context: DataContext, recipe: Recipe, part: Part) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be prepared."""
+
+    recipe: Recipe
+    context: DataContext
+    sources: Uses
+    stages: Uses
+    part: Part
+    held_out: bool
+
+    @property
+    def what(self) -> str:
+        return "held-out data" if self.held_out else "training data"
+
+    @property
+    def fraction(self) -> float:
+        return self.recipe.evaluation.fraction or 0.0
+
+    def key(self) -> str | None:
+        """Of the prepared rows; None if they are not to be kept, or a source cannot tell its content."""
+        settings = [self.part, self.fraction, self.recipe.data.max_empty]
+        return key_of(self.sources, self.stages[:-1], self.context, settings) if self.recipe.data.cache else None
+
+
+def _prepare(job: _Job, watch: Watch) -> Prepared:
     """Take the sources through all stages but the last, which makes batches; or find what an equal call made before.
 
     Raises `DataError` for rows that cannot be used, and if too many of them have nothing to train on.
     """
-    fraction = recipe.evaluation.fraction or 0.0
-    key = _key(sources, stages, context, [part, fraction, recipe.data.max_empty]) if recipe.data.cache else None
+    key = job.key()
 
     def build(writer: Writer) -> dict[str, Any]:
-        chain = _Chain(context, recipe.data)
-        stream = chain.through(chain.read(sources, part, fraction), stages[:-1])
-        rows = writer.write(stream)
-        chain.guard(rows)
+        chain = _Chain(job)
+        stream = chain.through(chain.read())
+        with watch(job.what, chain.flow):
+            rows = writer.write(stream)
+            chain.guard(rows)
+            if key != job.key():
+                raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
         return chain.meta()
 
-    stored = build_or_open(key, build)
-    return Prepared(rows=stored.rows, cached=stored.hit, kept=stored)
+    stored = build_or_open(key, build, watch.tell)
+    return Prepared(rows=stored.rows, cached=stored.hit, lasting=key is not None, kept=stored)
 
 
 def batch_maker(stages: Uses, context: DataContext) -> Stage:
@@ -130,32 +181,32 @@ def batches(rows: Sequence[Example], picks: Sequence[NDArray[np.int64]], make: S
 class _Chain:
     """One pass of data through the stages, and what is counted on the way."""
 
-    def __init__(self, context: DataContext, settings: Data) -> None:
+    def __init__(self, job: _Job) -> None:
+        self.job = job
         self.notes: Counter[str] = Counter()
         self.flow: dict[str, int] = {}
         self.lengths: Counter[int] = Counter()
         self.highest = 0
-        self.settings = settings
-        self.context = replace(context, count=self._count)
-        self._empty = "rows left out: no token to train on"
+        self.context = replace(job.context, count=self._count)
 
     def _count(self, what: str) -> None:
         self.notes[what] += 1
 
-    def read(self, sources: Uses, part: Part, fraction: float) -> Iterator[Any]:
+    def read(self) -> Iterator[Any]:
         """The rows of all sources, one after another."""
         streams = []
-        for use in sources:
+        for use in self.job.sources:
             stage = use.record.make(use.options, self.context)
             weight = 1.0 if use.weight is None else use.weight
             stream = weighted(partial(stage, iter(())), weight, self.context.seed)
-            streams.append(self._counted(use.record.name, _side(stream, part, fraction, self.context.seed)))
+            side = _side(stream, self.job.part, self.job.fraction, self.context.seed)
+            streams.append(self._counted(use.record.name, side))
         return itertools.chain.from_iterable(streams)
 
-    def through(self, stream: Iterator[Any], stages: Uses) -> Iterator[Example]:
-        """The rows through these stages."""
+    def through(self, stream: Iterator[Any]) -> Iterator[Example]:
+        """The rows through all stages but the last."""
         measured = False
-        for use in stages:
+        for use in self.job.stages[:-1]:
             stream = use.record.make(use.options, self.context)(stream)
             if use.record.gives == "examples" and not measured:
                 stream, measured = self._measured(stream), True
@@ -166,16 +217,23 @@ class _Chain:
 
     def guard(self, rows: int) -> None:
         """Refuse data in which too little is trained on. Raises `DataError`."""
-        empty = self.notes[self._empty]
-        documents = sum(self.lengths.values())
+        empty, documents = self.notes[EMPTY], sum(self.lengths.values())
         if rows == 0:
-            said = "; ".join(f"{what}: {number}" for what, number in self.notes.items())
-            raise DataError(f"no row is left to train on{f' ({said})' if said else ': the sources are empty'}")
-        if empty > self.settings.max_empty * documents:
+            said = "; ".join(f"{what}: {number}" for what, number in self.notes.items() if number)
+            why = f" ({said})" if said else f": {self._nothing()}"
+            raise DataError(f"no row is left to {'evaluate' if self.job.held_out else 'train'} on{why}")
+        allowed = self.job.recipe.data.max_empty
+        if empty > allowed * documents:
+            shown = f"ft data {self.job.recipe.path}{' --held-out' if self.job.held_out else ''} --set data.max_empty=1"
             raise DataError(
-                f"{empty} of {documents} rows have no token to train on, more than [data] max_empty = "
-                f"{self.settings.max_empty} allows. Look at them with: ft data RECIPE"
+                f"{self.job.what}: {empty} of {documents} rows have no token to train on, more than [data] max_empty = "
+                f"{allowed} allows. They are left out; to see what is left: {shown}"
             )
+
+    def _nothing(self) -> str:
+        if self.job.part == "all":
+            return "the sources are empty"
+        return f"[eval] fraction = {self.job.fraction} of so few rows puts them all on the other side"
 
     def meta(self) -> dict[str, Any]:
         """What is kept with the rows."""
@@ -209,7 +267,7 @@ class _Chain:
             if example.targets:
                 yield example
             else:
-                self._count(self._empty)
+                self.notes[EMPTY] += 1
 
     def _checked(self, stream: Iterator[Example]) -> Iterator[Example]:
         for example in stream:
@@ -248,59 +306,3 @@ def _content(item: Any, seed: int) -> bytes:
 def _uniform(data: bytes) -> float:
     """A number from 0 to 1 that depends on these bytes alone."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
-
-
-# --------------------------------------------------------------------------------------------------------------- key
-
-
-def _key(sources: Uses, stages: Uses, context: DataContext, settings: Sequence[object]) -> str | None:
-    """A digest of all that the prepared rows depend on; None if a source cannot tell its content."""
-    contents: list[object] = []
-    for use in sources:
-        if use.record.fingerprint is None:
-            return None
-        contents.append([use.weight, use.record.fingerprint(use.options)])
-    tokenizer = context.tokenizer
-    parts = [
-        __version__,
-        contents,
-        [[*_identity(use), _with_files(use.options)] for use in (*sources, *stages[:-1])],
-        [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
-        [context.length, context.seed, context.skip_bad_rows],
-        settings,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _backend(tokenizer: Any) -> str:
-    """The whole of a fast tokenizer: vocabulary, merges, normaliser and the rest."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _identity(use: Use[DataStage[Any]]) -> list[str]:
-    """A provider's name and the digest of its code, so that a changed plugin makes data anew."""
-    module = sys.modules.get(use.record.make.__module__)
-    file = inspect.getsourcefile(module) if module else None
-    if file is None:
-        return [use.record.name]
-    package = (module.__package__ or "").partition(".")[0] if module else ""
-    home = Path(file).parent if package else None
-    sources = sorted(p for p in home.rglob("*") if p.suffix in (".py", ".jinja")) if home else [Path(file)]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
-    return [use.record.name, _distribution(package), digest.hexdigest()]
-
-
-def _distribution(package: str) -> str:
-    try:
-        return importlib.metadata.version(package.replace("_", "-")) if package else ""
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _with_files(options: Any) -> object:
-    """Options as a table, with a digest of each file that they name: a template's, say. Sources tell their own."""
-    named = [getattr(options, f.name) for f in fields(options)]
-    files = [path for path in named if isinstance(path, Path) and path.is_file()]
-    return [to_table(options), [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]]

@@ -20,8 +20,6 @@ T = TypeVar("T")
 P = TypeVar("P", bound=Provider)
 
 TABLES = ("model", "adapter", "memory", "data", "train", "eval", "log")
-PACKED = (".gz", ".bz2", ".xz", ".zst")
-"""Suffixes of compressed files, which stand behind those that say what is in them."""
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
@@ -260,13 +258,13 @@ class _Reader:
 
     def _local(self, path: Path) -> tuple[Use[DataStage[Any]], ...] | None:
         """The source that reads a file by its suffix."""
-        suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
         sources = [p.record for p in self.registry.provided if isinstance(p.record, DataStage)]
-        found = [source for source in sources if suffix.lower() in source.suffixes]
+        found = [source for source in sources if path.name.lower().endswith(source.suffixes)]
         if not found:
-            known = sorted(s for source in sources for s in source.suffixes)
-            what = f"no source reads {suffix or 'files without a suffix'}: {path}"
-            self._add(("data", "path"), Problem(what=what, fix=f"Known suffixes: {', '.join(known)}"))
+            ends = {end for source in sources for end in source.suffixes}
+            plain = sorted(end for end in ends if not any(end.startswith(f"{other}.") for other in ends))
+            what = f"no source reads {path.suffix or 'files without a suffix'}: {path}"
+            self._add(("data", "path"), Problem(what=what, fix=f"Known suffixes: {', '.join(plain)}"))
             return None
         use = self._with_options(self.registry.find(DataStage, found[0].name), {"path": str(path)}, ("data",))
         return None if use is None else (use,)

@@ -22,18 +22,21 @@ from fitune.compose import Parts, compose
 from fitune.errors import RunError
 from fitune.events import EvalReport, MemoryReport, Run, StepReport
 from fitune.order import share, windows
-from fitune.prepare import batches
+from fitune.prepare import UNWATCHED, Watch, batches
 from fitune.provenance import write_environment, write_recipe
 from fitune.recipe import Recipe
 from fitune.registry import Registry
 
 
-def run(recipe: Recipe, registry: Registry, directory: Path) -> Run:
-    """Train as the recipe says and save what was trained in `directory`. Raises the errors of `fitune.errors`."""
+def run(recipe: Recipe, registry: Registry, directory: Path, watch: Watch = UNWATCHED) -> Run:
+    """Train as the recipe says and save what was trained in `directory`; `watch` is told of data being prepared.
+
+    Raises the errors of `fitune.errors`.
+    """
     parts: Parts | None = None
     error: BaseException | None = None
     try:
-        parts = compose(recipe, directory)
+        parts = compose(recipe, directory, watch)
         events = _Events(registry, parts)
         if parts.accelerator.is_main_process:
             write_recipe(recipe, directory)

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.text import Text
 
+from fitune.contract import blame
 from fitune.dataflow import IGNORED, Example
 from fitune.errors import DataError
 from fitune.prepare import Prepared, context_of, held_out_data, training_data
+from fitune.progress import Progress
 from fitune.recipe import Recipe
 
 BAR = 40
@@ -45,6 +48,7 @@ class Survey:
     """Documents by tokens, before any is cut or packed: (from, to, how many), both ends inside."""
     packed: bool
     cached: bool
+    lasting: bool
 
     @property
     def efficiency(self) -> float:
@@ -62,7 +66,10 @@ class Survey:
 
     def lines(self) -> Iterator[str]:
         """Everything, for people."""
-        yield f"{'from the cache' if self.cached else 'prepared now, and kept for the next start'}"
+        if self.cached:
+            yield "prepared before, and found in the cache"
+        else:
+            yield f"prepared now, and {'kept for the next start' if self.lasting else 'not kept for the next start'}"
         for name, number in self.flow:
             yield f"  {name:<24}{number:>12,}"
         for what, number in self.notes:
@@ -80,26 +87,28 @@ class Survey:
 
 def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
     """Prepare a recipe's data and print what is in them. Raises `DataError` where there are none to show."""
-    tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
+    with blame(f'model loader "{recipe.model.record.name}"'):
+        tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
     context = context_of(recipe, tokenizer)
-    data = held_out_data(recipe, context) if held_out else training_data(recipe, context)
+    watch = Progress(Console(stderr=True))
+    data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
     if data is None:
         raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
     if row is not None and row > len(data.rows):
         raise DataError(f"there is no row {row}: there are {len(data.rows)}")
     numbers = range(min(rows, len(data.rows))) if row is None else [row - 1]
     counted = survey(data, context.length)
-    console = Console()
     if as_json:
         examples = [as_json_row(number, data.rows[number], tokenizer) for number in numbers]
-        console.out(json.dumps({**counted.as_json(), "examples": examples}, ensure_ascii=False, indent=2))
+        click.echo(json.dumps({**counted.as_json(), "examples": examples}, ensure_ascii=False, indent=2))
         return
+    console = Console()
     for line in counted.lines():
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for number in numbers:
         example = data.rows[number]
         title = f"row {number + 1} ({example.origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
-        console.rule(title, align="left")
+        console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
         console.print(picture(example, tokenizer), soft_wrap=True)
 
 
@@ -137,6 +146,7 @@ def survey(data: Prepared, length: int) -> Survey:
         histogram=histogram(data.lengths),
         packed=packed,
         cached=data.cached,
+        lasting=data.lasting,
     )
 
 
@@ -169,9 +179,12 @@ def pieces(example: Example, tokenizer: Any) -> list[tuple[str, str]]:
     for length in example.lengths or (len(kinds),):
         if start:
             found.append(("border", ""))
-        for kind, run in groupby(range(start, start + length), key=kinds.__getitem__):
-            ids = [int(example.input_ids[n]) for n in run]
-            found.append((kind, str(tokenizer.decode(ids, skip_special_tokens=False))))
+        ids, before = example.input_ids[start : start + length].tolist(), ""
+        for kind, run in groupby(range(length), key=lambda at: kinds[start + at]):
+            # What a run adds to the text before it: some decoders drop the space that a run by itself begins with.
+            text = str(tokenizer.decode(ids[: max(run) + 1], clean_up_tokenization_spaces=False))
+            found.append((kind, text[len(before) :]))
+            before = text
         start += length
     return found
 
