@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from hypothesis import given, settings, strategies
 
 from fitune.dataflow import Row
 from fitune.errors import DataError
@@ -79,6 +82,46 @@ def test_csv_quotes_line_ends_and_numbers_of_lines(tmp_path: Path) -> None:
 def test_csv_delimiters_and_columns(name: str, content: str, options: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     assert values(csv_file, tmp_path / name, **options) == [{"q": "1", "a": "2,0"}]
+
+
+TEXTS = strategies.text(strategies.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+FINITE = strategies.floats(allow_nan=False, allow_infinity=False)
+VALUES = strategies.recursive(
+    strategies.one_of(strategies.none(), strategies.booleans(), strategies.integers(), FINITE, TEXTS),
+    lambda inner: strategies.lists(inner) | strategies.dictionaries(TEXTS, inner),
+    max_leaves=8,
+)
+
+
+@given(
+    rows=strategies.lists(strategies.dictionaries(TEXTS, VALUES)),
+    ascii_=strategies.booleans(),
+    field=strategies.none() | TEXTS,
+    indent=strategies.sampled_from([None, 0, 2]),
+)
+@settings(max_examples=50, deadline=None)
+def test_whatever_json_can_hold(rows: list[Any], ascii_: bool, field: str | None, indent: int | None) -> None:
+    whole = rows if field is None else {f"{field}<": [{}], field: rows, f"{field}>": {field: []}}
+    with tempfile.TemporaryDirectory() as directory:
+        array, lines = Path(directory, "a.json"), Path(directory, "a.jsonl")
+        array.write_text(json.dumps(whole, ensure_ascii=ascii_, indent=indent), encoding="utf-8", newline="")
+        assert values(json_file, array, **({} if field is None else {"field": field})) == rows
+        if rows:
+            text = "\n".join(json.dumps(row, ensure_ascii=ascii_) for row in rows)
+            lines.write_text(text, encoding="utf-8", newline="")
+            assert values(jsonl, lines) == rows
+
+
+@given(rows=strategies.lists(strategies.tuples(TEXTS, TEXTS)), end=strategies.sampled_from(["\n", "\r\n"]))
+@settings(max_examples=50, deadline=None)
+def test_whatever_csv_can_hold(rows: list[tuple[str, str]], end: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "a.csv")
+        with file.open("w", encoding="utf-8", newline="") as out:
+            # Where lines end in a line feed alone, Python's writer leaves a carriage return unquoted.
+            quoting = csv.QUOTE_ALL if end == "\n" else csv.QUOTE_MINIMAL
+            csv.writer(out, lineterminator=end, quoting=quoting).writerows([("q", "a"), *rows])
+        assert values(csv_file, file) == [{"q": q, "a": a} for q, a in rows]
 
 
 def test_parquet_values_are_pythons(tmp_path: Path) -> None:

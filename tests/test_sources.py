@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fitune.reader import read_recipe
+from fitune.testing import open_registry, write_recipe
 from fitune_plugins import csv_file, jsonl, parquet, reading, txt
 from sources import FILES, PACKED, fingerprint, options_of, origins, read, stage, values, written
 
@@ -132,6 +134,18 @@ def test_links_to_files_are_read_and_links_to_directories_are_not(tmp_path: Path
     (directory / "link.jsonl").symlink_to(tmp_path / "blob")
     (directory / "round").symlink_to(directory)
     assert origins(read(jsonl, directory), directory) == ["link.jsonl:1"]
+
+
+def test_a_recipe_names_files_from_its_own_directory(tmp_path: Path) -> None:
+    pattern = {"data": {"source": [{"use": "jsonl", "path": "more/**/part-*"}]}}
+    (tmp_path / "recipe" / "more" / "deep").mkdir(parents=True)
+    for name in ("more/part-1.jsonl", "more/deep/part-2.ndjson", "more/other.jsonl"):
+        (tmp_path / "recipe" / name).write_text(json.dumps({"messages": [], "name": name}))
+    (source,) = read_recipe(write_recipe(tmp_path / "recipe", pattern), open_registry()).sources
+    assert [row["name"] for row in values(jsonl, source.options.path)] == [
+        "more/deep/part-2.ndjson",
+        "more/part-1.jsonl",
+    ]
 
 
 class Opened:
