@@ -75,7 +75,7 @@ class Labeller:
         ranges = [self._tokens(text, encoding, ids, start, end) for start, end in trained]
         cuts = {cut for _, _, cuts in ranges for cut in cuts}
         if cuts:
-            ids, ranges = self._cut(document, sorted(cuts))
+            ids, ranges = self._cut(document, cuts)
         offset = 0
         if not document.special:
             before, behind = self.added.before, self.added.behind
@@ -122,24 +122,38 @@ class Labeller:
 
     # ------------------------------------------------------------------------------------------------- piece by piece
 
-    def _cut(self, document: Document, cuts: Sequence[int]) -> tuple[list[int], list[Range]]:
+    def _cut(self, document: Document, cuts: set[int]) -> tuple[list[int], list[Range]]:
         """Tokens of a text that is cut at these places, and of each trained range. Raises `DataError`."""
-        text = document.text
-        borders = [0, *cuts, len(text)]
+        tokens = self._pieces(document, cuts)
+        while more := self._joined(document, tokens) - cuts:  # a piece may be split in another way than the whole
+            cuts |= more
+            tokens = self._pieces(document, cuts)
+        ranges: list[Range] = []
+        for start, end in document.trained:
+            inside = [at for at, (_, begin, last) in enumerate(tokens) if begin < end and last > start]
+            ranges.append((inside[0], inside[-1] + 1, ()) if inside else (0, 0, ()))
+        return [id_ for id_, _, _ in tokens], ranges
+
+    def _joined(self, document: Document, tokens: Sequence[Token]) -> set[int]:
+        """The borders of trained ranges that lie within a token."""
+        starts, ends = ({border[side] for border in document.trained} for side in (0, 1))
+        joined: set[int] = set()
+        for id_, begin, last in tokens:
+            borders = starts if id_ in self.own else starts | ends
+            joined |= {border for border in borders if begin < border < last}
+        return joined
+
+    def _pieces(self, document: Document, cuts: set[int]) -> list[Token]:
         tokens: list[Token] = []
-        for begin, end in pairwise(borders):
-            found = self._piece(text[begin:end], first=begin == 0)
+        for begin, end in pairwise(sorted({0, len(document.text), *cuts})):
+            found = self._piece(document.text[begin:end], first=begin == 0)
             if found is None:
                 raise DataError(
                     f"{document.origin}: the tokenizer joins an answer with the text around it (at character {begin}), "
                     "so its tokens cannot be told exactly. Use another chat template"
                 )
             tokens += [(id_, start + begin, last + begin) for id_, start, last in found]
-        ranges: list[Range] = []
-        for start, end in document.trained:
-            inside = [at for at, (_, begin, last) in enumerate(tokens) if begin < end and last > start]
-            ranges.append((inside[0], inside[-1] + 1, ()) if inside else (0, 0, ()))
-        return [id_ for id_, _, _ in tokens], ranges
+        return tokens
 
     def _piece(self, text: str, *, first: bool) -> list[Token] | None:
         """Tokens of a piece, as they are in the middle of a text; None if that cannot be told."""
