@@ -149,9 +149,8 @@ def _prepare(job: _Job, watch: Watch) -> Prepared:
 
     def build(writer: Writer) -> dict[str, Any]:
         chain = _Chain(job)
-        stream = chain.through(chain.read())
         with watch(job.what, chain.flow):
-            rows = writer.write(stream)
+            rows = writer.write(chain.through(chain.read()))
             chain.guard(rows)
             if key != job.key():
                 raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
