@@ -10,14 +10,8 @@ from typing import Literal
 from fitune import Conversation, DataContext, DataError, DataStage, Document, Problem, hookimpl
 from fitune.dataflow import Stage
 from fitune.errors import nearest, sentences
-from fitune_plugins.chat_template import Messages, Refused, names, open_template
+from fitune_plugins.chat_template import Messages, Refused, Template, Tools, names, open_template
 from fitune_plugins.masks import Inexact, Masker
-
-FIXES = {
-    "system": "Leave its system message out, or put that text in front of the first question",
-    "alternate": "Join messages of one role that follow each other",
-}
-"""What to do about a template's refusal, by a word of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +67,9 @@ class _Renderer:
                 last_only = self.options.loss == "completion"
                 text, spans = masker.spans(messages, conversation.tools, last_only=last_only)
         except Refused as error:
-            fix = next((fix for word, fix in FIXES.items() if word in str(error).lower()), "")
-            place = masker.template.place
-            raise DataError(f"{conversation.origin}: {sentences(f'{place} refuses it: {error}', fix)}") from error
+            what = f"{masker.template.place} refuses it: {error}"
+            fix = _fix(masker.template, messages, conversation.tools)
+            raise DataError(f"{conversation.origin}: {sentences(what, fix)}") from error
         except Inexact as error:
             fix = "Use a template with {% generation %} marks, by template_file"
             raise DataError(f"{conversation.origin}: {sentences(str(error), fix)}") from error
@@ -84,6 +78,28 @@ class _Renderer:
     def _masker(self, *, tools: bool) -> Masker:
         options = self.options
         return Masker(open_template(self.context.tokenizer, options.template, options.template_file, tools=tools))
+
+
+def _fix(template: Template, messages: Messages, tools: Tools) -> str:
+    """What to do about messages that a template refuses, found by rendering them without what it may not know."""
+    without_system = [turn for turn in messages if turn["role"] != "system"]
+    if len(without_system) < len(messages) and _takes(template, without_system, tools):
+        return "Leave its system message out, or put that text in front of the first question"
+    if any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages):
+        return "Use a template that knows tools, or leave rows with tool calls out"
+    joined = [turn for turn, before in zip(messages, [None, *messages], strict=False)
+              if before is None or turn["role"] != before["role"]]  # fmt: skip
+    if len(joined) < len(messages) and _takes(template, joined, tools):
+        return "Join messages of one role that follow each other"
+    return ""
+
+
+def _takes(template: Template, messages: Messages, tools: Tools) -> bool:
+    try:
+        template.render(messages, tools)
+    except Refused:
+        return False
+    return True
 
 
 def _make(options: ChatOptions, context: DataContext) -> Stage:
