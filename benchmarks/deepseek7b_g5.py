@@ -33,6 +33,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "long",
         [*OWN[1:], CHUNKED, EXPANDABLE],
     ),
+    "with chunked-loss and expandable-segments, gsm8k rows packed to 2048 tokens": (
+        "packed",
+        [*OWN, CHUNKED, EXPANDABLE],
+    ),
 }
 """What is measured: which data, and the recipe's memory strategies."""
 
@@ -82,6 +86,9 @@ def run_case(arguments: argparse.Namespace) -> None:
         file = arguments.directory.with_suffix(".jsonl")
         write_long_rows(arguments.data, file, arguments.steps * 4)
         overrides.append("data.stage=[{use='chat'},{use='tokenize'},{use='truncate'}]")
+    if data == "packed":
+        stages = "{use='prompt-completion',prompt='question',completion='answer'},{use='chat'},{use='tokenize'}"
+        overrides.append(f"data.stage=[{stages},{{use='truncate'}},{{use='pack'}}]")
     overrides.append(f"data.path={file.resolve()}")
     switches = [word for override in overrides for word in ("--set", override)]
     ft(["run", str(RECIPE), *switches, "--out", str(arguments.directory)])
