@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _needs_the_kernel() -> None:
     try:
-        varlen.kernel_for(torch.device("cuda"), torch.bfloat16)
+        varlen.check(torch.device("cuda"))
     except varlen.UnsupportedError as reason:
         pytest.skip(f"no variable-length attention here: {reason}")
 

@@ -192,7 +192,9 @@ def _reference(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were one: the kernel's place is taken by the reference."""
-    monkeypatch.setattr(varlen, "kernel_for", lambda device, dtype: _reference)
+    monkeypatch.setattr(varlen, "check", lambda device: None)
+    monkeypatch.setattr(varlen, "TYPES", (torch.float32,))
+    monkeypatch.setattr(varlen, "KERNEL", _reference)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -247,11 +249,12 @@ def test_attention_that_the_kernel_cannot_do_falls_back_to_the_mask(rows: Batch)
     must_equal_one_by_one(model, rows)
 
 
+@pytest.mark.usefixtures("on_a_gpu")
 def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch, rows: Batch) -> None:
     def wrong(*given: Any, scale: float, window: int | None) -> Tensor:
         return _reference(*given, scale=3 * scale, window=window)
 
-    monkeypatch.setattr(varlen, "kernel_for", lambda device, dtype: wrong)
+    monkeypatch.setattr(varlen, "KERNEL", wrong)
     model = tiny("llama")
     assert isolate_documents(model) == Isolation(by="block mask", reason="its results differ")
     must_equal_one_by_one(model, rows)
@@ -273,13 +276,19 @@ def test_a_model_that_does_not_hand_on_the_ends_falls_back_to_the_mask(rows: Bat
     must_equal_one_by_one(model, rows)
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "reason"),
-    [("cpu", torch.bfloat16, "it needs an NVIDIA GPU"), ("meta", torch.float16, "it needs an NVIDIA GPU")],
-)
-def test_where_the_kernel_is_not(device: str, dtype: torch.dtype, reason: str) -> None:
-    with pytest.raises(varlen.UnsupportedError, match=reason):
-        varlen.kernel_for(torch.device(device), dtype)
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_type_that_the_kernel_does_not_take(rows: Batch) -> None:
+    """Found by what reaches the attention: the weights of a quantised model would not tell."""
+    model = tiny("llama").double()
+    found = isolate_documents(model)
+    assert found == Isolation(by="block mask", reason="it needs bfloat16 or float16, and the model computes in float64")
+    must_equal_one_by_one(model, rows)
+
+
+def test_where_the_kernel_is_not() -> None:
+    with pytest.raises(varlen.UnsupportedError, match="it needs an NVIDIA GPU"):
+        varlen.check(torch.device("cpu"))
+    assert varlen.KERNEL is not None  # this torch has one
 
 
 def _call(kernel: varlen.Kernel, *, heads: int = 2, scale: float = 0.25, window: int | None = None) -> Any:

@@ -25,24 +25,22 @@ Kernel = Callable[..., Tensor]
 """`(query_THD, key_TKD, value_TKD, ends_N1, longest, *, scale, window) -> out_THD`, causal within each document."""
 
 
+TYPES = (torch.bfloat16, torch.float16)
+"""What the kernel computes in."""
+
+
 class UnsupportedError(Exception):
     """The kernel cannot compute this model's attention; says why, as the end of a sentence."""
 
 
-def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel of this torch for tensors of a device and type. Raises `UnsupportedError`."""
+def check(device: torch.device) -> None:
+    """Raise `UnsupportedError` if the kernel cannot run on this device."""
     if device.type != "cuda" or torch.version.cuda is None:
         raise UnsupportedError("it needs an NVIDIA GPU")
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise UnsupportedError("it needs a GPU of compute capability 8.0 or higher")
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise UnsupportedError(f"it needs bfloat16 or float16, and the model computes in {str(dtype)[6:]}")
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError as error:
-        raise UnsupportedError("it needs torch 2.10 or newer") from error
-    known = inspect.signature(varlen_attn).parameters
-    return _newer(varlen_attn, gqa="enable_gqa" in known) if "window_size" in known else _oldest(varlen_attn)
+    if KERNEL is None:
+        raise UnsupportedError("it needs torch 2.10 or newer")
 
 
 def _newer(varlen_attn: Callable[..., Any], *, gqa: bool) -> Kernel:
@@ -77,6 +75,19 @@ def _oldest(varlen_attn: Callable[..., Any]) -> Kernel:
     return kernel
 
 
+def _of_this_torch() -> Kernel | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return _newer(varlen_attn, gqa="enable_gqa" in known) if "window_size" in known else _oldest(varlen_attn)
+
+
+KERNEL = _of_this_torch()
+"""Chosen once: a layer that is compiled need not look at signatures. None before torch 2.10."""
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -97,6 +108,8 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
         )
+    if KERNEL is None or query.dtype not in TYPES:
+        raise UnsupportedError(f"it needs bfloat16 or float16, and the model computes in {str(query.dtype)[6:]}")
     if dropout:
         raise UnsupportedError("the model has attention dropout")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -107,9 +120,8 @@ def attention(
     size = query.shape[-1]
     if max(size, value.shape[-1]) > 256:
         raise UnsupportedError(f"heads of {size} numbers are over 256")
-    kernel = kernel_for(query.device, query.dtype)
     width = -(-max(size, value.shape[-1]) // 8) * 8  # one width for all, as the kernel wants; zeros change nothing
-    out_THD = kernel(
+    out_THD = KERNEL(
         *(_flat(tensor, width) for tensor in (query, key, value)),
         ends,
         named["max_length_q"],
@@ -131,7 +143,7 @@ def switch_on(inner: PreTrainedModel) -> Callable[[], None]:
     before = inner.config._attn_implementation
     if before != "sdpa":
         raise UnsupportedError(f'the model computes its attention by "{before}"')
-    kernel_for(inner.device, inner.dtype)
+    check(inner.device)
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     inner.set_attn_implementation(NAME)
