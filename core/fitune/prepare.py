@@ -62,8 +62,6 @@ class Prepared:
     """Whether they were prepared before, by an equal recipe on equal data."""
     lasting: bool
     """Whether they are kept for the next start."""
-    kept: object
-    """What must live as long as the rows do."""
 
     @property
     def flow(self) -> list[tuple[str, int]]:
@@ -156,8 +154,8 @@ def _prepare(job: _Job, watch: Watch) -> Prepared:
                 raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
         return chain.meta()
 
-    stored = build_or_open(key, build, watch.tell)
-    return Prepared(rows=stored.rows, cached=stored.hit, lasting=key is not None, kept=stored)
+    rows, cached = build_or_open(key, build, watch.tell)
+    return Prepared(rows=rows, cached=cached, lasting=key is not None)
 
 
 def batch_maker(stages: Uses, context: DataContext) -> Stage:

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -144,42 +144,45 @@ class Writer:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-@dataclass(slots=True)
-class Stored:
-    """Rows, and the temporary directory that lives as long as they do, where there is no cache entry."""
-
-    rows: Rows
-    hit: bool
-    """Whether the entry was there before."""
-    _temporary: tempfile.TemporaryDirectory[str] | None = None
-
-
-def build_or_open(key: str | None, build: Build, tell: Callable[[str], None] = lambda notice: None) -> Stored:
-    """The entry of this key, built if it is not there; without a key, an entry for this process alone.
+def build_or_open(
+    key: str | None, build: Build, tell: Callable[[str], None] = lambda notice: None
+) -> tuple[Rows, bool]:
+    """The entry of this key, built if it is not there, and whether it was; without a key, rows that are not kept.
 
     `tell` gets a notice where an entry was damaged. Raises `DataError`, and what `build` raises; either way nothing is
     left behind.
     """
     if key is None:
-        temporary = tempfile.TemporaryDirectory(prefix="fitune-")
-        _write(Path(temporary.name), build)
-        return Stored(rows=Rows(Path(temporary.name)), hit=False, _temporary=temporary)
+        return _temporary(build), False
     root = cache_directory()
     try:
         if (found := _whole(root / key)) is not None:  # no lock, so that a cache may be one that can only be read
-            return Stored(rows=found, hit=True)
+            return found, True
         with _locked(root, key):
             if (found := _whole(root / key)) is not None:  # built by another process while this one waited
-                return Stored(rows=found, hit=True)
+                return found, True
             if (root / key).exists():
                 tell(f"the prepared data in {root / key} are damaged, and are prepared anew")
                 shutil.rmtree(root / key)
-            return Stored(rows=_built(root, key, build), hit=False)
+            return _built(root, key, build), False
     except OSError as error:
         raise DataError(
             f"prepared data cannot be kept in {root}: {error.strerror or error}. Set FT_CACHE to another directory, "
             "or [data] cache = false"
         ) from error
+
+
+def _temporary(build: Build) -> Rows:
+    """Rows in a directory that lives as long as they do."""
+    directory = Path(tempfile.mkdtemp(prefix="fitune-"))
+    try:
+        _write(directory, build)
+        rows = Rows(directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(rows, shutil.rmtree, directory, ignore_errors=True)
+    return rows
 
 
 def _whole(entry: Path) -> Rows | None:
