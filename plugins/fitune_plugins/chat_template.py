@@ -42,7 +42,7 @@ class Template:
     place: str
     """Where it comes from, for error messages."""
     tokens: Mapping[str, Any]
-    """The tokenizer's special tokens by the names that templates use, e.g. `eos_token`."""
+    """The tokenizer's special tokens that it uses, by name, e.g. `eos_token`."""
     special: re.Pattern[str]
     """Matches any special token of the tokenizer."""
 
@@ -97,7 +97,7 @@ def open_template(tokenizer: PreTrainedTokenizerBase, name: str, file: Path | No
     template = Template(
         source=source,
         place=place,
-        tokens=dict(tokenizer.special_tokens_map),
+        tokens={name: token for name, token in tokenizer.special_tokens_map.items() if name in source},
         special=re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
     )
     try:

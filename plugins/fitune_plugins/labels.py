@@ -9,7 +9,7 @@ they are when the model answers: tokens of the prompt first, tokens of the answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -59,16 +59,12 @@ class Labeller:
         self.ends: dict[str, list[int]] = {}
         """Tokens of the ends of prompts, behind the last of the tokenizer's own tokens."""
 
-    def examples(self, documents: Sequence[Document]) -> Iterator[Example | DataError]:
-        """The documents in tokens, in one call, which uses all cores; an error in place of what cannot be told."""
-        encoded = self.backend.encode_batch([document.text for document in documents], add_special_tokens=False)
-        for document, encoding in zip(documents, encoded, strict=True):
-            try:
-                yield self._example(document, encoding)
-            except DataError as error:
-                yield error
+    def encode(self, documents: Sequence[Document]) -> list[Encoding]:
+        """The documents' texts in tokens, on all cores; other Python code runs meanwhile."""
+        return self.backend.encode_batch([document.text for document in documents], add_special_tokens=False)
 
-    def _example(self, document: Document, encoding: Encoding) -> Example:
+    def example(self, document: Document, encoding: Encoding) -> Example:
+        """A document with its labels, from its tokens. Raises `DataError` if they cannot be told."""
         import numpy as np
 
         text, ids, trained = document.text, encoding.ids, document.trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from fitune import DataContext, DataError, DataStage, Document, Example, NoOptions, hookimpl
@@ -17,12 +18,19 @@ def _make(options: NoOptions, context: DataContext) -> Stage:
     labeller = Labeller(context.tokenizer)
 
     def tokenize(documents: Iterator[Document]) -> Iterator[Example]:
-        while batch := list(islice(documents, BATCH)):
-            for made in labeller.examples(batch):
-                if isinstance(made, DataError):
-                    context.reject(made)
-                else:
-                    yield made
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            batch = list(islice(documents, BATCH))
+            while batch:
+                running = thread.submit(labeller.encode, batch)
+                following = list(islice(documents, BATCH))  # rendered while the others are tokenized
+                for document, encoding in zip(batch, running.result(), strict=True):
+                    try:
+                        example = labeller.example(document, encoding)
+                    except DataError as error:
+                        context.reject(error)
+                        continue
+                    yield example
+                batch = following
 
     return tokenize
 
