@@ -16,6 +16,7 @@ from fitune import IGNORED, Batch, DataContext, DataStage, Example, MemoryStrate
 from fitune.loss import plain_loss
 from fitune.testing import open_registry
 from fitune_plugins.chunked_cross_entropy import chunked_loss
+from tiny import assert_close, loss_and_gradients
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -122,3 +123,23 @@ def apart(examples: Sequence[Example]) -> list[Batch]:
 def total(loss: Loss, batches: Sequence[Batch]) -> Loss:
     """The loss over these batches, whatever batch is asked for."""
     return lambda model, _: torch.stack([loss(model, batch) for batch in batches]).sum()
+
+
+DOCUMENTS = apart(documents([9, 5, 13, 8, 6]))
+"""The documents of `two_rows`, one by one."""
+
+
+def two_rows() -> Batch:
+    """Two rows of 24 tokens, of two and of three documents, with two and with five tokens of padding."""
+    batch = packed(documents([9, 5, 13, 8, 6]), 24)
+    assert batch.lengths == (13, 9, 2, 8, 6, 5, 5)
+    return batch
+
+
+def must_equal_one_by_one(model: nn.Module, batch: Batch, loss: str = "plain") -> None:
+    """Loss and gradients of `two_rows` are those of its documents, each alone."""
+    value, expected = loss_and_gradients(total(LOSSES[loss], DOCUMENTS), model, batch)
+    found_value, found = loss_and_gradients(LOSSES[loss], model, batch)
+    torch.testing.assert_close(found_value, value, rtol=1e-5, atol=0)
+    assert_close(found, expected, relative=1e-5)
+    assert any(bool(g.any()) for g in expected)
