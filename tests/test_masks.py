@@ -55,7 +55,7 @@ def canonical(family: Family, text: str) -> str:
     """
     if family.kind == "llama":
         special = "|".join(map(re.escape, filter(None, (family.bos, family.eos, *family.others))))
-        text = re.sub(f"({special})\\s*" if family.eats else f"({special}) ?", r"\1", text)
+        text = re.sub(f"({special})\\s*" if family.eats else f"({special}) *", r"\1", text)
         text = text.removeprefix(" ") if family.eats else text
     return unicodedata.normalize("NFC", text) if family.kind == "gpt4-nfc" else text
 
