@@ -26,21 +26,14 @@ LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow", "datasets")
 """Packages whose version may change what a stage makes of a row."""
 
 
-def key_of(sources: Uses, stages: Uses, context: DataContext, settings: Sequence[object]) -> str | None:
-    """A digest of all that the rows depend on which these stages make; None if a source cannot tell its content.
-
-    Raises `DataError` if a source cannot be read.
-    """
-    contents: list[object] = []
-    for use in sources:
-        if use.record.fingerprint is None:
-            return None
-        with blame(f'data stage "{use.record.name}"'):
-            contents.append([use.weight, use.record.fingerprint(use.options)])
+def key_of(
+    contents: Sequence[str], sources: Uses, stages: Uses, context: DataContext, settings: Sequence[object]
+) -> str:
+    """A digest of all that the rows depend on which these stages make of sources with these contents."""
     tokenizer = context.tokenizer
     parts = [
         [__version__, _code(str(Path(__file__).parent)), [_version(name) for name in LIBRARIES]],
-        contents,
+        [contents, [use.weight for use in sources]],
         [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
         [list(map(_digest, _files(use.options))) for use in stages],  # sources tell the content of theirs
         [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
@@ -48,6 +41,17 @@ def key_of(sources: Uses, stages: Uses, context: DataContext, settings: Sequence
         settings,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def contents_of(sources: Uses) -> list[str] | None:
+    """What the sources say of their content; None if one cannot tell. Raises `DataError` if one cannot be read."""
+    contents: list[str] = []
+    for use in sources:
+        if use.record.fingerprint is None:
+            return None
+        with blame(f'data stage "{use.record.name}"'):
+            contents.append(use.record.fingerprint(use.options))
+    return contents
 
 
 def _backend(tokenizer: Any) -> str:

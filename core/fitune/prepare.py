@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from fitune.contract import blame
 from fitune.dataflow import Batch, DataContext, Example, Stage
 from fitune.errors import DataError
-from fitune.identity import key_of
+from fitune.identity import contents_of, key_of
 from fitune.recipe import Recipe, Use
 from fitune.records import DataStage
 from fitune.store import Rows, Writer, build_or_open
@@ -132,10 +132,10 @@ class _Job:
     def fraction(self) -> float:
         return self.recipe.evaluation.fraction or 0.0
 
-    def key(self) -> str | None:
-        """Of the prepared rows; None if they are not to be kept, or a source cannot tell its content."""
+    def key(self, contents: Sequence[str]) -> str:
+        """Of the prepared rows, where the sources have these contents."""
         settings = [self.part, self.fraction, self.recipe.data.max_empty]
-        return key_of(self.sources, self.stages[:-1], self.context, settings) if self.recipe.data.cache else None
+        return key_of(contents, self.sources, self.stages[:-1], self.context, settings)
 
 
 def _prepare(job: _Job, watch: Watch) -> Prepared:
@@ -143,14 +143,15 @@ def _prepare(job: _Job, watch: Watch) -> Prepared:
 
     Raises `DataError` for rows that cannot be used, and if too many of them have nothing to train on.
     """
-    key = job.key()
+    contents = contents_of(job.sources) if job.recipe.data.cache else None
+    key = None if contents is None else job.key(contents)
 
     def build(writer: Writer) -> dict[str, Any]:
         chain = _Chain(job)
         with watch(job.what, chain.flow):
             rows = writer.write(chain.through(chain.read()))
             chain.guard(rows)
-            if key != job.key():
+            if key is not None and contents_of(job.sources) != contents:
                 raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
         return chain.meta()
 

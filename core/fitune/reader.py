@@ -209,7 +209,8 @@ class _Reader:
         except PluginError as error:
             self._add((*at, "use"), Problem(what=error.message))
             return None
-        return self._with_options(record, _without(table, "use"), at, look=look)
+        core = ("use", "weight") if at[-2:-1] == ("source",) else ("use",)
+        return self._with_options(record, _without(table, *core), at, look=look)
 
     def _with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
         options = self._parse(record.options, table, at)
@@ -252,7 +253,7 @@ class _Reader:
         table = self._inside(at)
         if not isinstance(table, dict) or "weight" not in table:
             return self._use(record_type, at, look=look)
-        weight = self._parse(Weight, {"weight": table.pop("weight")}, at)
+        weight = self._parse(Weight, {"weight": table["weight"]}, at)
         use = self._use(record_type, at, look=look)
         return None if use is None or weight is None else dataclasses.replace(use, weight=weight.weight)
 
