@@ -167,7 +167,8 @@ def pieces(example: Example, tokenizer: Any) -> list[tuple[str, str]]:
 
     A border of documents is a run of the kind `border` with no text.
     """
-    special = set(tokenizer.all_special_ids)
+    # Markers of turns are special tokens, but not all of them have a name among the tokenizer's.
+    special = {*tokenizer.all_special_ids, *(n for n, t in tokenizer.added_tokens_decoder.items() if t.special)}
     kinds = [
         ("trained special" if label != IGNORED else "special")
         if token in special
