@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fitune.contract import blame
 from fitune.dataflow import Batch, DataContext, Example, Stage
@@ -18,6 +16,7 @@ from fitune.errors import DataError
 from fitune.identity import contents_of, key_of
 from fitune.recipe import Recipe, Use
 from fitune.records import DataStage
+from fitune.sampling import Part, side, weighted
 from fitune.store import Rows, Writer, build_or_open
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Uses = Sequence[Use[DataStage[Any]]]
-Part = Literal["all", "train", "held out"]
-"""Which rows of the sources: all of them, or one side of the held-out split."""
 EMPTY = "rows left out: no token to train on"
 """The note of rows without a target token."""
 
@@ -197,8 +194,8 @@ class _Chain:
             stage = use.record.make(use.options, self.context)
             weight = 1.0 if use.weight is None else use.weight
             stream = weighted(partial(stage, iter(())), weight, self.context.seed)
-            side = _side(stream, self.job.part, self.job.fraction, self.context.seed)
-            streams.append(self._counted(use.record.name, side))
+            stream = side(stream, self.job.part, self.job.fraction, self.context.seed)
+            streams.append(self._counted(use.record.name, stream))
         return itertools.chain.from_iterable(streams)
 
     def through(self, stream: Iterator[Any]) -> Iterator[Example]:
@@ -276,31 +273,3 @@ class _Chain:
                     'Add a [[data.stage]] with use = "truncate" behind those that lengthen rows'
                 )
             yield example
-
-
-def weighted(read: Callable[[], Iterator[T]], weight: float, seed: int) -> Iterator[T]:
-    """A stream `weight` times over: whole passes, and of the rest a random part that depends on seed and position."""
-    passes, rest = int(weight), weight - int(weight)
-    for _ in range(passes):
-        yield from read()
-    if rest:
-        for position, item in enumerate(read()):
-            if _uniform(f"{seed}:{position}".encode()) < rest:
-                yield item
-
-
-def _side(stream: Iterator[T], part: Part, fraction: float, seed: int) -> Iterator[T]:
-    """One side of the held-out split. Equal rows fall on one side, so that no held-out row is trained on."""
-    if part == "all":
-        return stream
-    return (item for item in stream if (_uniform(_content(item, seed)) < fraction) == (part == "held out"))
-
-
-def _content(item: Any, seed: int) -> bytes:
-    values = [getattr(item, f.name) for f in fields(item) if f.name != "origin"] if is_dataclass(item) else item
-    return json.dumps([seed, values], sort_keys=True, default=str).encode()
-
-
-def _uniform(data: bytes) -> float:
-    """A number from 0 to 1 that depends on these bytes alone."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
