@@ -97,7 +97,7 @@ CASES = (
     case("no template", GOOD, 'the tokenizer has no chat template, which the stage "chat" needs. Use a model with one (an "instruct" or "chat" model), or name one: template = one of chatml, deepseek-llm, gemma, llama-2, llama-3, mistral, phi-3, qwen, vicuna, zephyr', template=""),
     # ------------------------------------------------------------------------------------------ nothing is left
     case("no target after truncation", GOOD * 2, "no row is left to train on (rows read as messages: 2; rows cut at the right: 2; rows left out: no token to train on: 2)", sets=["train.length=4"]),
-    case("every row dropped", GOOD * 3, "no row is left to train on (rows read as messages: 3; rows dropped: too long: 3)", sets=["train.length=4", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]']),
+    case("every row dropped", GOOD * 3, "no row is left to train on (rows read as messages: 3; rows dropped: too long: 3)", sets=["train.length=4", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", policy="drop"}]']),
     case("held-out data without a target", GOOD, "no row is left to evaluate on (rows read as messages: 1; rows cut at the right: 1; rows left out: no token to train on: 1)", sets=["train.length=50", 'eval.source=[{use="jsonl", path="long.jsonl"}]']),
     case("fraction of too few rows", GOOD, "no row is left to evaluate on: [eval] fraction = 0.01 of so few rows puts them all on the other side", sets=["eval.fraction=0.01"]),
     case("too many rows without a target", GOOD * 9 + LONG, "training data: 1 of 10 rows have no token to train on, more than [data] max_empty = 0.05 allows. They are left out; to see what is left: ft data r.toml --set data.max_empty=1", sets=["train.length=50"]),

@@ -235,7 +235,7 @@ SETS = {
     "another stage": 'data.stage=[{use="own"}, {use="chat", template_file="t.jinja"}, {use="tokenize"}, '
     '{use="truncate"}, {use="pack"}]',
     "option of a stage that is put in": 'data.stage=[{use="own"}, {use="chat", template_file="t.jinja"}, '
-    '{use="tokenize"}, {use="truncate", side="left"}]',
+    '{use="tokenize"}, {use="truncate", policy="left"}]',
 }
 
 

@@ -224,7 +224,7 @@ def test_a_local_file_leaves_the_held_out_data_alone(light: Path) -> None:
         ('[{use="plain-text"}]', ["plain-text", "tokenize", "truncate", "pad"]),
         ('[{use="chat"}, {use="tokenize"}]', ["detect", "chat", "tokenize", "truncate", "pad"]),
         ('[{use="chat"}, {use="tokenize"}, {use="pad"}]', ["detect", "chat", "tokenize", "pad"]),
-        ('[{use="chat"}, {use="tokenize"}, {use="truncate", side="drop"}]',
+        ('[{use="chat"}, {use="tokenize"}, {use="truncate", policy="drop"}]',
          ["detect", "chat", "tokenize", "truncate", "pad"]),
         ('[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]',
          ["detect", "chat", "tokenize", "truncate", "pack", "pad"]),
@@ -239,8 +239,8 @@ def test_the_chain_of_stages_is_closed_up_to_batches(stages: str, chain: list[st
 
 
 def test_a_stage_that_the_recipe_names_keeps_its_options(light: Path) -> None:
-    recipe = read(light, 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", side="left"}]')
-    assert recipe.stages[3].options.side == "left"
+    recipe = read(light, 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate", policy="left"}]')
+    assert recipe.stages[3].options.policy == "left"
 
 
 # ------------------------------------------------------------------------------------------------- plugins' own checks

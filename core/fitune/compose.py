@@ -90,7 +90,9 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
 
     model = _model(recipe, strategies, accelerator)
     if any(use.record.packs for use in recipe.stages):
-        plan = replace(plan, notices=(*plan.notices, f"packed documents are kept apart by {isolate_documents(model)}"))
+        apart = f"packed documents are kept apart by {isolate_documents(model)}"
+        efficiency = f"packing efficiency {data.tokens / (len(data.rows) * context.length):.4f}"
+        plan = replace(plan, notices=(*plan.notices, apart, efficiency))
     _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units

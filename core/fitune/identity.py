@@ -50,7 +50,10 @@ def contents_of(sources: Uses) -> list[str] | None:
         if use.record.fingerprint is None:
             return None
         with blame(f'data stage "{use.record.name}"'):
-            contents.append(use.record.fingerprint(use.options))
+            content = use.record.fingerprint(use.options)
+        if content is None:
+            return None
+        contents.append(content)
     return contents
 
 

@@ -71,6 +71,11 @@ class Prepared:
         return [(str(what), int(number)) for what, number in self.rows.meta["notes"]]
 
     @property
+    def tokens(self) -> int:
+        """Tokens in all rows."""
+        return int(self.rows.meta["tokens"])
+
+    @property
     def highest(self) -> int:
         """The highest token id in the rows."""
         return int(self.rows.meta["highest"])
@@ -182,6 +187,7 @@ class _Chain:
         self.flow: dict[str, int] = {}
         self.lengths: Counter[int] = Counter()
         self.highest = 0
+        self.tokens = 0
         self.context = replace(job.context, count=self._count)
 
     def _count(self, what: str) -> None:
@@ -237,6 +243,7 @@ class _Chain:
             "notes": list(self.notes.items()),
             "lengths": sorted(self.lengths.items()),
             "highest": self.highest,
+            "tokens": self.tokens,
         }
 
     def _counted(self, name: str, stream: Iterator[T]) -> Iterator[T]:
@@ -267,6 +274,7 @@ class _Chain:
     def _checked(self, stream: Iterator[Example]) -> Iterator[Example]:
         for example in stream:
             self.highest = max(self.highest, int(example.input_ids.max()))
+            self.tokens += len(example.input_ids)
             if len(example.input_ids) > self.context.length:
                 raise DataError(
                     f"{example.origin}: {len(example.input_ids)} tokens, over [train] length = {self.context.length}. "

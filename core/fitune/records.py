@@ -94,9 +94,9 @@ class DataStage(Generic[O]):
     """Whether it joins several documents in a row; such stages are left out for held-out data."""
     suffixes: tuple[str, ...] = ()
     """Of a source: the file names that it reads end so, e.g. `(".jsonl",)`; `[data] path` finds it by them."""
-    fingerprint: Callable[[O], str] | None = None
-    """Of a source: a digest of the content that it would read now. Prepared data are cached only if every source has
-    one. Other stages are known by their name, options and plugin version."""
+    fingerprint: Callable[[O], str | None] | None = None
+    """Of a source: a digest of the content that it would read now, or None where nobody can know it. Prepared data are
+    cached only if every source has one. Other stages are known by their name, options and plugin version."""
 
 
 Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
@@ -118,5 +118,5 @@ def ft_data_stages() -> Iterable[DataStage[HfDatasetOptions]]:
         gives="rows",
         make=_make,
         check=_check,
-        fingerprint=cast("Callable[[HfDatasetOptions], str]", _fingerprint),
+        fingerprint=_fingerprint,
     )

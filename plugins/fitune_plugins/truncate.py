@@ -1,4 +1,4 @@
-"""Data stage `truncate`: rows longer than `[train] length` are cut or dropped, and counted."""
+"""Data stage `truncate`: rows longer than `[train] length` are cut, split or dropped, and counted."""
 
 from __future__ import annotations
 
@@ -7,31 +7,45 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fitune import DataContext, DataStage, Example, hookimpl
-from fitune.records import Stage
+from fitune.dataflow import Stage
+
+LEFT_OUT = "rows dropped: too long"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruncateOptions:
     """Options of the stage `truncate`."""
 
-    side: Literal["right", "left", "drop"] = "right"
-    """Which end of a long row is cut off; "drop" leaves long rows out."""
+    policy: Literal["right", "left", "split", "drop"] = "right"
+    """What becomes of a long row: its right or left end is cut off, it is split into several, or it is left out."""
 
 
 def _make(options: TruncateOptions, context: DataContext) -> Stage:
-    kept = {"right": slice(None, context.length), "left": slice(-context.length, None)}
+    length = context.length
+    counted = {
+        "right": "rows cut at the right",
+        "left": "rows cut at the left",
+        "split": "rows split",
+        "drop": LEFT_OUT,
+    }
+
+    def parts(tokens: int) -> Iterator[slice]:
+        """What is kept of a row of so many tokens."""
+        if options.policy == "right":
+            yield slice(0, length)
+        elif options.policy == "left":
+            yield slice(tokens - length, tokens)
+        elif options.policy == "split":
+            yield from (slice(start, start + length) for start in range(0, tokens, length))
 
     def truncate(examples: Iterator[Example]) -> Iterator[Example]:
         for example in examples:
-            if len(example.input_ids) <= context.length:
+            if len(example.input_ids) <= length:
                 yield example
                 continue
-            if options.side == "drop":
-                context.count("rows dropped: too long")
-                continue
-            context.count(f"rows cut at the {options.side}")
-            part = kept[options.side]
-            yield Example(input_ids=example.input_ids[part], labels=example.labels[part], origin=example.origin)
+            context.count(counted[options.policy])
+            for part in parts(len(example.input_ids)):
+                yield Example(input_ids=example.input_ids[part], labels=example.labels[part], origin=example.origin)
 
     return truncate
 
@@ -41,7 +55,7 @@ def ft_data_stages() -> Iterable[DataStage[TruncateOptions]]:
     """Offer the stage."""
     yield DataStage(
         name="truncate",
-        summary="Cut or drop rows longer than [train] length",
+        summary="Cut, split or drop rows longer than [train] length",
         options=TruncateOptions,
         takes="examples",
         gives="examples",
