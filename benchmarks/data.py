@@ -130,13 +130,14 @@ def of_fitune(arguments: argparse.Namespace, file: Path) -> tuple[Callable[[], A
 
 def of_trl(arguments: argparse.Namespace, file: Path) -> tuple[Callable[[], Any], Callable[[], tuple[int, int]]]:
     """What TRL's SFTTrainer does to its data set before it trains."""
-    os.environ["HF_DATASETS_CACHE"] = str(arguments.directory / "hf")
+    processes = 2 if "2 processes" in arguments.case else None
+    # A cache for each number of processes, or the second cold case would find what the first one made.
+    os.environ["HF_DATASETS_CACHE"] = str(arguments.directory / f"hf-{processes}")
     import datasets
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_progress_bars()
-    processes = 2 if "2 processes" in arguments.case else None
     config = SFTConfig(
         output_dir=str(arguments.directory / "trl"),
         packing=True,
