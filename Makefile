@@ -18,7 +18,9 @@ lint: .venv/developer ## Check format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mypy --strict tests benchmarks recipes
+	$(BIN)/mypy --strict tests benchmarks recipes docs
+	$(BIN)/python docs/make_hooks.py --check
+	$(BIN)/python docs/make_reference.py --check
 
 format: .venv/developer ## Format the code
 	$(BIN)/ruff format

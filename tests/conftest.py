@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,11 +42,10 @@ def read(recipe_path: Path) -> Callable[..., Recipe]:
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that name no directory, and prepared data, land in the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
-    return
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

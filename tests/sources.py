@@ -71,7 +71,9 @@ def origins(rows: Iterator[Row], below: Path) -> list[str]:
 def fingerprint(module: ModuleType, path: Path) -> str:
     record = stage(module)
     assert record.fingerprint is not None
-    return record.fingerprint(record.options(path=path))
+    found = record.fingerprint(record.options(path=path))
+    assert found is not None
+    return found
 
 
 def written(module: ModuleType, rows: list[dict[str, str]]) -> bytes:
