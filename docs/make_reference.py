@@ -54,7 +54,9 @@ def page() -> str:
     registry = Registry.open(third_party=False)
     parts = [HEAD, "## Commands\n"]
     # A width of its own, so that the page does not depend on the terminal, and no plugin that happens to be here.
-    context = click.Context(cli, info_name="ft", obj=Settings(third_party=False), terminal_width=100)
+    context = click.Context(
+        cli, info_name="ft", obj=Settings(third_party=False), terminal_width=100, **cli.context_settings
+    )
     parts += [f"### `{path}`\n\n```text\n{text}\n```\n" for path, text in commands(cli, context)]
     parts.append("## Recipe\n")
     for title, (dataclass, note) in TABLES.items():

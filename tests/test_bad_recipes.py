@@ -277,6 +277,13 @@ CASES = (
         [above(TRAIN, "[eval]\nexact_match = true")],
         ['r.toml:21: [eval]: no data to evaluate on. Add an [[eval.source]] or "fraction", or remove [eval]'],
     ),
+    case(
+        "[eval] that measures nothing",
+        [above(TRAIN, "[eval]\nfraction = 0.5\nloss = false")],
+        [
+            "r.toml:23: [eval] loss: nothing to measure on held-out data. Set loss or exact_match to true, or remove [eval]"
+        ],
+    ),
     # ------------------------------------------------------------------------------------------------------- missing
     case("no name", [('name = "light"\n', "")], ['r.toml: "name" is missing. Add it; it takes: string']),
     case(

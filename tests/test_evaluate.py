@@ -17,6 +17,7 @@ from fitune import Example, Origin
 from fitune.compose import Parts
 from fitune.evaluate import Evaluator, split_answer
 from fitune.events import EvalReport
+from fitune.listeners import eval_values
 from fitune.run import train
 from fitune.testing import write_recipe, write_tiny_data
 from tiny import adapter, losses, parts_of
@@ -65,6 +66,15 @@ def test_loss_is_the_mean_over_target_tokens(recipe: Path) -> None:
     report = evaluator.evaluate(0)
     assert report.loss == pytest.approx(total / targets, rel=1e-5)
     assert (report.targets, report.rows, report.exact_match) == (targets, 5, None)
+
+
+def test_loss_can_be_left_out(recipe: Path) -> None:
+    evaluator = _evaluator(parts_of(recipe, "eval.loss=false", "eval.exact_match=true", "eval.max_new_tokens=1"))
+    evaluator.loss = _fail
+    report = evaluator.evaluate(0)
+    assert report.loss is None
+    assert len(report.answers) == report.rows == 5
+    assert "loss" not in eval_values(report)
 
 
 def test_exact_match_counts(learnt: tuple[Parts, EvalReport]) -> None:

@@ -67,10 +67,11 @@ class RunConsole:
     def ft_evaluated(self, report: EvalReport) -> None:
         """Show the evaluation."""
         self._evaluations.append(report)
-        line = f"held out after {report.step} steps: loss {report.loss:.4f}"
+        found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
         if report.exact_match is not None:
             right = sum(answer.exact for answer in report.answers)
-            line += f", exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})"
+            found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
+        line = f"held out after {report.step} steps: {', '.join(found)}"
         self.console.print(f"{line}  [{report.seconds:.1f} s]", highlight=False, soft_wrap=True, markup=False)
 
     @hookimpl

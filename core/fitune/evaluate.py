@@ -48,19 +48,19 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> EvalReport:
-        """Measure loss and, if the recipe asks for it, exact match after `step` steps."""
+        """Measure loss and exact match, each if the recipe asks for it, after `step` steps."""
         start = time.perf_counter()
         self.model.eval()
         try:
-            loss, targets = self._loss()
+            loss = self._loss() if self.settings.loss else None
             answers = self._answers() if self.settings.exact_match else ()
         finally:
             self.model.train()
         return EvalReport(
             step=step,
-            loss=loss / targets,
+            loss=loss,
             rows=len(self.examples),
-            targets=targets,
+            targets=sum(example.targets for example in self.examples),
             seconds=time.perf_counter() - start,
             answers=answers,
         )
@@ -71,14 +71,14 @@ class Evaluator:
         size = self.settings.micro_batch
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
-    def _loss(self) -> tuple[float, int]:
-        """Sum over all held-out target tokens, and their number."""
+    def _loss(self) -> float:
+        """Mean over all held-out target tokens."""
         device = self.accelerator.device
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         for batch in batches(self.examples, self._picks(range(len(self.examples))), self.make_batches):
             total += self.loss(self.model, batch.to(device)).double().cpu()
         total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
-        return total.item(), sum(example.targets for example in self.examples)
+        return total.item() / sum(example.targets for example in self.examples)
 
     def _answers(self) -> tuple[Answer, ...]:
         """An answer to each held-out prompt, by greedy decoding."""

@@ -92,8 +92,8 @@ class EvalReport:
 
     step: int
     """Steps trained so far; 0 is before training."""
-    loss: float
-    """Mean over the held-out target tokens."""
+    loss: float | None
+    """Mean over the held-out target tokens; None where the recipe asks for none."""
     rows: int
     targets: int
     seconds: float

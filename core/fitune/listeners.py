@@ -114,11 +114,12 @@ def step_values(step: StepReport) -> dict[str, int | float]:
 def eval_values(report: EvalReport) -> dict[str, int | float]:
     """An evaluation's numbers."""
     values: dict[str, int | float] = {
-        "loss": report.loss,
         "rows": report.rows,
         "target_tokens": report.targets,
         "seconds": report.seconds,
     }
+    if report.loss is not None:
+        values["loss"] = report.loss
     if report.exact_match is not None:
         values["exact_match"] = report.exact_match
     return values

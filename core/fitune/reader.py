@@ -113,6 +113,9 @@ class _Reader:
             else:
                 what, fix = '"fraction" has no effect beside an [[eval.source]]', "Keep one of them"
             self._add(("eval",), Problem(what=what, fix=fix))
+        if evaluation is not None and not (evaluation.loss or evaluation.exact_match):
+            what, fix = "nothing to measure on held-out data", "Set loss or exact_match to true, or remove [eval]"
+            self._add(("eval", "loss"), Problem(what=what, fix=fix))
         return evaluation
 
     def _data(

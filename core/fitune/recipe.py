@@ -86,6 +86,8 @@ class Evaluation:
     """Steps between evaluations; without it, only after the last step."""
     before: bool = True
     """Whether to evaluate before the first step too."""
+    loss: bool = True
+    """Whether to measure the loss on held-out rows, which takes a forward pass over all of them."""
     exact_match: bool = False
     """Whether to generate an answer to every held-out prompt and count those equal to the data's."""
     max_new_tokens: Annotated[int, Ge(1)] = 128
