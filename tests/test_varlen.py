@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from fitune import Batch, varlen

@@ -78,10 +78,7 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
         plan = _by(use, strategy.plan, plan)
     _set_allocator(plan)
-    accelerator = Accelerator(mixed_precision="no")
-    _check_processes(accelerator)
-    if not accelerator.is_main_process:
-        disable_progress_bar()  # one process draws
+    accelerator = _accelerator()
 
     tokenizer = _by(recipe.model, recipe.model.record.load_tokenizer, recipe.model.options)
     context = context_of(recipe, tokenizer)
@@ -89,10 +86,7 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     held_out = held_out_data(recipe, context, watch)
 
     model = _model(recipe, strategies, accelerator)
-    if any(use.record.packs for use in recipe.stages):
-        apart = f"packed documents are kept apart by {isolate_documents(model)}"
-        efficiency = f"packing efficiency {data.tokens / (len(data.rows) * context.length):.4f}"
-        plan = replace(plan, notices=(*plan.notices, apart, efficiency))
+    plan = _with_documents_apart(plan, recipe, model, data)
     _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
@@ -105,19 +99,6 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
         num_warmup_steps=recipe.train.warmup_steps,
         num_training_steps=steps,
     )
-    loss = plan.loss or plain_loss
-    make_batches = batch_maker(recipe.stages, context)
-    evaluator = None
-    if held_out is not None:
-        evaluator = Evaluator(
-            settings=recipe.evaluation,
-            examples=held_out.rows,
-            make_batches=make_batches,
-            loss=loss,
-            model=model,
-            tokenizer=tokenizer,
-            accelerator=accelerator,
-        )
     run = Run(
         recipe=recipe,
         directory=directory,
@@ -132,18 +113,49 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
     )
+    make_batches = batch_maker(recipe.stages, context)
     return Parts(
         run=run,
         accelerator=accelerator,
         examples=data.rows,
         make_batches=make_batches,
-        loss=loss,
+        loss=plan.loss or plain_loss,
         trainables=trainables,
         optimizer=optimizer,
         scheduler=scheduler,
         strategies=strategies,
-        evaluator=evaluator,
+        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
     )
+
+
+def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: Accelerator) -> Evaluator:
+    return Evaluator(
+        settings=run.recipe.evaluation,
+        examples=held_out.rows,
+        make_batches=make_batches,
+        loss=run.plan.loss or plain_loss,
+        model=run.model,
+        tokenizer=run.tokenizer,
+        accelerator=accelerator,
+    )
+
+
+def _accelerator() -> Accelerator:
+    """The processes and devices of this run. Raises `RunError` if they are set up in a way that cannot be run under."""
+    accelerator = Accelerator(mixed_precision="no")
+    _check_processes(accelerator)
+    if not accelerator.is_main_process:
+        disable_progress_bar()  # one process draws
+    return accelerator
+
+
+def _with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
+    """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
+    if not any(use.record.packs for use in recipe.stages):
+        return plan
+    apart = f"packed documents are kept apart by {isolate_documents(model)}"
+    efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
+    return replace(plan, notices=(*plan.notices, apart, efficiency))
 
 
 def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:

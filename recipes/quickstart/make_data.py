@@ -6,7 +6,7 @@
 Run it from anywhere. It needs only the standard library, and the same arguments always give the same bytes:
 
     python recipes/quickstart/make_data.py                      # rewrites train.jsonl and held_out.jsonl beside it
-    python recipes/quickstart/make_data.py --out /tmp/notes     # writes them somewhere else
+    python recipes/quickstart/make_data.py --out notes          # writes them somewhere else
     python recipes/quickstart/make_data.py --train 1000         # more rows to train on
 
 Each row is {"messages": [system, user, assistant]}. All shops are made up. The answers follow these rules:
