@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from fitune import varlen
 from fitune.dataflow import Batch
 from fitune.errors import ModelError
+from fitune.wrapping import unwrapped
 
 PROBE = (5, 4, 3)
 """Tokens of the documents of the packed row that is tried."""
@@ -52,7 +53,7 @@ def isolate_documents(model: nn.Module) -> Isolation:
     Gradients and the state of random numbers are left as they were. Raises `ModelError` for a model of which a
     document's outputs depend on another document.
     """
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     _must_be_known(inner)
     was_training = model.training
     model.train()  # as dropout, checkpointing or another path of the code would have it in a run
@@ -191,9 +192,3 @@ def _first_leak(model: nn.Module, inner: PreTrainedModel, batch: Batch) -> str:
         for handle in handles:
             handle.remove()
     return leaks[0] if leaks else "a layer"
-
-
-def _unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside peft's wrapper, its layers adapted."""
-    get = getattr(model, "get_base_model", None)
-    return cast(PreTrainedModel, model if get is None else get())

@@ -17,6 +17,7 @@ import click
 
 from fitune._version import __version__
 from fitune.errors import FtError, PluginError, RunError, nearest, sentences
+from fitune.processes import is_main_process
 
 if TYPE_CHECKING:
     from fitune.recipe import Recipe, Use
@@ -120,17 +121,12 @@ def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out:
     registry = settings.registry()
     read = read_recipe(recipe, registry, overrides)
     directory = out or Path("runs") / f"{read.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    main_process = _is_main_process()
+    main_process = is_main_process()
     made = _make_directory(directory) if main_process else []
     try:
         _train(read, registry, directory, main_process)
     finally:
         _remove_if_empty(made)
-
-
-def _is_main_process() -> bool:
-    """Whether this is the first of the processes that a launcher started, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bool) -> None:
@@ -254,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except FtError as error:
         if settings.debug:
             traceback.print_exception(error)
-        elif _is_main_process():  # the others fail for the same reason, and would say the same
+        elif is_main_process():  # the others fail for the same reason, and would say the same
             for line in error.lines:
                 click.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)

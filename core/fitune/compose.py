@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +22,18 @@ from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
-from fitune.prepare import UNWATCHED, Prepared, Watch, batch_maker, context_of, held_out_data, training_data
+from fitune.prepare import (
+    UNWATCHED,
+    Prepared,
+    Watch,
+    batch_maker,
+    context_of,
+    held_out_data,
+    tokenizer_of,
+    training_data,
+)
 from fitune.recipe import Recipe, Use
-from fitune.records import OptimizerSettings, Plan, Strategy
+from fitune.records import MemoryStrategy, OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
 from fitune.trainables import Trainables
 
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
+"""The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +63,7 @@ class Parts:
     trainables: Trainables
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
-    strategies: tuple[tuple[str, Strategy], ...]
-    """In the recipe's order, with their names."""
+    strategies: Strategies
     evaluator: Evaluator | None
     """None without held-out data."""
 
@@ -73,14 +83,14 @@ class Parts:
 
 def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     """Load, adapt and prepare everything, data under this watch. Raises the errors of `fitune.errors`."""
-    strategies = tuple((use.record.name, _by(use, use.record.make, use.options)) for use in recipe.strategies)
+    strategies = tuple((use, _by(use, use.record.make, use.options)) for use in recipe.strategies)
     plan = Plan()
-    for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
+    for use, strategy in strategies:
         plan = _by(use, strategy.plan, plan)
     _set_allocator(plan)
     accelerator = _accelerator()
 
-    tokenizer = _by(recipe.model, recipe.model.record.load_tokenizer, recipe.model.options)
+    tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
     data = training_data(recipe, context, watch)
     held_out = held_out_data(recipe, context, watch)
@@ -164,12 +174,12 @@ def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
         return function(*arguments)
 
 
-def _model(recipe: Recipe, strategies: Sequence[tuple[str, Strategy]], accelerator: Accelerator) -> PreTrainedModel:
+def _model(recipe: Recipe, strategies: Strategies, accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
     model = _by(recipe.model, recipe.model.record.load_model, recipe.model.options, accelerator.device)
     model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
-    for use, (_, strategy) in zip(recipe.strategies, strategies, strict=True):
+    for use, strategy in strategies:
         model = _by(use, strategy.prepare, model)
     model.train()
     if accelerator.num_processes > 1:
@@ -218,7 +228,7 @@ def _check_processes(accelerator: Accelerator) -> None:
 
 
 def _optimizer(
-    recipe: Recipe, strategies: Sequence[tuple[str, Strategy]], trainables: Trainables, device: torch.device
+    recipe: Recipe, strategies: Strategies, trainables: Trainables, device: torch.device
 ) -> torch.optim.Optimizer:
     """The one that a strategy makes, or AdamW. Raises `PluginError` if two strategies make one."""
     train = recipe.train
@@ -230,8 +240,8 @@ def _optimizer(
         fused=device.type == "cuda",
     )
     made = [
-        (name, _by(use, strategy.make_optimizer, trainables.masters, settings))
-        for use, (name, strategy) in zip(recipe.strategies, strategies, strict=True)
+        (use.record.name, _by(use, strategy.make_optimizer, trainables.masters, settings))
+        for use, strategy in strategies
     ]
     found = [(name, optimizer) for name, optimizer in made if optimizer is not None]
     if len(found) > 1:

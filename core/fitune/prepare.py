@@ -22,6 +22,7 @@ from fitune.store import Rows, Writer, build_or_open
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 Uses = Sequence[Use[DataStage[Any]]]
@@ -87,6 +88,12 @@ class Prepared:
 
 
 UNWATCHED = Unwatched()
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model; no weight is read. Raises `ModelError` or `PluginError`."""
+    with blame(f'model loader "{recipe.model.record.name}"'):
+        return recipe.model.record.load_tokenizer(recipe.model.options)
 
 
 def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:

@@ -7,7 +7,6 @@ of the step's micro-batches, in every process, divided by their number. What hap
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import time
@@ -23,6 +22,7 @@ from fitune.errors import RunError
 from fitune.events import EvalReport, MemoryReport, Run, StepReport
 from fitune.order import share, windows
 from fitune.prepare import UNWATCHED, Watch, batches
+from fitune.processes import is_main_process
 from fitune.provenance import write_environment, write_recipe
 from fitune.recipe import Recipe
 from fitune.registry import Registry
@@ -59,7 +59,7 @@ def run(recipe: Recipe, registry: Registry, directory: Path, watch: Watch = UNWA
         error = raised
         raise
     finally:
-        if int(os.environ.get("RANK", "0")) == 0:  # there is no accelerator to ask where composing failed
+        if is_main_process():  # there is no accelerator to ask where composing failed
             failures = registry.call_every(
                 "ft_run_finished", recipe=recipe, run=parts.run if parts else None, error=error
             )
@@ -155,7 +155,6 @@ def measure_memory(device: torch.device) -> MemoryReport:
             kind="gpu", peak=torch.cuda.max_memory_allocated(device), reserved=torch.cuda.max_memory_reserved(device)
         )
     import resource
-    import sys
 
     unit = 1 if sys.platform == "darwin" else 1024
     return MemoryReport(kind="host", peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

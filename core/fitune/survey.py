@@ -17,7 +17,7 @@ from rich.text import Text
 from fitune.contract import blame
 from fitune.dataflow import IGNORED, Example
 from fitune.errors import DataError
-from fitune.prepare import Prepared, context_of, held_out_data, training_data
+from fitune.prepare import Prepared, context_of, held_out_data, tokenizer_of, training_data
 from fitune.progress import Progress
 from fitune.recipe import Recipe
 
@@ -88,7 +88,7 @@ class Survey:
 def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
     """Prepare a recipe's data and print what is in them. Raises `DataError` where there are none to show."""
     with blame(f'model loader "{recipe.model.record.name}"'):
-        tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
+        tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
     watch = Progress(Console(stderr=True))
     data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fitune import IGNORED, Batch, ModelError
+from fitune.wrapping import unwrapped
 
 PROBE = 200.0
 """Largest logit that `must_match` tries: well beyond known soft caps (30 to 50)."""
@@ -18,7 +19,7 @@ PROBE = 200.0
 
 def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
     """Sum of the cross-entropy over a batch's target tokens, as float32; equal to `fitune.loss.plain_loss`."""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     hidden = cast(Any, inner.base_model)(**batch.inputs())[0]
     labels = batch.labels[:, 1:].flatten()
     # The count is known from the host, so that no device waits for it.
@@ -36,7 +37,7 @@ def must_match(model: nn.Module) -> None:
     The head's output is replaced by numbers of a wide range, to see what the model makes of them: an untrained or
     small model's own logits may be too small to show a soft cap. The head's input must be the last hidden states.
     """
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     module = inner.get_output_embeddings()
     ids = torch.arange(1, 9, device=inner.device)[None] % inner.config.get_text_config().vocab_size
     seen: list[tuple[Tensor, Tensor]] = []
@@ -117,11 +118,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_NH, *grads = ctx.saved_tensors
         scaled = [(g * scale).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
         return (grad_NH * scale.to(grad_NH.dtype), None, None, None, *scaled)
-
-
-def _unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside peft's wrapper, its layers adapted."""
-    get = getattr(model, "get_base_model", None)
-    inner = get() if get is not None else model
-    assert isinstance(inner, PreTrainedModel)
-    return inner
