@@ -101,8 +101,8 @@ def test_a_wrong_target_beside_a_right_one(recipe_path: Path, targets: str, mess
 @pytest.mark.parametrize(("choice", "dtype"), [("base", torch.bfloat16), ("float32", torch.float32)])
 def test_adapters_compute_in_the_type_that_was_asked_for(recipe_path: Path, choice: str, dtype: torch.dtype) -> None:
     parts = parts_of(recipe_path, "model.dtype=bfloat16", f"adapter.dtype={choice}")
-    assert {p.dtype for p in parts.trainables.parameters} == {dtype}
-    assert {p.dtype for p in parts.trainables.masters} == {torch.float32}
+    assert {p.dtype for p in parts.step.trainables.parameters} == {dtype}
+    assert {p.dtype for p in parts.step.trainables.masters} == {torch.float32}
     assert {p.dtype for p in parts.run.model.parameters() if not p.requires_grad} == {torch.bfloat16}
     list(train(parts))
     saved = adapter(save(parts).parent)
@@ -112,7 +112,7 @@ def test_adapters_compute_in_the_type_that_was_asked_for(recipe_path: Path, choi
 def test_first_weights_come_from_the_seed(recipe_path: Path) -> None:
     def first(seed: int) -> list[Tensor]:
         torch.rand(seed)  # whatever was drawn before
-        return [p.detach().clone() for p in parts_of(recipe_path, f"seed={seed}").trainables.parameters]
+        return [p.detach().clone() for p in parts_of(recipe_path, f"seed={seed}").step.trainables.parameters]
 
     one, same, other = first(1), first(1), first(2)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))

@@ -105,7 +105,7 @@ def test_padding_does_not_change_answers(learnt: tuple[Parts, EvalReport]) -> No
     for micro_batch in (6, 1):
         settings = _with(evaluator.settings, micro_batch=micro_batch)
         one = Evaluator(
-            settings=settings, examples=examples, make_batches=parts.make_batches, loss=parts.loss,
+            settings=settings, examples=examples, make_batches=parts.make_batches, loss=parts.step.loss,
             model=parts.run.model, tokenizer=parts.run.tokenizer, accelerator=parts.accelerator,
         )  # fmt: skip
         answers.append(one.evaluate(0).answers)

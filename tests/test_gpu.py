@@ -40,10 +40,10 @@ def test_a_run_in_bfloat16(recipe: Path, tmp_path: Path) -> None:
 
 def test_adamw_is_fused(recipe: Path) -> None:
     parts = parts_of(recipe)
-    assert parts.optimizer.defaults["fused"] is True
+    assert parts.step.optimizer.defaults["fused"] is True
     list(steps_of(parts))
-    assert {p.device.type for p in parts.trainables.masters} == {"cuda"}
-    assert {p.dtype for p in parts.trainables.masters} == {torch.float32}
+    assert {p.device.type for p in parts.step.trainables.masters} == {"cuda"}
+    assert {p.dtype for p in parts.step.trainables.masters} == {torch.float32}
 
 
 def test_pinned_batches_give_the_same_losses(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

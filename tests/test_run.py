@@ -118,13 +118,13 @@ def test_two_optimizers_are_an_error_that_names_both(recipe_path: Path) -> None:
 
 def test_one_optimizer_takes_the_place_of_adamw(recipe_path: Path) -> None:
     parts = parts_of(recipe_path, _uses("one", "two"), plugins=[Told("two")])
-    assert isinstance(parts.optimizer, torch.optim.SGD)
+    assert isinstance(parts.step.optimizer, torch.optim.SGD)
     assert next(report.learning_rate for report in train(parts) if hasattr(report, "learning_rate")) == 0.01
 
 
 def test_adamw_is_as_the_recipe_says(recipe_path: Path) -> None:
     numbers = ["train.beta1=0.8", "train.beta2=0.9", "train.epsilon=1e-5", "train.learning_rate=0.5"]
-    optimizer = parts_of(recipe_path, *numbers).optimizer
+    optimizer = parts_of(recipe_path, *numbers).step.optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.defaults["eps"] == 1e-5

@@ -148,12 +148,12 @@ def test_a_process_without_a_micro_batch_adds_nothing(monkeypatch: pytest.Monkey
 def test_the_optimizer_works_on_masters(tmp_path: Path, master_weights: str, dtype: torch.dtype) -> None:
     recipe = write_recipe(tmp_path / "recipe", {"model": {"dtype": "bfloat16"}})
     parts = parts_of(recipe, f"train.master_weights={master_weights}")
-    assert {p.dtype for p in parts.trainables.parameters} == {torch.bfloat16}
-    assert {p.dtype for group in parts.optimizer.param_groups for p in group["params"]} == {dtype}
+    assert {p.dtype for p in parts.step.trainables.parameters} == {torch.bfloat16}
+    assert {p.dtype for group in parts.step.optimizer.param_groups for p in group["params"]} == {dtype}
 
 
 def test_norms_and_biases_are_not_decayed(recipe_path: Path) -> None:
-    groups = parts_of(recipe_path, 'adapter={use="none"}', "train.weight_decay=0.3").optimizer.param_groups
+    groups = parts_of(recipe_path, 'adapter={use="none"}', "train.weight_decay=0.3").step.optimizer.param_groups
     assert [{p.ndim for p in group["params"]} for group in groups] == [{2}, {1}]
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
 

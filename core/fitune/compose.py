@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -35,6 +34,7 @@ from fitune.prepare import (
 from fitune.recipe import Recipe, Use
 from fitune.records import MemoryStrategy, OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
+from fitune.step import Step
 from fitune.trainables import Trainables
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fitune.dataflow import Stage
-    from fitune.records import Loss
 
 
 T = TypeVar("T")
@@ -59,11 +58,8 @@ class Parts:
     accelerator: Accelerator
     examples: Sequence[Example]
     make_batches: Stage
-    loss: Loss
-    trainables: Trainables
-    optimizer: torch.optim.Optimizer
+    step: Step
     scheduler: LRScheduler
-    strategies: Strategies
     evaluator: Evaluator | None
     """None without held-out data."""
 
@@ -72,21 +68,10 @@ class Parts:
         """Rows of one optimizer step, over all micro-batches and processes."""
         return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
 
-    @contextlib.contextmanager
-    def around_step(self) -> Iterator[None]:
-        """The strategies' contexts, the first outermost; those that were entered are left if a later one fails."""
-        with contextlib.ExitStack() as stack:
-            for _, strategy in self.strategies:
-                stack.enter_context(strategy.around_step())
-            yield
-
 
 def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     """Load, adapt and prepare everything, data under this watch. Raises the errors of `fitune.errors`."""
-    strategies = tuple((use, _by(use, use.record.make, use.options)) for use in recipe.strategies)
-    plan = Plan()
-    for use, strategy in strategies:
-        plan = _by(use, strategy.plan, plan)
+    strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
     _set_allocator(plan)
     accelerator = _accelerator()
 
@@ -95,13 +80,13 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     data = training_data(recipe, context, watch)
     held_out = held_out_data(recipe, context, watch)
 
-    model = _model(recipe, strategies, accelerator)
+    model = _model(recipe, strategies, plan, accelerator)
     plan = _with_documents_apart(plan, recipe, model, data)
     _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
-    optimizer = _optimizer(recipe, strategies, trainables, accelerator.device)
+    optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
     steps = _steps(recipe, plan, accelerator, len(data.rows))
     scheduler = get_scheduler(
         recipe.train.schedule,
@@ -129,12 +114,49 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
         accelerator=accelerator,
         examples=data.rows,
         make_batches=make_batches,
+        step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
+        scheduler=scheduler,
+        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
+    )
+
+
+def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
+    """The recipe's memory strategies, and what they decide before a weight is read."""
+    strategies = tuple((use, _by(use, use.record.make, use.options)) for use in recipe.strategies)
+    plan = Plan(gpu=gpu)
+    for use, strategy in strategies:
+        plan = _by(use, strategy.plan, plan)
+    return strategies, plan
+
+
+def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The loaded model with its adapter, changed by the strategies, in training mode."""
+    model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+    for use, strategy in strategies:
+        model = _by(use, strategy.prepare, model)
+    model.train()
+    return model
+
+
+def make_step(
+    recipe: Recipe,
+    plan: Plan,
+    strategies: Strategies,
+    model: PreTrainedModel,
+    trainables: Trainables,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Step:
+    """The optimizer step of a run."""
+    return Step(
+        model=model,
         loss=plan.loss or plain_loss,
         trainables=trainables,
         optimizer=optimizer,
-        scheduler=scheduler,
-        strategies=strategies,
-        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
+        strategies=[strategy for _, strategy in strategies],
+        max_grad_norm=recipe.train.max_grad_norm,
+        device=device,
+        pin_memory=plan.pin_memory,
     )
 
 
@@ -174,17 +196,26 @@ def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
         return function(*arguments)
 
 
-def _model(recipe: Recipe, strategies: Strategies, accelerator: Accelerator) -> PreTrainedModel:
+def _model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = _by(recipe.model, recipe.model.record.load_model, recipe.model.options, accelerator.device)
-    model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
-    for use, strategy in strategies:
-        model = _by(use, strategy.prepare, model)
-    model.train()
+    model = adapted(recipe, strategies, _loaded(recipe, plan, accelerator.device))
     if accelerator.num_processes > 1:
         broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
     return model
+
+
+def _loaded(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
+    """The base model, quantised as the plan says. Raises `ModelError` if its loader cannot quantise."""
+    record, options = recipe.model.record, recipe.model.options
+    if plan.quantization is None:
+        return _by(recipe.model, record.load_model, options, device)
+    if record.load_quantized is None:
+        raise ModelError(
+            f'the model loader "{record.name}" cannot quantise, which a [[memory.strategy]] asks for. Remove that '
+            'strategy, or load with use = "hf"'
+        )
+    return _by(recipe.model, record.load_quantized, options, device, plan.quantization)
 
 
 def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Prepared]) -> None:
@@ -227,8 +258,8 @@ def _check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def _optimizer(
-    recipe: Recipe, strategies: Strategies, trainables: Trainables, device: torch.device
+def make_optimizer(
+    recipe: Recipe, strategies: Strategies, trainables: Trainables, *, fused: bool
 ) -> torch.optim.Optimizer:
     """The one that a strategy makes, or AdamW. Raises `PluginError` if two strategies make one."""
     train = recipe.train
@@ -237,7 +268,7 @@ def _optimizer(
         weight_decay=train.weight_decay,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,
-        fused=device.type == "cuda",
+        fused=fused,
     )
     made = [
         (use.record.name, _by(use, strategy.make_optimizer, trainables.masters, settings))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from fitune.dataflow import Batch
 
@@ -47,6 +48,11 @@ class ModelLoader(Generic[O]):
     """Gives a fast tokenizer with a pad token; reads no weight. Raises `ModelError`."""
     load_model: Callable[[O, torch.device], PreTrainedModel]
     """Gives the model on the device, in evaluation mode. Raises `ModelError`."""
+    build_model: Callable[[O], PreTrainedModel] | None = None
+    """Gives the model on the meta device, from its configuration alone and in the dtype it would be loaded in: what a
+    forecast traces. Raises `ModelError`."""
+    load_quantized: Callable[[O, torch.device, QuantizationConfigMixin], PreTrainedModel] | None = None
+    """As `load_model`, with linear layers quantised as they are read (transformers' quantisers)."""
     check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks at what can be known before a weight is read, e.g. whether a file is there."""
 
@@ -109,6 +115,8 @@ Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | D
 class Plan:
     """What memory strategies decide before a weight is read; each returns it changed by `dataclasses.replace`."""
 
+    gpu: bool = False
+    """Whether the run is on an NVIDIA GPU: of this machine, or the one that a forecast is made for."""
     accumulation: int = 1
     """Micro-batches to a step, in each process."""
     pin_memory: bool = False
@@ -117,6 +125,8 @@ class Plan:
     """Settings of torch's CUDA caching allocator (PYTORCH_ALLOC_CONF), as (key, value)."""
     loss: Loss | None = None
     """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.loss`)."""
+    quantization: QuantizationConfigMixin | None = None
+    """How the base model's linear layers are quantised as they are loaded; None for not at all."""
     notices: tuple[str, ...] = ()
     """What the user should know, e.g. that a setting has no effect on this machine; printed before the run."""
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -82,20 +83,14 @@ def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
         rows = [parts.examples[row] for row in window]
         targets = sum(example.targets for example in rows)
 
-        loss_sum = torch.zeros((), dtype=torch.float32, device=accelerator.device)
         picks = share(window, recipe.train.micro_batch, accelerator.process_index, accelerator.num_processes)
-        with parts.around_step():
-            for batch in batches(parts.examples, picks, parts.make_batches):
-                loss = parts.loss(parts.run.model, batch.to(accelerator.device, pin=parts.run.plan.pin_memory))
-                loss.backward()
-                parts.trainables.gather()
-                loss_sum += loss.detach()
-        parts.trainables.reduce(accelerator)
-        norm = parts.trainables.finish(targets, recipe.train.max_grad_norm)
-        learning_rate = parts.optimizer.param_groups[0]["lr"]
-        parts.optimizer.step()
+        learning_rate = parts.step.optimizer.param_groups[0]["lr"]
+        loss_sum, norm = parts.step.make(
+            batches(parts.examples, picks, parts.make_batches),
+            targets,
+            reduce=partial(parts.step.trainables.reduce, accelerator),
+        )
         parts.scheduler.step()
-        parts.trainables.publish()
 
         loss_sum = cast(Tensor, accelerator.reduce(loss_sum, reduction="sum"))
         mean = loss_sum.item() / targets  # waits for the device, so the time below is the step's own

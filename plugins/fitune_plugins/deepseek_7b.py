@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.chat_template import named
-from fitune_plugins.hf import DType, check_path, first_line, load_model, load_tokenizer
+from fitune_plugins.hf import DType, build_model, check_path, first_line, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 SHAPE = {
@@ -72,7 +73,8 @@ def _tokenizer(options: DeepSeek7bOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
+def _checked_source(options: DeepSeek7bOptions) -> tuple[str, dict[str, Any]]:
+    """Where the model is, once its configuration is known to be the published one's. Raises `ModelError`."""
     from transformers import AutoConfig
 
     source = str(options.path) if options.path else options.id
@@ -87,7 +89,29 @@ def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
             raise ModelError(
                 f'{source} is not DeepSeek-LLM 7B: its {key} is {expected}, not {found}. For another model, use = "hf"'
             )
+    return source, arguments
+
+
+def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
+    source, arguments = _checked_source(options)
     return load_model(source, options.dtype, device, **arguments)
+
+
+def _quantized(
+    options: DeepSeek7bOptions, device: torch.device, quantization: QuantizationConfigMixin
+) -> PreTrainedModel:
+    source, arguments = _checked_source(options)
+    return load_model(source, options.dtype, device, quantization_config=quantization, **arguments)
+
+
+def _built(options: DeepSeek7bOptions) -> PreTrainedModel:
+    from transformers import LlamaConfig
+
+    if options.path is not None:
+        source, arguments = _checked_source(options)
+        return build_model(source, options.dtype, **arguments)
+    known: dict[str, Any] = {key: value for key, value in SHAPE.items() if key != "model_type"}
+    return build_model(LlamaConfig(**known), options.dtype)  # it is pinned here: nothing need be fetched
 
 
 @hookimpl
@@ -99,5 +123,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
         options=DeepSeek7bOptions,
         load_tokenizer=_tokenizer,
         load_model=_model,
+        build_model=_built,
+        load_quantized=_quantized,
         check=_check,
     )

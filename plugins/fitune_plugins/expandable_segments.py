@@ -27,9 +27,7 @@ class ExpandableSegments(Strategy):
 
     def plan(self, plan: Plan) -> Plan:
         """Set it, unless there is no GPU."""
-        import torch
-
-        if not torch.cuda.is_available():
+        if not plan.gpu:
             return replace(plan, notices=(*plan.notices, "expandable-segments: no GPU here, so it has no effect"))
         setting = ("expandable_segments", str(self.options.enabled))
         return replace(plan, allocator=(*plan.allocator, setting))

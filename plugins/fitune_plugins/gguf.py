@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
-from fitune_plugins.hf import DType, load_model, load_tokenizer
+from fitune_plugins.hf import DType, build_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,11 @@ def _model(options: GgufOptions, device: torch.device) -> PreTrainedModel:
     return load_model(str(file.parent), options.dtype, device, gguf_file=file.name)
 
 
+def _built(options: GgufOptions) -> PreTrainedModel:
+    file = _file(options)
+    return build_model(str(file.parent), options.dtype, gguf_file=file.name)
+
+
 @hookimpl
 def ft_model_loaders() -> Iterable[ModelLoader[GgufOptions]]:
     """Offer the loader."""
@@ -87,5 +92,6 @@ def ft_model_loaders() -> Iterable[ModelLoader[GgufOptions]]:
         options=GgufOptions,
         load_tokenizer=_tokenizer,
         load_model=_model,
+        build_model=_built,
         check=_check,
     )

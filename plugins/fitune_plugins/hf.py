@@ -13,9 +13,10 @@ from fitune import ModelError, ModelLoader, Problem, hookimpl
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
-DType = Literal["bfloat16", "float32"]
+DType = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,26 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     return model
 
 
+def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) -> PreTrainedModel:
+    """The model on the meta device, by its configuration, which is all that is read. Raises `ModelError`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+    try:
+        config = (
+            AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
+            if isinstance(source, str)
+            else source
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except Exception as error:  # the hub's client, JSON and each architecture raise kinds of their own
+        raise ModelError(f"the configuration of {source} cannot be loaded: {first_line(error)}") from error
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    return model
+
+
 def check_path(path: Path | None) -> Iterable[Problem]:
     """A model directory must be there and hold a config."""
     if path is not None and not path.is_dir():
@@ -129,6 +150,16 @@ def _model(options: HfOptions, device: torch.device) -> PreTrainedModel:
     return load_model(source, options.dtype, device, **arguments)
 
 
+def _quantized(options: HfOptions, device: torch.device, quantization: QuantizationConfigMixin) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return load_model(source, options.dtype, device, quantization_config=quantization, **arguments)
+
+
+def _built(options: HfOptions) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return build_model(source, options.dtype, **arguments)
+
+
 @hookimpl
 def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
     """Offer the loader."""
@@ -138,5 +169,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
         options=HfOptions,
         load_tokenizer=_tokenizer,
         load_model=_model,
+        build_model=_built,
+        load_quantized=_quantized,
         check=_check,
     )

@@ -27,9 +27,7 @@ class PinnedMemory(Strategy):
 
     def plan(self, plan: Plan) -> Plan:
         """Set it, unless there is no GPU to copy to."""
-        import torch
-
-        if self.options.enabled and not torch.cuda.is_available():
+        if self.options.enabled and not plan.gpu:
             return replace(plan, notices=(*plan.notices, "pinned-memory: no GPU here, so nothing is pinned"))
         return replace(plan, pin_memory=self.options.enabled)
 
