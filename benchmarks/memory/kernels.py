@@ -1,0 +1,345 @@
+"""What CUDA kernels take from the caching allocator: outputs, scratch inside ops, workspaces, the context.
+
+    python benchmarks/memory/kernels.py --out benchmarks/memory/kernels.json
+
+The forecast traces a step with fake tensors, which show what an op returns and not what its kernel takes meanwhile.
+Each case here runs twice on the card: the first time takes what is made once (`first`, where it differs), the second is
+measured; some run a third time under the profiler, for the kernels' names. `allocated` are bytes as asked of the
+allocator, in order, and `kept` the places of those that outlive the call; `live` and `scratch` (the peak less what was
+live before and what is live after) are as it counts them, in blocks of 512. The same case with fake tensors on the CPU
+stands beside it: where `scratch` or `live` differ, the forecast needs to be told. The printed columns are live,
+scratch, the fakes' two (or the context), and the sizes allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fnmatch
+import gc
+import importlib.metadata
+import json
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from kernel_attention import BF16, FP16, FP32, Case
+from kernel_cases import all_cases
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Row = dict[str, Any]
+WATCHED = ("sdpa", "varlen", "cudnn", "mm", "linear", "embedding", "grouped", "conv", "_fused_rms", "_softmax", "4 bit")
+"""Beginnings of the names of cases that the profiler watches, which takes a while."""
+
+MOST = 200
+"""Allocations of one op that are listed; beyond, only their number is."""
+
+
+def main() -> None:
+    """Measure every case and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--only", default="*", help="cases whose names match, e.g. 'sdpa*'")
+    parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
+    parser.add_argument("--fakes", action="store_true", help="only the fake tensors' side, which needs no card")
+    parser.add_argument("--no-kernels", action="store_true", help="without the profiler's names of kernels")
+    arguments = parser.parse_args()
+    cases = {name: case for name, case in all_cases().items() if fnmatch.fnmatch(name, arguments.only)}
+    if arguments.list:
+        print("\n".join(cases))
+        return
+    if not arguments.fakes and not torch.cuda.is_available():
+        sys.exit("no CUDA device is found by torch: run this on a machine that has one, or ask for --list or --fakes")
+    torch.set_grad_enabled(False)
+    gc.collect()
+    gc.freeze()  # collecting after every case is slow with all of torch to look through
+    start = time.perf_counter()
+    about: Row = {} if arguments.fakes else {"card": card(), "once": once()}
+    rows: list[Row] = []
+    for name, case in cases.items():
+        rows += measured(name, case, arguments)
+    about |= {"versions": versions(), "date": datetime.date.today().isoformat()}
+    about["command"] = "python benchmarks/memory/kernels.py --out FILE"
+    if not arguments.fakes:
+        about["context_at_end"] = context()
+    about["seconds"] = round(time.perf_counter() - start)
+    write(arguments.out, about, rows)
+
+
+def measured(name: str, case: Case, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of one case: one a call, or one that says what failed."""
+    fake, failure = attempt(lambda: steps(case, "cpu", faked, FakeTensorMode()))
+    faked_rows = {row["call"]: row for row in fake}
+    if arguments.fakes:
+        rows = [{"case": name, **row} for row in fake]
+        return say([*rows, *[{"case": name, "error": failure}] * bool(failure)])
+    first, _ = attempt(lambda: steps(case, "cuda", allocated))
+    rows, failure = attempt(lambda: steps(case, "cuda", allocated))
+    if not arguments.no_kernels and not failure and name.startswith(WATCHED):
+        names, _ = attempt(lambda: steps(case, "cuda", profiled))
+        for row, kernels in zip(rows, names, strict=False):
+            row["kernels"] = kernels["kernels"]
+    for row, before in zip(rows, first, strict=False):
+        if before["allocated"] != row["allocated"]:
+            row["first"] = {key: before[key] for key in ("live", "scratch", "allocated", "order")}
+    for row in rows:
+        beside = faked_rows.get(row["call"])
+        row["fake"] = {key: beside[key] for key in ("live", "scratch")} if beside else None
+    gc.collect()
+    torch.cuda.empty_cache()
+    return say([*({"case": name, **row} for row in rows), *[{"case": name, "error": failure}] * bool(failure)])
+
+
+Measure = Callable[[Callable[[], Any]], tuple[Any, Row]]
+
+
+def steps(
+    case: Case, device: str, measure: Measure, mode: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[list[Row], str]:
+    """Run a case's calls under `measure`; what was measured before a failure is kept."""
+    rows: list[Row] = []
+    torch.manual_seed(0)
+    try:
+        with mode or contextlib.nullcontext():
+            running = case(device)
+            label, function = next(running)
+            while True:
+                result, row = measure(function)
+                rows.append({"call": label, **row})
+                label, function = running.send(result)
+    except StopIteration:
+        return rows, ""
+    except Exception as problem:  # one op that a card lacks must not end the others
+        return rows, f"{type(problem).__name__}: {problem}".strip().split("\n")[0][:300]
+
+
+def attempt(run: Callable[[], tuple[list[Row], str]]) -> tuple[list[Row], str]:
+    """The rows and failure of a run, the memory of which is given back first."""
+    gc.collect()
+    return run()
+
+
+def allocated(function: Callable[[], Any]) -> tuple[Any, Row]:
+    """Call it on the card, with the allocator's own record of what happened."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.memory._record_memory_history("all", context=None, stacks="python")
+    known = len(trace())
+    try:
+        result = function()
+        torch.cuda.synchronize()
+        events = trace()[known:]
+    finally:
+        torch.cuda.memory._record_memory_history(None)
+    live = torch.cuda.memory_allocated() - before
+    peak = torch.cuda.max_memory_allocated() - before
+    return result, {"live": live, "scratch": peak - max(live, 0), **ordered(events)}
+
+
+def trace() -> list[Row]:
+    """The allocator's events on this card so far."""
+    traces: list[list[Row]] = torch.cuda.memory._snapshot()["device_traces"]
+    return list(traces[torch.cuda.current_device()])
+
+
+def ordered(events: list[Row]) -> Row:
+    """Sizes in order; `order` tells of each when it was taken (+) and given back (-), by its place in `allocated`.
+
+    Blocks from before the call that it frees, as a graph's saved tensors in a backward, are `freed_before`, in bytes.
+    """
+    sizes: list[int] = []
+    held: dict[int, int] = {}
+    order: list[str] = []
+    freed_before = 0
+    for event in events:
+        if event["action"] == "alloc":
+            held[event["addr"]] = len(sizes)
+            order.append(f"+{len(sizes)}")
+            sizes.append(event["size"])
+        elif event["action"] == "free_requested":
+            place = held.pop(event["addr"], None)
+            if place is None:
+                freed_before += event["size"]
+            order.append("-before" if place is None else f"-{place}")
+    row: Row = {"allocated": sizes[:MOST], "kept": sorted(held.values())[:MOST], "order": " ".join(order[: 2 * MOST])}
+    if len(sizes) > MOST:
+        row["allocations"] = len(sizes)
+    if freed_before:
+        row["freed_before"] = freed_before
+    return row
+
+
+class Storages(TorchDispatchMode):
+    """Live and peak bytes of storages that ops make, in blocks of 512."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self.known: dict[int, weakref.ref[Any]] = {}
+
+    def know(self, tensors: Any, *, count: bool = True) -> None:
+        """Note storages not seen before: counted if an op made them, not if they were there."""
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            seen = self.known.get(id(storage))
+            if seen is not None and seen() is storage:
+                continue
+            size = -(-storage.nbytes() // 512) * 512
+
+            def gone(_: Any, size: int = size) -> None:
+                self.live -= size
+
+            self.known[id(storage)] = weakref.ref(storage, gone)
+            self.live += size if count else 0
+            self.peak = max(self.peak, self.live)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the op; what it was given and nobody made was there before."""
+        self.know((args, kwargs), count=False)
+        result = func(*args, **(kwargs or {}))
+        self.know(result)
+        return result
+
+
+def faked(function: Callable[[], Any]) -> tuple[Any, Row]:
+    """Call it with fake tensors: what a trace sees of it."""
+    with Storages() as storages:
+        result = function()
+    return result, {"live": storages.live, "scratch": storages.peak - max(storages.live, 0)}
+
+
+def profiled(function: Callable[[], Any]) -> tuple[Any, Row]:
+    """Call it under the profiler, for the kernels' names."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        result = function()
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events() if str(event.device_type).endswith("CUDA")]
+    return result, {"kernels": [name[:160] for name in dict.fromkeys(names)][:12]}
+
+
+def context() -> int:
+    """Bytes of the card in use that the caching allocator did not reserve; other processes' are among them."""
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved()
+
+
+def once() -> list[Row]:
+    """What is taken once a process: the context as it grows, and the workspaces of cuBLAS a thread."""
+    torch.cuda.init()
+    rows: list[Row] = [{"after": "init", "context": context()}]
+    data: dict[torch.dtype, Any] = {}
+
+    def make() -> None:
+        for dtype in (BF16, FP16, FP32):
+            data[dtype] = [torch.randn(1024, 1024, device="cuda", dtype=dtype) for _ in range(2)]
+
+    def backward(dtype: torch.dtype, bias: bool) -> Any:
+        x, w = (tensor.detach().requires_grad_() for tensor in data[dtype])
+        b = w.detach()[0].clone().requires_grad_() if bias else None
+        with torch.enable_grad():
+            y = torch.nn.functional.linear(x, w, b)
+        return torch.autograd.grad(y, [leaf for leaf in (x, w, b) if leaf is not None], torch.ones_like(y))
+
+    def attention() -> Any:
+        heads = data[BF16][0].view(1, 16, 512, 128)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+
+    def cudnn() -> Any:
+        heads = data[BF16][0].view(1, 16, 512, 128)
+        return torch.ops.aten._scaled_dot_product_cudnn_attention(heads, heads, heads, None, True, 0.0, True)
+
+    def side_stream() -> Any:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return torch.mm(*data[BF16])
+
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("first kernels", make),
+        ("mm bfloat16", lambda: torch.mm(*data[BF16])),
+        ("mm bfloat16 again", lambda: torch.mm(*data[BF16])),
+        ("mm float16", lambda: torch.mm(*data[FP16])),
+        ("mm float32", lambda: torch.mm(*data[FP32])),
+        ("bmm bfloat16", lambda: torch.bmm(*(tensor[None] for tensor in data[BF16]))),
+        ("addmm with bias (cublasLt)", lambda: torch.addmm(data[BF16][0][0], *data[BF16])),
+        ("addmm with bias again", lambda: torch.addmm(data[BF16][0][0], *data[BF16])),
+        ("linear without bias, and its backward in the autograd thread", lambda: backward(BF16, False)),
+        ("linear with bias, and its backward", lambda: backward(BF16, True)),
+        ("linear with bias, and its backward again", lambda: backward(BF16, True)),
+        ("mm on another stream", side_stream),
+        ("scaled_dot_product_attention", attention),
+        ("scaled_dot_product_attention of cuDNN", cudnn),
+    ]
+    for label, function in calls:
+        try:
+            result, row = allocated(function)
+        except Exception as problem:
+            rows.append({"after": label, "error": f"{type(problem).__name__}: {problem}"[:300]})
+            continue
+        del result
+        rows.append({"after": label, "context": context(), **row})
+    return say(rows)
+
+
+def card() -> Row:
+    """The card and what torch knows of it."""
+    about = torch.cuda.get_device_properties(0)
+    settings = {
+        name: getattr(torch.backends.cuda, name)() for name in dir(torch.backends.cuda) if name.endswith("_sdp_enabled")
+    }
+    return {
+        "name": about.name,
+        "capability": f"{about.major}.{about.minor}",
+        "total_memory": about.total_memory,
+        "multiprocessors": about.multi_processor_count,
+        "cudnn": torch.backends.cudnn.version(),
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "sdp": settings,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what takes part."""
+    found = {"torch": torch.__version__, "python": sys.version.split()[0]}
+    for package in ("transformers", "bitsandbytes", "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def say(rows: list[Row]) -> list[Row]:
+    """Print a line a row, and hand the rows on."""
+    for row in rows:
+        name = row.get("after") or f"{row['case']} | {row.get('call', '')}"
+        if "error" in row:
+            print(f"{name:90} {row['error']}", flush=True)
+            continue
+        fake = row.get("fake")
+        told = f"{row.get('live', 0):>12} {row.get('scratch', 0):>12}"
+        beside = f"{fake['live']:>12} {fake['scratch']:>12}" if fake else f"{row.get('context', ''):>12}"
+        print(f"{name:90} {told} {beside}  {' '.join(map(str, row.get('allocated', [])[:12]))}", flush=True)
+    return rows
+
+
+def write(path: Path, about: Row, rows: list[Row]) -> None:
+    """JSON with a line a row."""
+    head = {key: value for key, value in about.items() if key != "once"}
+    parts = [json.dumps(head, indent=2)[:-2]]
+    for name, table in (("once", about.get("once", [])), ("results", rows)):
+        lines = ",\n".join("    " + json.dumps(row) for row in table)
+        parts.append(f'  "{name}": [\n{lines}\n  ]')
+    path.write_text(",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
