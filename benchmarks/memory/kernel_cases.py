@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -324,10 +325,9 @@ def clipped(make: Make) -> Case:
 def bitsandbytes_cases() -> dict[str, Case]:
     """Four-bit weights and eight-bit optimizers, where the package is there."""
     try:
-        import bitsandbytes  # type: ignore[import-not-found]
+        bnb: Any = importlib.import_module("bitsandbytes")
     except ImportError:
         return {}
-    bnb: Any = bitsandbytes
     cases: dict[str, Case] = {}
 
     def product(rows: int, nested: bool, dtype: torch.dtype, shape: tuple[int, int]) -> Case:

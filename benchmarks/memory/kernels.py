@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--fakes", action="store_true", help="only the fake tensors' side, which needs no card")
     parser.add_argument("--no-kernels", action="store_true", help="without the profiler's names of kernels")
     arguments = parser.parse_args()
+    here = Path(__file__).resolve().parent  # transformers and bitsandbytes look for a package of this file's name
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
     cases = {name: case for name, case in all_cases().items() if fnmatch.fnmatch(name, arguments.only)}
     if arguments.list:
         print("\n".join(cases))
