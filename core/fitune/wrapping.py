@@ -1,4 +1,4 @@
-"""The transformers model inside the wrapper that an adapter may have put around it."""
+"""A model as the core meets it: perhaps inside the wrapper of an adapter, perhaps without values."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     inner = model if get is None else get()
     assert isinstance(inner, PreTrainedModel)
     return inner
+
+
+def has_values(model: nn.Module) -> bool:
+    """Whether the model's weights are numbers: in a forecast they have shapes alone, and a question to them fails."""
+    return not any(parameter.is_meta for parameter in model.parameters())

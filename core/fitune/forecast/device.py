@@ -1,0 +1,95 @@
+"""What differs between tensors without values and real ones on a card: patched while a forecast is traced.
+
+Functions are replaced where models look them up. A `TorchFunctionMode` would not do: the backward pass leaves it, and
+a layer that is computed again there would take other kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers.masking_utils
+from torch import Tensor
+
+from fitune.forecast.attention import attend, choose
+from fitune.forecast.meta import DEVICE
+
+
+@contextlib.contextmanager
+def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute with another value for a while; nothing is done if there is no such attribute."""
+    missing = object()
+    before = getattr(home, name, missing)
+    if before is missing:
+        yield
+        return
+    setattr(home, name, value)
+    try:
+        yield
+    finally:
+        setattr(home, name, before)
+
+
+@contextlib.contextmanager
+def as_on_card(capability: tuple[int, int]) -> Iterator[None]:
+    """Functional operations as CUDA computes them on a card of this compute capability."""
+    plain_softmax, plain_dropout = F.softmax, F.dropout
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        kernel = choose(query, key, value, attn_mask, dropout_p, capability)
+        return attend(kernel, query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+    def softmax(
+        input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        if dtype is torch.float32 and input.dtype is torch.float16 and dim is not None:
+            return torch.ops.aten._softmax(input, dim, True)  # type: ignore[no-any-return]  # one kernel, no copy
+        return plain_softmax(input, dim, dtype=dtype)
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if training and 0 < p < 1 and not inplace:
+            return torch.ops.aten.native_dropout(input, p, True)[0]  # type: ignore[no-any-return]  # a mask of bytes
+        return plain_dropout(input, p, training, inplace)
+
+    optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim has a class of that name too
+    with contextlib.ExitStack() as stack:
+        for name, value in (
+            ("scaled_dot_product_attention", attention),
+            ("softmax", softmax),
+            ("dropout", dropout),
+        ):
+            stack.enter_context(replaced(F, name, value))
+        for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
+            stack.enter_context(replaced(optimizer, name, lambda: ["cuda", DEVICE.type]))
+        yield
+
+
+@contextlib.contextmanager
+def as_with_values(*, packed: bool) -> Iterator[None]:
+    """transformers' masks as it makes them of real tensors; its questions to values are answered from what is known
+    of the batches.
+    """
+    masks = transformers.masking_utils
+    find = masks.find_packed_sequence_indices
+
+    def documents(position_ids: Tensor) -> Tensor | None:
+        with replaced(masks, "is_tracing", lambda *given: True):
+            found = find(position_ids)  # its temporaries are made either way
+        return found if packed else None
+
+    with replaced(masks, "find_packed_sequence_indices", documents):
+        yield

@@ -1,0 +1,165 @@
+"""A run without values: composed as `ft run` would, then traced through two of its own optimizer steps.
+
+Two, for only the first makes the optimizer's state, and only the second meets it. Of a step's micro-batches at most two
+are traced, in the second step: the first has no gradients to stand beside, all later ones have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fitune.compose import adapted, make_optimizer, make_step, planned
+from fitune.contract import blame
+from fitune.dataflow import Batch
+from fitune.errors import ModelError
+from fitune.forecast.device import as_on_card, as_with_values
+from fitune.forecast.log import Block, MemoryLog
+from fitune.forecast.meta import DEVICE, make_anew, tensors_of
+from fitune.forecast.modules import ModuleTracker
+from fitune.forecast.scratch import cublas_workspace, scratch_table
+from fitune.forecast.shapes import Shapes
+from fitune.forecast.trace import Tracer
+from fitune.recipe import Recipe
+from fitune.records import Plan
+from fitune.step import Phase, Step
+from fitune.trainables import Trainables
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STEPS = 2
+WARM_UP = "transformers' warm-up of the allocator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """A traced run."""
+
+    log: MemoryLog
+    plan: Plan
+    """What the memory strategies decided."""
+    trainable: int
+    """Parameters that train."""
+    parameters: int
+    """Parameters in all."""
+    notices: tuple[str, ...] = ()
+    """What the forecast assumes."""
+
+
+def rehearse(recipe: Recipe, shapes: Shapes, capability: tuple[int, int]) -> Rehearsal:
+    """Trace a run with batches of these shapes on a card of this compute capability.
+
+    Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
+    """
+    strategies, plan = planned(recipe, gpu=True)
+    plan = replace(plan, pin_memory=False)  # it is memory of the host
+    base = _built(recipe)
+    frozen = {id(tensor) for _, _, tensor in tensors_of(base)}
+    model = adapted(recipe, strategies, base)
+    modules = ModuleTracker(model)
+    tracer = Tracer(modules, scratch=scratch_table(), cublas_workspace=cublas_workspace(capability))
+    packed = any(batch.positions is not None for batch in shapes.training)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(as_on_card(capability))
+        stack.enter_context(as_with_values(packed=packed))
+        stack.enter_context(modules.watch())
+        tracer.enter("load", 0)
+        with tracer:
+            trainables = _load(recipe, model, frozen, tracer)
+            optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
+            step = make_step(recipe, plan, strategies, model, trainables, optimizer, DEVICE)
+            _steps(step, shapes, tracer)
+            if shapes.evaluation is not None:
+                _evaluate(step, shapes.evaluation, tracer)
+        log = tracer.log
+    return Rehearsal(
+        log=log,
+        plan=plan,
+        trainable=sum(p.numel() for p in trainables.parameters),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _built(recipe: Recipe) -> PreTrainedModel:
+    """The model on the meta device."""
+    record = recipe.model.record
+    if record.build_model is None:
+        raise ModelError(
+            f'the model loader "{record.name}" cannot build its model without weights (ModelLoader.build_model), so a '
+            "run with it cannot be forecast"
+        )
+    with blame(f'model loader "{record.name}"'):
+        return record.build_model(recipe.model.options)
+
+
+def _load(recipe: Recipe, model: PreTrainedModel, base: Collection[int], tracer: Tracer) -> Trainables:
+    """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
+    it back to the caching allocator, which then serves every tensor from it.
+    """
+    sizes = {id(tensor): tensor.nbytes for _, _, tensor in tensors_of(model)}
+    of_base = {number: size for number, size in sizes.items() if number in base}
+    tracer.log.pass_through(Block(sum(of_base.values()), "weights", "load", WARM_UP, ""))
+    make_anew(model, of_base.keys())
+    make_anew(model, sizes.keys() - of_base.keys())
+    gc.collect()
+    tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
+    trainables = Trainables(model, masters=recipe.train.master_weights)
+    copied = [m for p, m in zip(trainables.parameters, trainables.masters, strict=True) if p is not m]
+    tracer.retag(copied, "master weights")
+    return trainables
+
+
+def _adapts(model: PreTrainedModel) -> bool:
+    """Whether what trains was added to the model, rather than the model itself."""
+    return any(not p.requires_grad for p in model.parameters())
+
+
+def _steps(step: Step, shapes: Shapes, tracer: Tracer) -> None:
+    for number in range(1, STEPS + 1):
+        step.make(
+            shapes.training[:number],
+            sum(batch.targets for batch in shapes.training),
+            enter=partial(_enter, step, tracer, number),
+        )
+        _tag_state(step, tracer)
+
+
+def _enter(step: Step, tracer: Tracer, number: int, phase: Phase) -> None:
+    """Note the phase, and what the phase before it has left behind."""
+    if phase == "gradients":
+        tracer.retag((p.grad for p in step.trainables.parameters), "gradients")
+    elif phase in ("forward", "optimizer"):
+        tracer.retag((m.grad for m in step.trainables.masters), "gradients")
+    tracer.enter(phase, number)
+
+
+def _tag_state(step: Step, tracer: Tracer) -> None:
+    state: Any = step.optimizer.state
+    tensors = (value for values in state.values() for value in values.values() if isinstance(value, Tensor))
+    tracer.retag(tensors, "optimizer state")
+
+
+def _evaluate(step: Step, batch: Batch, tracer: Tracer) -> None:
+    tracer.enter("evaluation")
+    step.model.eval()
+    with torch.no_grad():
+        step.loss(step.model, batch.to(DEVICE))
+    step.model.train()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: a run gives them too, and there they are about something that happens."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

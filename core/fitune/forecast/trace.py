@@ -1,0 +1,134 @@
+"""Logs every block of memory that operations on tensors without values would take and give back on a GPU."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fitune.forecast.log import Block, Kind, MemoryLog
+from fitune.forecast.modules import ModuleTracker
+from fitune.step import Phase
+
+Scratch = Callable[[Sequence[Any], Any], Iterable[int]]
+"""Bytes that a kernel takes beside its results: `(its arguments, its results) -> sizes`, all alive at once."""
+
+CUBLAS = frozenset(
+    f"aten.{name}" for name in ("mm.default", "bmm.default", "addmm.default", "baddbmm.default", "_grouped_mm.default")
+)
+"""Operations that take a cuBLAS handle, and with its first use on a thread its workspace."""
+
+KINDS: dict[Phase, Kind] = {
+    "load": "weights",
+    "forward": "saved activations",
+    "loss": "loss",
+    "backward": "activation gradients",
+    "gradients": "temporaries",
+    "optimizer": "temporaries",
+    "evaluation": "temporaries",
+}
+"""What a block is taken for, unless more is known of it."""
+
+
+class Tracer(TorchDispatchMode):
+    """A dispatch mode that keeps a `MemoryLog` of the storages that it sees come and go."""
+
+    def __init__(self, modules: ModuleTracker | None, *, scratch: dict[str, Scratch], cublas_workspace: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.log = MemoryLog()
+        self.modules = modules
+        self._scratch = scratch
+        self._workspace = cublas_workspace
+        self._threads: set[bool] = set()
+        self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._phase: Phase = "load"
+        self._step = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it would take a fifth of the time
+
+    def enter(self, phase: Phase, step: int | None = None) -> None:
+        """What follows belongs to this phase, of this step (or the one before)."""
+        self._step = self._step if step is None else step
+        self._phase = phase
+        self.log.enter(phase, self._step)
+        if self.modules is not None and phase in ("forward", "evaluation"):
+            self.modules.start()
+
+    def retag(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
+        """Say what these tensors' memory is for."""
+        for tensor in tensors:
+            known = None if tensor is None else self._known.get(id(tensor.untyped_storage()))
+            if known is not None:
+                self.log.blocks[known[1] - 1].kind = kind
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and note what it takes."""
+        name = str(func)
+        if name in CUBLAS:
+            self._take_workspace()
+        results = func(*args, **(kwargs or {}))
+        scratch = self._scratch.get(name)
+        if scratch is not None:
+            self._take_scratch(name, scratch(args, results))
+        for result in (results,) if isinstance(results, Tensor) else tree_leaves(results):
+            if isinstance(result, Tensor) and result.is_meta:  # others are on the host
+                self._track(result, name)
+        return results
+
+    def _track(self, tensor: Tensor, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        known = self._known.get(key)
+        if known is not None and known[0]() is storage:
+            return
+        block = self._block(storage.nbytes(), operation)
+        block.shape, block.dtype = tuple(tensor.shape), str(tensor.dtype)[6:]
+        number = self.log.take(block)
+
+        def gone(_: object) -> None:
+            if self._known.get(key, (None, None))[1] == number:
+                del self._known[key]
+            self.log.give_back(number)
+
+        self._known[key] = (weakref.ref(storage, gone), number)
+
+    def _block(self, size: int, operation: str) -> Block:
+        phase, kind, module = self._phase, KINDS[self._phase], ""
+        if self.modules is not None:
+            module, in_head, again = self.modules.now()
+            if phase == "forward" and in_head:
+                self._phase = phase = "loss"
+                self.log.enter("loss", self._step)
+                kind = "loss"
+            elif phase == "backward":
+                kind = "loss" if in_head else "recomputed activations" if again else kind
+            elif phase == "evaluation" and in_head:
+                kind = "loss"
+        return Block(size, kind, phase, operation, module, step=self._step)
+
+    def _take_scratch(self, operation: str, sizes: Iterable[int]) -> None:
+        taken = []
+        for size in sizes:
+            block = self._block(size, operation)
+            block.kind = "kernel scratch"
+            taken.append(self.log.take(block))
+        for number in taken:
+            self.log.give_back(number)
+
+    def _take_workspace(self) -> None:
+        """A handle's workspace is never given back; the backward pass has a thread of its own, so a second handle."""
+        thread = self._phase == "backward"
+        if thread not in self._threads:
+            self._threads.add(thread)
+            block = self._block(self._workspace, "cuBLAS")
+            block.kind = "cuBLAS workspace"
+            self.log.take(block)
