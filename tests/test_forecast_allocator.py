@@ -174,6 +174,15 @@ def test_a_gap_and_what_is_free_around_it_become_one_block() -> None:
     assert (allocator.allocated, allocator.reserved) == (120 * MIB, 120 * MIB)
 
 
+def test_of_a_gap_only_the_pages_that_are_needed_are_mapped() -> None:
+    log = [*allocations(15 * MIB, 50 * MIB, 15 * MIB), (-2, 0), (4, 60 * MIB)]
+    allocator = replay(log, expandable=True, capacity=120 * MIB)
+    assert allocator.reserved == 100 * MIB  # unmapped: two pages from 20 to 60 MiB; free: 5 MiB on each side of them
+    allocator.capacity = None
+    allocator.allocate(5, 20 * MIB)
+    assert allocator.reserved == 120 * MIB
+
+
 def test_numbers_that_are_wrong_are_refused() -> None:
     with pytest.raises(KeyError):
         replay([(-1, 0)])
