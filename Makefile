@@ -42,5 +42,5 @@ clean: ## Remove what the above made, runs aside
 	@touch $@
 
 .venv/developer: .venv/user
-	$(PIP) --editable '.[gguf,tensorboard,dev]'
+	$(PIP) --editable '.[bitsandbytes,gguf,tensorboard,dev]'
 	@touch $@

@@ -131,6 +131,8 @@ def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
 
 def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The loaded model with its adapter, changed by the strategies, in training mode."""
+    for use, strategy in strategies:
+        model = _by(use, strategy.loaded, model)
     model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
     for use, strategy in strategies:
         model = _by(use, strategy.prepare, model)

@@ -153,6 +153,10 @@ class Strategy:
         """Change the plan. Called first, before torch touches a device."""
         return plan
 
+    def loaded(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Change the base model, before it gets its adapter. In a forecast it is on meta, and not quantised yet."""
+        return model
+
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Change the model, which has its adapter by now. Called once, before the optimizer is made."""
         return model

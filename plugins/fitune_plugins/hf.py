@@ -87,7 +87,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
         else:
             os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
-    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *_misshapen(model)})
     if wrong:
         raise ModelError(
             f"the model {source} cannot be loaded: {len(wrong)} of its weights are not in its files, or of another "
@@ -95,6 +95,14 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _misshapen(model: PreTrainedModel) -> Iterable[str]:
+    """Quantised weights that were of another shape in the files: transformers looks at the others' alone."""
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            yield f"{name}.weight"
 
 
 def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) -> PreTrainedModel:

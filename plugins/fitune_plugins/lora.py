@@ -15,6 +15,7 @@ from fitune.errors import nearest
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 Preset = Literal["all-linear", "attention", "mlp"]
@@ -62,7 +63,23 @@ def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
         except ValueError as error:  # e.g. a target that is no layer with weights
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
+    if options.dtype == "base":
+        _match_quantized(adapted)
     return cast("PreTrainedModel", adapted)
+
+
+def _match_quantized(model: PeftModel) -> None:
+    """Give the adapters of quantised layers the model's own type: peft, which finds integers there, left float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    dtype = cast("PreTrainedModel", model.get_base_model()).dtype
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        quantized = not cast("nn.Linear", layer.get_base_layer()).weight.is_floating_point()
+        for parameter in layer.parameters():
+            if quantized and parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
 
 def _must_exist(targets: Iterable[str], model: PreTrainedModel) -> None:
