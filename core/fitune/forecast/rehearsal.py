@@ -21,6 +21,7 @@ from fitune.compose import adapted, make_optimizer, make_step, planned
 from fitune.contract import blame
 from fitune.dataflow import Batch
 from fitune.errors import ModelError
+from fitune.forecast.cards import Card
 from fitune.forecast.device import as_on_card, as_with_values
 from fitune.forecast.log import Block, MemoryLog
 from fitune.forecast.meta import DEVICE, make_anew, tensors_of
@@ -55,8 +56,8 @@ class Rehearsal:
     """What the forecast assumes."""
 
 
-def rehearse(recipe: Recipe, shapes: Shapes, capability: tuple[int, int]) -> Rehearsal:
-    """Trace a run with batches of these shapes on a card of this compute capability.
+def rehearse(recipe: Recipe, shapes: Shapes, card: Card) -> Rehearsal:
+    """Trace a run with batches of these shapes on a card.
 
     Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
     """
@@ -66,11 +67,11 @@ def rehearse(recipe: Recipe, shapes: Shapes, capability: tuple[int, int]) -> Reh
     frozen = {id(tensor) for _, _, tensor in tensors_of(base)}
     model = adapted(recipe, strategies, base)
     modules = ModuleTracker(model)
-    tracer = Tracer(modules, scratch=scratch_table(), cublas_workspace=cublas_workspace(capability))
+    tracer = Tracer(modules, scratch=scratch_table(), cublas_workspace=cublas_workspace(card.capability))
     packed = any(batch.positions is not None for batch in shapes.training)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(as_on_card(capability))
+        stack.enter_context(as_on_card(card.capability))
         stack.enter_context(as_with_values(packed=packed))
         stack.enter_context(modules.watch())
         tracer.enter("load", 0)
