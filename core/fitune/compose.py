@@ -35,7 +35,7 @@ from fitune.recipe import Recipe, Use
 from fitune.records import MemoryStrategy, OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
 from fitune.step import Step
-from fitune.trainables import Trainables
+from fitune.trainables import Trainables, decay_groups
 
 if TYPE_CHECKING:
     from torch import nn
@@ -282,11 +282,8 @@ def make_optimizer(
         raise PluginError(f"the memory strategies {names} both make an optimizer. Keep one of them")
     if found:
         return found[0][1]
-    matrices = [p for p in trainables.masters if p.ndim >= 2]
-    vectors = [p for p in trainables.masters if p.ndim < 2]  # norms and biases are not decayed, as is the custom
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        decay_groups(trainables.masters),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,

@@ -43,6 +43,7 @@ BUILT_IN = (
     "fitune_plugins.chunked_loss",
     "fitune_plugins.expandable_segments",
     "fitune_plugins.nf4",
+    "fitune_plugins.adamw_8bit",
     "fitune_plugins.jsonl",
     "fitune_plugins.json_file",
     "fitune_plugins.csv_file",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,16 @@ class Trainables:
                 bucket = []
             bucket.append(master)
         yield bucket
+
+
+def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """An optimizer's groups: matrices, and vectors (norms, biases), which are not decayed, as is the custom."""
+    every = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p.ndim >= 2]},
+        {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:
