@@ -49,7 +49,7 @@ def _reference(
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were one: the kernel's place is taken by the reference."""
-    monkeypatch.setattr(varlen, "check", lambda device: None)
+    monkeypatch.setattr(varlen, "capability_of", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "TYPES", (torch.float32,))
     monkeypatch.setattr(varlen, "KERNEL", _reference)
 
@@ -144,7 +144,7 @@ def test_a_type_that_the_kernel_does_not_take(rows: Batch) -> None:
 
 def test_where_the_kernel_is_not() -> None:
     with pytest.raises(varlen.UnsupportedError, match="it needs an NVIDIA GPU"):
-        varlen.check(torch.device("cpu"))
+        varlen.capability_of(torch.device("cpu"))
     assert varlen.KERNEL is not None  # this torch has one
 
 

@@ -8,9 +8,19 @@ from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document,
 from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
 from fitune.events import Answer, EvalReport, MemoryReport, Run, StepReport
 from fitune.hookspecs import hookimpl
+from fitune.lever import Lever
 from fitune.options import NoOptions
 from fitune.recipe import Recipe
-from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, OptimizerSettings, Plan, Strategy
+from fitune.records import (
+    Adapter,
+    DataStage,
+    MemoryStrategy,
+    MemoryTwin,
+    ModelLoader,
+    OptimizerSettings,
+    Plan,
+    Strategy,
+)
 
 __all__ = [
     "IGNORED",
@@ -25,8 +35,10 @@ __all__ = [
     "EvalReport",
     "Example",
     "FtError",
+    "Lever",
     "MemoryReport",
     "MemoryStrategy",
+    "MemoryTwin",
     "ModelError",
     "ModelLoader",
     "NoOptions",

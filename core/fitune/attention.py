@@ -65,6 +65,24 @@ def isolate_documents(model: nn.Module) -> Isolation:
     return Isolation(by="block mask" if reason else "variable-length attention", reason=reason)
 
 
+def assume_isolated(model: nn.Module, capability: tuple[int, int]) -> Isolation:
+    """What `isolate_documents` would choose on a card of this compute capability, for a model without values.
+
+    Nothing can be proven of it; its forward pass is called once, on the same small row. Raises `ModelError`.
+    """
+    inner = unwrapped(model)
+    _must_be_known(inner)
+    try:
+        varlen.switch_on(inner, capability)
+        with torch.no_grad():
+            cast(Any, model)(**_probe(inner).inputs())
+    except varlen.UnsupportedError as why:
+        if inner.config._attn_implementation == varlen.NAME:
+            inner.set_attn_implementation("sdpa")
+        return Isolation(by="block mask", reason=str(why))
+    return Isolation(by="variable-length attention")
+
+
 def _without_mask(model: nn.Module, inner: PreTrainedModel, by_mask: Tensor) -> str:
     """Switch variable-length attention on if it gives these logits; else why it does not."""
     if inner.config._attn_implementation == varlen.NAME:  # from a call before this one

@@ -25,7 +25,8 @@ import pluggy
 from fitune.dataflow import Flow
 from fitune.errors import FtError, PluginError, Problem, nearest
 from fitune.hookspecs import Hooks
-from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+from fitune.lever import Lever
+from fitune.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
 
 SPECS: dict[str, tuple[str, ...]] = {
     name: tuple(inspect.signature(function).parameters)[1:]
@@ -39,9 +40,11 @@ PROVIDERS: dict[str, type[Any]] = {
     "ft_memory_strategies": MemoryStrategy,
     "ft_data_stages": DataStage,
 }
-RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem}
+RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}
 """The hooks that give something, and of which type."""
 CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
+OPTIONAL = ("build_model", "load_quantized", "fingerprint")
+"""Fields that hold something to call, or None."""
 
 
 def check_hooks(manager: pluggy.PluginManager, plugin: object, homes: Collection[str]) -> None:
@@ -80,7 +83,7 @@ def check_given(plugin: str, hook: str, given: object) -> list[Any]:
     for record in given:
         if not isinstance(record, wanted):
             raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(record)}, not a {wanted.__name__}")
-        wrong = None if wanted is Problem else _wrong(record)
+        wrong = _wrong(record) if hook in PROVIDERS else None
         if wrong:
             raise PluginError(f"plugin {plugin}: {wrong}")
     return given
@@ -109,7 +112,7 @@ def _wrong(record: Any) -> str | None:
         typing.get_type_hints(record.options, include_extras=True)
     except Exception as error:
         return f"{what} has options whose types cannot be read at run time: {error}"
-    for field in CALLABLES:
+    for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
     flows = typing.get_args(Flow)

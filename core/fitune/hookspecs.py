@@ -1,8 +1,9 @@
 """Every hook of fitune. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
 
 The first four hooks offer things that recipes pick by name; `ft_commands` and `ft_check` extend the command line and
-the checks; the rest tell what happens in a run, in this order. An implementation may leave out arguments it does not
-need. All events are called in the main process only, except where it says otherwise.
+the checks, `ft_levers` and `ft_memory_twins` the forecast; the rest tell what happens in a run, in this order. An
+implementation may leave out arguments it does not need. All events are called in the main process only, except where
+it says otherwise.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import pluggy
 
 from fitune.errors import Problem
 from fitune.events import EvalReport, Run, StepReport
+from fitune.lever import Lever
 from fitune.recipe import Recipe
-from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+from fitune.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
 
 if TYPE_CHECKING:
     import click
+    from transformers import PreTrainedConfig
 
 hookspec = pluggy.HookspecMarker("fitune")
 hookimpl = pluggy.HookimplMarker("fitune")
@@ -161,6 +164,38 @@ class Hooks:
             ... def ft_check(recipe):
             ...     if recipe.train.learning_rate > 0.1:
             ...         yield Problem(key="train.learning_rate", what="the house allows up to 0.1", fix="Lower it")
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_levers(self, recipe: Recipe, config: PreTrainedConfig) -> Iterable[Lever]:
+        """Offer changes to a recipe that may save memory, for `ft plan` to trace.
+
+        `config` is the configuration of the recipe's model. Memory strategies that the recipe does not use, with their
+        default options, need no offer. `fitune.lever` helps to change the strategies of a recipe.
+
+        Example:
+            >>> from fitune import Lever, hookimpl
+            >>> @hookimpl
+            ... def ft_levers(recipe):
+            ...     if recipe.train.length > 1024:
+            ...         yield Lever(name="rows of 1024", changes=(("train.length", 1024),), exact=False)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_memory_twins(self) -> Iterable[MemoryTwin]:
+        """Say what custom kernels take of the card, so that runs with them can be forecast.
+
+        Example:
+            >>> from fitune import MemoryTwin, hookimpl
+            >>> def scratch(arguments, results):
+            ...     yield 4 * arguments[0].numel()  # a float32 copy of its first argument
+            >>> @hookimpl
+            ... def ft_memory_twins():
+            ...     yield MemoryTwin(name="fused norm", operation="mylib.fused_norm.default", scratch=scratch)
 
         .. versionadded:: 0.1
         """

@@ -82,6 +82,29 @@ class MemoryStrategy(Generic[O]):
     options: type[O]
     make: Callable[[O], Strategy]
     check: Callable[[O], Iterable[Problem]] = no_problems
+    exact: bool | None = None
+    """Whether a run learns the same with it, but for rounding; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTwin:
+    """What a custom kernel takes of the card, for forecasts, which cannot run it (`ft_memory_twins`).
+
+    `fitune.testing.assert_twin` proves it equal to the kernel. Give `replaces` and `twin` for a kernel that is called
+    as a function; `operation` for one that is a custom operation of torch with a fake implementation, which shows its
+    results already.
+    """
+
+    name: str
+    replaces: str = ""
+    """Where the kernel is looked up when it is called, as `package.module:attribute`."""
+    twin: Callable[..., Any] | None = None
+    """Called in its place with the same arguments: operations of torch alone, that give results of the same shapes and
+    types and keep the same tensors for the backward pass."""
+    operation: str = ""
+    """The custom operation's name as `str` shows it, e.g. `mylib.fused_norm.default`."""
+    scratch: Callable[[Sequence[Any], Any], Iterable[int]] | None = None
+    """Bytes that the kernel takes beside its results: `(arguments, results) -> sizes`, all alive at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,11 +33,16 @@ class UnsupportedError(Exception):
     """The kernel cannot compute this model's attention; says why, as the end of a sentence."""
 
 
-def check(device: torch.device) -> None:
-    """Raise `UnsupportedError` if the kernel cannot run on this device."""
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a device. Raises `UnsupportedError` if it is no NVIDIA GPU."""
     if device.type != "cuda" or torch.version.cuda is None:
         raise UnsupportedError("it needs an NVIDIA GPU")
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    return torch.cuda.get_device_capability(device)
+
+
+def check(capability: tuple[int, int]) -> None:
+    """Raise `UnsupportedError` if the kernel cannot run on a card of this compute capability."""
+    if capability < (8, 0):
         raise UnsupportedError("it needs a GPU of compute capability 8.0 or higher")
     if KERNEL is None:
         raise UnsupportedError("it needs torch 2.10 or newer")
@@ -138,12 +143,15 @@ def _flat(tensor_BHSD: Tensor, width: int) -> Tensor:
     return flat if flat.shape[-1] == width else F.pad(flat, (0, width - flat.shape[-1]))
 
 
-def switch_on(inner: PreTrainedModel) -> Callable[[], None]:
-    """Give a model that computes attention by `sdpa` this one; gives what undoes it. Raises `UnsupportedError`."""
+def switch_on(inner: PreTrainedModel, capability: tuple[int, int] | None = None) -> Callable[[], None]:
+    """Give a model that computes attention by `sdpa` this one; gives what undoes it. Raises `UnsupportedError`.
+
+    The compute capability is that of the model's device, unless it is given.
+    """
     before = inner.config._attn_implementation
     if before != "sdpa":
         raise UnsupportedError(f'the model computes its attention by "{before}"')
-    check(inner.device)
+    check(capability_of(inner.device) if capability is None else capability)
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     inner.set_attn_implementation(NAME)

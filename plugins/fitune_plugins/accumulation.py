@@ -43,4 +43,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AccumulationOptions]]:
         summary="Several micro-batches to a step: a larger batch in the memory of a small one",
         options=AccumulationOptions,
         make=Accumulation,
+        exact=True,
     )

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import MemoryStrategy, Plan, Strategy, hookimpl
+from fitune import Lever, MemoryStrategy, Plan, Recipe, Strategy, hookimpl
+from fitune.lever import strategy_options, with_strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+NAME = "chunked-loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,19 @@ class ChunkedLoss(Strategy):
 def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
     """Offer the strategy."""
     yield MemoryStrategy(
-        name="chunked-loss",
+        name=NAME,
         summary="Output head and loss in chunks of tokens: no full logits tensor, same loss",
         options=ChunkedLossOptions,
         make=ChunkedLoss,
+        exact=True,
     )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe) -> Iterable[Lever]:
+    """Smaller chunks."""
+    options = strategy_options(recipe, NAME)
+    tokens = options["tokens"] if options else 0
+    if isinstance(tokens, int) and tokens > 1:
+        change = with_strategy(recipe, NAME, tokens=tokens // 2)
+        yield Lever(name=f"{NAME}, chunks of {tokens} to {tokens // 2} tokens", changes=(change,), exact=True)

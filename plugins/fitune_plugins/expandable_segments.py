@@ -41,4 +41,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ExpandableSegmentsOptions]
         summary="Let the CUDA allocator grow its segments: less of the card lost to fragmentation, at no cost",
         options=ExpandableSegmentsOptions,
         make=ExpandableSegments,
+        exact=True,
     )

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import MemoryStrategy, ModelError, Strategy, hookimpl
+from fitune import Lever, MemoryStrategy, ModelError, Recipe, Strategy, hookimpl
+from fitune.lever import strategy_options, with_strategy, without_strategy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+NAME = "gradient-checkpointing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,29 @@ class GradientCheckpointing(Strategy):
 def ft_memory_strategies() -> Iterable[MemoryStrategy[GradientCheckpointingOptions]]:
     """Offer the strategy."""
     yield MemoryStrategy(
-        name="gradient-checkpointing",
+        name=NAME,
         summary="Recompute layers in the backward pass instead of keeping their activations (about 1/3 more work)",
         options=GradientCheckpointingOptions,
         make=GradientCheckpointing,
+        exact=True,
     )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe, config: PreTrainedConfig) -> Iterable[Lever]:
+    """Half of the layers, or all of them; and what it would cost to do without."""
+    layers = config.get_text_config().num_hidden_layers
+    options = strategy_options(recipe, NAME)
+    now = 0 if options is None else options.get("layers") or layers
+    half = layers // 2
+    if now < half:
+        change = with_strategy(recipe, NAME, layers=half)
+        yield Lever(name=f"{NAME}, the first {half} of {layers} layers", changes=(change,), exact=True)
+    if options is not None and now < layers:
+        tables = [
+            {k: v for k, v in use.table().items() if use.record.name != NAME or k != "layers"}
+            for use in recipe.strategies
+        ]
+        yield Lever(name=f"{NAME}, all {layers} layers", changes=(("memory.strategy", tables),), exact=True)
+    if options is not None:
+        yield Lever(name=f"without {NAME}", changes=(without_strategy(recipe, NAME),), exact=True)

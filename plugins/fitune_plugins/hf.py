@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fitune import ModelError, ModelLoader, Problem, hookimpl
+from fitune import Lever, ModelError, ModelLoader, Problem, Recipe, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -181,3 +181,10 @@ def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
         load_quantized=_quantized,
         check=_check,
     )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe) -> Iterable[Lever]:
+    """Weights of half the size, for any loader whose table has a `dtype`."""
+    if getattr(recipe.model.options, "dtype", None) == "float32":
+        yield Lever(name="model in bfloat16", changes=(("model.dtype", "bfloat16"),), exact=False)

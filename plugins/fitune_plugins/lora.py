@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from fitune import Adapter, ModelError, hookimpl
+from fitune import Adapter, Lever, ModelError, Recipe, hookimpl
 from fitune.errors import nearest
 
 if TYPE_CHECKING:
@@ -109,3 +109,21 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
         attach=_attach,
         save=_save,
     )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe) -> Iterable[Lever]:
+    """Rank and alpha, which people try first and which save next to nothing; and the adapters' type, which may."""
+    options = recipe.adapter.options
+    if not isinstance(options, LoraOptions):
+        return
+    if options.r > 1:
+        change = ("adapter.r", options.r // 2)
+        yield Lever(name=f"LoRA r {options.r} to {options.r // 2}", changes=(change,), exact=False)
+    alpha = options.alpha / 2
+    yield Lever(name=f"LoRA alpha {options.alpha:g} to {alpha:g}", changes=(("adapter.alpha", alpha),), exact=False)
+    if options.dropout:
+        yield Lever(name="LoRA without dropout", changes=(("adapter.dropout", 0.0),), exact=False)
+    if options.dtype == "float32":
+        remark = "float32 copies stay in the optimizer"
+        yield Lever(name="LoRA in the model's type", changes=(("adapter.dtype", "base"),), exact=False, remark=remark)

@@ -40,4 +40,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[PinnedMemoryOptions]]:
         summary="Stage batches in page-locked host memory, or not (the default); no GPU byte either way",
         options=PinnedMemoryOptions,
         make=PinnedMemory,
+        exact=True,
     )

@@ -6,8 +6,7 @@ the host's tensors stay real ones, so what is on the card and what is not can be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import cast
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +14,21 @@ from torch import Tensor, nn
 DEVICE = torch.device("meta")
 
 
-def tensors_of(model: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor]]:
-    """Parameters and buffers, one for each place: (the module's own dictionary, key, tensor)."""
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, each once, in the order of modules, with what quantised ones keep beside them."""
+    seen: set[int] = set()
     for module in model.modules():
-        for home in (module._parameters, module._buffers):
-            for key, tensor in home.items():
-                if tensor is not None:
-                    yield cast("dict[str, Tensor | None]", home), key, tensor
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            for found in () if tensor is None else (tensor, *_beside(tensor)):
+                if id(found) not in seen:
+                    seen.add(id(found))
+                    yield found
 
 
-def make_anew(model: nn.Module, tensors: Collection[int]) -> None:
-    """Make these tensors of the model (by `id`) anew, in the model's order, those shared in several places as one.
-
-    (`Module.to_empty` would break such ties, and make all of them.)
-    """
-    made: dict[int, Tensor] = {}
-    for home, key, tensor in list(tensors_of(model)):
-        if id(tensor) not in tensors:
-            continue
-        if id(tensor) not in made:
-            empty = torch.empty_like(tensor, device=DEVICE, requires_grad=False)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        home[key] = made[id(tensor)]
+def _beside(value: object, depth: int = 3) -> Iterator[Tensor]:
+    """Tensors in the attributes of a parameter, such as the scales of bitsandbytes' `QuantState`."""
+    for attribute in getattr(value, "__dict__", {}).values():
+        if isinstance(attribute, Tensor):
+            yield attribute
+        elif depth and hasattr(attribute, "__dict__") and not isinstance(attribute, (nn.Module, type)):
+            yield from _beside(attribute, depth - 1)

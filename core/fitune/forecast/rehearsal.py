@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fitune.attention import assume_isolated
 from fitune.compose import adapted, make_optimizer, make_step, planned
 from fitune.contract import blame
 from fitune.dataflow import Batch
@@ -24,18 +25,19 @@ from fitune.errors import ModelError
 from fitune.forecast.cards import Card
 from fitune.forecast.device import as_on_card, as_with_values
 from fitune.forecast.log import Block, MemoryLog
-from fitune.forecast.meta import DEVICE, make_anew, tensors_of
+from fitune.forecast.meta import DEVICE, tensors_of
 from fitune.forecast.modules import ModuleTracker
 from fitune.forecast.scratch import cublas_workspace, scratch_table
 from fitune.forecast.shapes import Shapes
 from fitune.forecast.trace import Tracer
+from fitune.forecast.twins import in_place_of_kernels
 from fitune.recipe import Recipe
-from fitune.records import Plan
+from fitune.records import MemoryTwin, Plan
 from fitune.step import Phase, Step
 from fitune.trainables import Trainables
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 STEPS = 2
 WARM_UP = "transformers' warm-up of the allocator"
@@ -52,20 +54,24 @@ class Rehearsal:
     """Parameters that train."""
     parameters: int
     """Parameters in all."""
+    flops_per_token: float
+    """Floating-point operations of training for each token of a batch."""
+    config: PreTrainedConfig
+    """Of the model."""
     notices: tuple[str, ...] = ()
     """What the forecast assumes."""
 
 
-def rehearse(recipe: Recipe, shapes: Shapes, card: Card) -> Rehearsal:
-    """Trace a run with batches of these shapes on a card.
+def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = ()) -> Rehearsal:
+    """Trace a run with batches of these shapes on a card; `twins` stand for custom kernels.
 
     Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
     """
     strategies, plan = planned(recipe, gpu=True)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
-    base = _built(recipe)
-    frozen = {id(tensor) for _, _, tensor in tensors_of(base)}
+    base = built(recipe)
     model = adapted(recipe, strategies, base)
+    notices: list[str] = []
     modules = ModuleTracker(model)
     tracer = Tracer(modules, scratch=scratch_table(), cublas_workspace=cublas_workspace(card.capability))
     packed = any(batch.positions is not None for batch in shapes.training)
@@ -74,9 +80,12 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card) -> Rehearsal:
         stack.enter_context(as_on_card(card.capability))
         stack.enter_context(as_with_values(packed=packed))
         stack.enter_context(modules.watch())
+        stack.enter_context(in_place_of_kernels(twins, tracer))
+        if packed:
+            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
         tracer.enter("load", 0)
         with tracer:
-            trainables = _load(recipe, model, frozen, tracer)
+            trainables = _load(recipe, model, tracer)
             optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
             step = make_step(recipe, plan, strategies, model, trainables, optimizer, DEVICE)
             _steps(step, shapes, tracer)
@@ -88,11 +97,15 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card) -> Rehearsal:
         plan=plan,
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_token=tracer.flops
+        / sum(batch.input_ids.numel() for batch in (*shapes.training[:1], *shapes.training)),
+        config=base.config,
+        notices=tuple(notices),
     )
 
 
-def _built(recipe: Recipe) -> PreTrainedModel:
-    """The model on the meta device."""
+def built(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's model on the meta device. Raises `ModelError`."""
     record = recipe.model.record
     if record.build_model is None:
         raise ModelError(
@@ -103,16 +116,18 @@ def _built(recipe: Recipe) -> PreTrainedModel:
         return record.build_model(recipe.model.options)
 
 
-def _load(recipe: Recipe, model: PreTrainedModel, base: Collection[int], tracer: Tracer) -> Trainables:
+def _load(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
     """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
     it back to the caching allocator, which then serves every tensor from it.
     """
-    sizes = {id(tensor): tensor.nbytes for _, _, tensor in tensors_of(model)}
-    of_base = {number: size for number, size in sizes.items() if number in base}
-    tracer.log.pass_through(Block(sum(of_base.values()), "weights", "load", WARM_UP, ""))
-    make_anew(model, of_base.keys())
-    make_anew(model, sizes.keys() - of_base.keys())
+    of_adapter = {id(p) for p in model.parameters() if p.requires_grad} if _adapts(model) else set()
+    tensors = list(tensors_of(model))
+    base = [tensor for tensor in tensors if id(tensor) not in of_adapter]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in base}
+    tracer.log.pass_through(Block(sum(storages.values()), "weights", "load", WARM_UP, ""))
     gc.collect()
+    for tensor in (*base, *(tensor for tensor in tensors if id(tensor) in of_adapter)):
+        tracer.adopt(tensor)
     tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
     trainables = Trainables(model, masters=recipe.train.master_weights)
     copied = [m for p, m in zip(trainables.parameters, trainables.masters, strict=True) if p is not m]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fitune.forecast.flops import flops_of
 from fitune.forecast.log import Block, Kind, MemoryLog
 from fitune.forecast.modules import ModuleTracker
 from fitune.step import Phase
@@ -35,13 +36,30 @@ KINDS: dict[Phase, Kind] = {
 """What a block is taken for, unless more is known of it."""
 
 
+def without_values(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one on the card; others are on the host."""
+    return tensor.is_meta
+
+
 class Tracer(TorchDispatchMode):
     """A dispatch mode that keeps a `MemoryLog` of the storages that it sees come and go."""
 
-    def __init__(self, modules: ModuleTracker | None, *, scratch: dict[str, Scratch], cublas_workspace: int) -> None:
+    def __init__(
+        self,
+        modules: ModuleTracker | None,
+        *,
+        scratch: dict[str, Scratch],
+        cublas_workspace: int,
+        on_card: Callable[[Tensor], bool] = without_values,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = MemoryLog()
+        self.flops = 0
+        """Floating-point operations of training so far."""
+        self.failing = ""
+        """The operation that is running, or that has failed; empty between operations."""
         self.modules = modules
+        self._on_card = on_card
         self._scratch = scratch
         self._workspace = cublas_workspace
         self._threads: set[bool] = set()
@@ -68,19 +86,35 @@ class Tracer(TorchDispatchMode):
             if known is not None:
                 self.log.blocks[known[1] - 1].kind = kind
 
+    def adopt(self, tensor: Tensor) -> None:
+        """Note the memory of a tensor that was made before."""
+        if self._on_card(tensor):
+            self._track(tensor, "load")
+
+    def learn(self, operation: str, scratch: Scratch) -> None:
+        """Know what an operation's kernel takes beside its results."""
+        self._scratch[operation] = scratch
+
+    def take(self, operation: str, sizes: Iterable[int]) -> None:
+        """Note memory that a kernel takes beside its results, and gives back."""
+        self._take_scratch(operation, sizes)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and note what it takes."""
-        name = str(func)
+        self.failing = name = str(func)
         if name in CUBLAS:
             self._take_workspace()
         results = func(*args, **(kwargs or {}))
+        self.failing = ""
+        if self._phase != "evaluation":
+            self.flops += flops_of(func, args, kwargs or {}, results)
         scratch = self._scratch.get(name)
         if scratch is not None:
             self._take_scratch(name, scratch(args, results))
         for result in (results,) if isinstance(results, Tensor) else tree_leaves(results):
-            if isinstance(result, Tensor) and result.is_meta:  # others are on the host
+            if isinstance(result, Tensor) and self._on_card(result):
                 self._track(result, name)
         return results
 

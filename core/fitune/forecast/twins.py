@@ -1,0 +1,55 @@
+"""Memory twins of custom kernels: what stands in their place while a run is traced."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fitune.errors import PluginError
+from fitune.records import MemoryTwin
+
+if TYPE_CHECKING:
+    from fitune.forecast.trace import Tracer
+
+
+@contextlib.contextmanager
+def in_place_of_kernels(twins: Sequence[MemoryTwin], tracer: Tracer) -> Iterator[None]:
+    """Put each twin where its kernel is looked up, and tell the tracer of kernels' scratch.
+
+    Raises `PluginError` for a twin of something that does not exist.
+    """
+    with contextlib.ExitStack() as stack:
+        for twin in twins:
+            if twin.operation and twin.scratch is not None:
+                tracer.learn(twin.operation, twin.scratch)
+            if twin.twin is not None:
+                home, name = _place(twin)
+                stack.callback(setattr, home, name, getattr(home, name))
+                setattr(home, name, _stand_in(twin, twin.twin, tracer))
+        yield
+
+
+def _place(twin: MemoryTwin) -> tuple[Any, str]:
+    """The module or class, and the attribute of it, that a twin replaces."""
+    module, _, path = twin.replaces.partition(":")
+    *between, name = path.split(".")
+    try:
+        home: Any = importlib.import_module(module)
+        for step in between:
+            home = getattr(home, step)
+        getattr(home, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PluginError(f'the memory twin "{twin.name}" replaces "{twin.replaces}", which is not there') from error
+    return home, name
+
+
+def _stand_in(twin: MemoryTwin, function: Callable[..., Any], tracer: Tracer) -> Callable[..., Any]:
+    def stand_in(*args: Any, **named: Any) -> Any:
+        results = function(*args, **named)
+        if twin.scratch is not None:
+            tracer.take(twin.name, twin.scratch((*args, *named.values()), results))
+        return results
+
+    return stand_in
