@@ -99,6 +99,18 @@ def test_paging_without_a_gpu_is_refused(recipe_path: Path) -> None:
             parts_of(recipe_path, 'memory.strategy=[{use="adamw-8bit", paged=true}]')
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_shapes_alone(paged: bool) -> None:
+    """What a forecast sees: the same state, without values."""
+    parameters = [nn.Parameter(p.to("meta")) for p in _parameters()]
+    optimizer = _strategy(paged=paged).make_optimizer(parameters, SETTINGS)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    sizes = [sum(optimizer.state[p][name].nbytes for name in ("state1", "state2")) for p in parameters]
+    assert sizes == [2 * 4096, 8 * 64, 2 * 4096, 8 * 8]
+
+
 def test_without_bitsandbytes(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.metadata.version
 

@@ -21,6 +21,7 @@ from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
 from fitune.events import Run
 from fitune.loss import plain_loss
+from fitune.loss_scaling import loss_scaling
 from fitune.prepare import (
     UNWATCHED,
     Prepared,
@@ -149,7 +150,7 @@ def make_step(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> Step:
-    """The optimizer step of a run."""
+    """The optimizer step of a run. Raises `RunError` if the model's type cannot be trained."""
     return Step(
         model=model,
         loss=plan.loss or plain_loss,
@@ -159,6 +160,7 @@ def make_step(
         max_grad_norm=recipe.train.max_grad_norm,
         device=device,
         pin_memory=plan.pin_memory,
+        scaling=loss_scaling(model, trainables.masters),
     )
 
 

@@ -54,6 +54,11 @@ class RunConsole:
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Show the step."""
         self._last = step
+        if step.skipped:
+            what = (
+                f"step {step.step} was skipped: its gradient overflows float16 at a loss scale of {step.loss_scale:g}"
+            )
+            self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
         state = (
             f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tok/s  "
             f"lr {step.learning_rate:.2e}  {memory_text(step.memory)}"

@@ -63,13 +63,17 @@ class StepReport:
     learning_rate: float
     """Used by this step."""
     grad_norm: float
-    """Before clipping."""
+    """Before clipping; infinite, or no number, where the step was skipped."""
     tokens: int
     """Tokens of the step that are not padding."""
     targets: int
     """Tokens of the step that the loss is taken over."""
     seconds: float
     memory: MemoryReport
+    loss_scale: float | None = None
+    """What the mean loss was multiplied by, in float16 (`fitune.loss_scaling`); None in other types."""
+    skipped: bool = False
+    """Whether the gradient overflowed float16, so that no weight was changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

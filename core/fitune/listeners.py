@@ -106,6 +106,10 @@ def step_values(step: StepReport) -> dict[str, int | float]:
         "seconds": step.seconds,
         f"{step.memory.kind}_memory_peak": step.memory.peak,
     }
+    if step.loss_scale is not None:
+        values |= {"loss_scale": step.loss_scale, "skipped": step.skipped}
+    if step.skipped:
+        del values["grad_norm"]  # JSON knows no infinity
     if step.memory.reserved is not None:
         values[f"{step.memory.kind}_memory_reserved_peak"] = step.memory.reserved
     return values

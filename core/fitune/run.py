@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fitune.compose import Parts, compose
+from fitune.dataflow import Batch
 from fitune.errors import RunError
 from fitune.events import EvalReport, MemoryReport, Run, StepReport
 from fitune.order import share, windows
@@ -27,6 +28,7 @@ from fitune.processes import is_main_process
 from fitune.provenance import write_environment, write_recipe
 from fitune.recipe import Recipe
 from fitune.registry import Registry
+from fitune.step import always
 
 
 def run(recipe: Recipe, registry: Registry, directory: Path, watch: Watch = UNWATCHED) -> Run:
@@ -85,16 +87,10 @@ def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
 
         picks = share(window, recipe.train.micro_batch, accelerator.process_index, accelerator.num_processes)
         learning_rate = parts.step.optimizer.param_groups[0]["lr"]
-        loss_sum, norm = parts.step.make(
-            batches(parts.examples, picks, parts.make_batches),
-            targets,
-            reduce=partial(parts.step.trainables.reduce, accelerator),
-        )
-        parts.scheduler.step()
-
-        loss_sum = cast(Tensor, accelerator.reduce(loss_sum, reduction="sum"))
+        loss_scale = parts.step.scaling.scale if parts.step.scaling else None
+        loss_sum, norm, skipped = _make_step(parts, batches(parts.examples, picks, parts.make_batches), targets)
         mean = loss_sum.item() / targets  # waits for the device, so the time below is the step's own
-        _must_be_finite(number, mean, norm.item())
+        _must_be_finite(number, mean, norm.item(), skipped=skipped)
         yield StepReport(
             step=number,
             epoch=epoch,
@@ -105,19 +101,43 @@ def train(parts: Parts) -> Iterator[StepReport | EvalReport]:
             targets=targets,
             seconds=time.perf_counter() - start,
             memory=measure_memory(accelerator.device),
+            loss_scale=loss_scale,
+            skipped=skipped,
         )
         every = recipe.evaluation.every
         if evaluator and (number == parts.run.steps or (every and number % every == 0)):
             yield evaluator.evaluate(number)
 
 
-def _must_be_finite(step: int, loss: float, norm: float) -> None:
+def _make_step(parts: Parts, micro_batches: Iterable[Batch], targets: int) -> tuple[Tensor, Tensor, bool]:
+    """Make a step: the sum of all processes' losses, the gradient's norm, and whether its overflow had it skipped.
+
+    The schedule goes on only with steps that are made, as in accelerate.
+    """
+    scaling = parts.step.scaling
+    loss_sum, norm = parts.step.make(
+        micro_batches,
+        targets,
+        reduce=partial(parts.step.trainables.reduce, parts.accelerator),
+        accept=scaling.accept if scaling else always,
+    )
+    skipped = scaling is not None and scaling.skipped > 0
+    if not skipped:
+        parts.scheduler.step()
+    return cast(Tensor, parts.accelerator.reduce(loss_sum, reduction="sum")), norm, skipped
+
+
+def _must_be_finite(step: int, loss: float, norm: float, *, skipped: bool) -> None:
     """Stop a run whose weights are no numbers any more, which every later step would only hide."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RunError(
-            f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so training cannot go on. Nothing is "
-            "saved. Try a lower [train] learning_rate, or warmup_steps"
-        )
+    if math.isfinite(loss) and (math.isfinite(norm) or skipped):
+        return
+    fix = "Try a lower [train] learning_rate, or warmup_steps"
+    if skipped:  # whatever the scale is, the forward pass is the same
+        fix = 'In float16 the model itself may overflow: set its dtype to "bfloat16" or "float32"'
+    raise RunError(
+        f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so training cannot go on. Nothing is "
+        f"saved. {fix}"
+    )
 
 
 def save(parts: Parts) -> Path:

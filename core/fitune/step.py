@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fitune.dataflow import Batch
+from fitune.loss_scaling import LossScaling
 from fitune.records import Strategy
 from fitune.trainables import Trainables
 
@@ -32,6 +33,11 @@ def alone() -> None:
     """The reduction of gradients where there is one process: nothing to do."""
 
 
+def always(norm: Tensor) -> bool:
+    """Makes every step, and does not look at the norm of its gradient."""
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """All that an optimizer step works with."""
@@ -45,6 +51,8 @@ class Step:
     max_grad_norm: float
     device: torch.device
     pin_memory: bool = False
+    scaling: LossScaling | None = None
+    """Of the loss, where the model computes in float16."""
 
     def make(
         self,
@@ -53,27 +61,31 @@ class Step:
         *,
         reduce: Callable[[], None] = alone,
         enter: Callable[[Phase], None] = nobody,
+        accept: Callable[[Tensor], bool] = always,
     ) -> tuple[Tensor, Tensor]:
         """Make a step over these micro-batches, on the host; `targets` are the step's, over all processes.
 
-        `reduce` sums the gradients over processes; `enter` is told of each phase. Gives the sum of this process'
-        losses and the norm of the gradient, float32 scalars on the device.
+        `reduce` sums the gradients over processes; `enter` is told of each phase; where `accept`, given the norm of the
+        gradient, says no, no weight is changed. Gives the sum of this process' losses and that norm, float32 scalars
+        on the device.
         """
+        factor = None if self.scaling is None else self.scaling.factor(targets)
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         with self._around():
             for batch in micro_batches:
                 enter("forward")
                 loss = self.loss(self.model, batch.to(self.device, pin=self.pin_memory))
                 enter("backward")
-                loss.backward()
+                (loss if factor is None else loss * factor).backward()
                 enter("gradients")
                 self.trainables.gather()
                 loss_sum += loss.detach()
         enter("gradients")
         reduce()
-        norm = self.trainables.finish(targets, self.max_grad_norm)
+        norm = self.trainables.finish(targets if factor is None else targets * factor, self.max_grad_norm)
         enter("optimizer")
-        self.optimizer.step()
+        if accept(norm):
+            self.optimizer.step()
         self.trainables.publish()
         return loss_sum, norm
 

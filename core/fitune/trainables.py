@@ -55,8 +55,11 @@ class Trainables:
             for master, part in zip(bucket, flat.split([m.numel() for m in bucket]), strict=True):
                 _grad(master).copy_(part.view_as(master))
 
-    def finish(self, targets: int, max_norm: float) -> Tensor:
-        """Turn summed gradients into a mean over `targets` tokens, clip them, and give their norm before clipping."""
+    def finish(self, targets: float, max_norm: float) -> Tensor:
+        """Turn summed gradients into a mean over `targets` tokens, clip them, and give their norm before clipping.
+
+        Of a loss that was scaled, `targets` are scaled too.
+        """
         grads = [_grad(m) for m in self.masters]
         # In float32 even where gradients are not (no masters): 1 / targets in bfloat16 would be off by up to 0.4 %.
         norms = torch._foreach_norm(grads, 2, dtype=torch.float32)

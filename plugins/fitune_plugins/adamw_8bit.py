@@ -46,7 +46,9 @@ class AdamW8bit(Strategy):
 
         from fitune.trainables import decay_groups
 
-        kind = adamw.PagedAdamW8bit if self.options.paged else adamw.AdamW8bit
+        # A forecast, whose parameters are on meta, has all of the state on the card: nobody knows what will be moved.
+        paged = self.options.paged and not any(p.is_meta for p in parameters)
+        kind = adamw.PagedAdamW8bit if paged else adamw.AdamW8bit
         optimizer = kind(
             decay_groups(parameters),
             lr=settings.learning_rate,
@@ -62,7 +64,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AdamW8bitOptions]]:
     """Offer the strategy."""
     yield MemoryStrategy(
         name="adamw-8bit",
-        summary="AdamW with 8-bit state (bitsandbytes): 2 bytes a trained parameter, not 8, in tensors of 4096 and more",
+        summary="AdamW with 8-bit state (bitsandbytes): 2 bytes a parameter, not 8, in tensors of 4096 and more",
         options=AdamW8bitOptions,
         make=AdamW8bit,
         check=check_bitsandbytes,
