@@ -1,0 +1,299 @@
+"""What `forecasts.py` does in a process of its own: forecast one run, measure one on a card, write one file of weights.
+
+It is a plugin too: the model loader `shape` makes a model on the card that has no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from forecast_cases import Case
+
+from fitune import ModelLoader, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fitune.forecast.forecast import Forecast
+    from fitune.forecast.shapes import Shapes
+    from fitune.recipe import Recipe
+
+Json = dict[str, Any]
+WATCHED = 2_000_000
+"""Events of the allocator that are kept where blocks at the peak are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeOptions:
+    """Options of the loader `shape`."""
+
+    path: Path
+    """Directory with config and tokenizer."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+def _tokenizer(options: ShapeOptions) -> PreTrainedTokenizerBase:
+    from fitune_plugins.hf import load_tokenizer
+
+    return load_tokenizer(str(options.path))
+
+
+def _built(options: ShapeOptions) -> PreTrainedModel:
+    from fitune_plugins.hf import build_model
+
+    return build_model(str(options.path), options.dtype)
+
+
+def _made(options: ShapeOptions, device: torch.device) -> PreTrainedModel:
+    """The model with small random weights, its memory taken as transformers does: all of it as one block, given back,
+    then the tensors.
+    """
+    import torch
+    from torch import nn
+
+    from fitune.forecast.meta import tensors_of
+
+    model = _built(options)
+    parameters = {id(tensor): tensor for _, _, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
+    warm_up = torch.empty(sum(tensor.nbytes for tensor in parameters.values()), dtype=torch.uint8, device=device)
+    del warm_up
+    made: dict[int, torch.Tensor] = {}
+    for kind in (nn.Parameter, torch.Tensor):  # buffers last
+        for home, key, tensor in list(tensors_of(model)):
+            if not tensor.is_meta or not isinstance(tensor, kind):
+                continue
+            if id(tensor) not in made:
+                empty = torch.empty_like(tensor, device=device, requires_grad=False)
+                made[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+            home[key] = made[id(tensor)]
+    with torch.no_grad():
+        for module in model.modules():
+            if any(True for _ in module.buffers(recurse=False)):
+                model._init_weights(module)
+        for tensor in model.parameters():
+            tensor.normal_(0, 0.02) if tensor.ndim > 1 else tensor.fill_(1)
+    return model
+
+
+@hookimpl
+def ft_model_loaders() -> Iterable[ModelLoader[ShapeOptions]]:
+    """Offer the loader."""
+    yield ModelLoader(
+        name="shape",
+        summary="Random weights of a configuration, made on the card",
+        options=ShapeOptions,
+        load_tokenizer=_tokenizer,
+        load_model=_made,
+        build_model=_built,
+    )
+
+
+def write_weights(directory: Path, number: int, files: int) -> None:
+    """Write one of the files of a checkpoint; the first writes the index too. Safetensors of random bfloat16 values."""
+    import torch
+    from safetensors.torch import save_file
+
+    model = _built(ShapeOptions(path=directory))
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+    names = sorted(shapes)
+    file = [f"model-{at + 1:05d}-of-{files:05d}.safetensors" for at in range(files)]
+    tile = (torch.randn(2**20) * 0.02).to(torch.bfloat16)
+
+    def values(shape: torch.Size) -> torch.Tensor:
+        size = shape.numel()
+        return tile.repeat(-(-size // len(tile)))[:size].view(shape) if len(shape) > 1 else torch.ones_like(tile[:size])
+
+    save_file({name: values(shapes[name]) for name in names[number::files]}, directory / file[number], {"format": "pt"})
+    if number == 0:
+        index: Json = {"weight_map": {name: file[at % files] for at, name in enumerate(names)}}
+        index["metadata"] = {"total_size": sum(2 * shape.numel() for shape in shapes.values())}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _read(path: Path) -> Recipe:
+    import forecast_rows
+
+    from fitune.reader import read_recipe
+    from fitune.registry import Registry
+
+    registry = Registry.open(third_party=False)
+    registry.register(forecast_rows, "shape")
+    return read_recipe(path, registry)
+
+
+# ------------------------------------------------------------------------------------------------------------ forecast
+
+
+def forecast_of(case: Case, path: Path, card: str) -> Json:
+    """The forecast of a run, from its prepared data."""
+    from fitune.forecast.cards import find_card
+    from fitune.forecast.forecast import forecast
+
+    start = time.perf_counter()
+    recipe = _read(path)
+    found = forecast(recipe, _shapes(case, recipe), find_card(card))
+    at = found.ledger.at
+    return {
+        "allocated": found.allocated,
+        "reserved": found.reserved,
+        "needed": found.needed,
+        "margin": found.margin,
+        "trainable": found.rehearsal.trainable,
+        "parameters": found.rehearsal.parameters,
+        "at": f"{at.phase} {at.module} {at.operation} {list(at.shape)} {at.bytes}",
+        "entries": {entry.kind: entry.bytes for entry in found.ledger.entries},
+        "phases": {peak.phase: peak.bytes for peak in found.ledger.phases},
+        "seconds": round(time.perf_counter() - start, 1),
+        "alive": _alive_in_forecast(found),
+    }
+
+
+def _shapes(case: Case, recipe: Recipe) -> Shapes:
+    """The batches of the run's own data. Raises `ValueError` if their rows are not as long as the case says."""
+    from fitune.compose import planned
+    from fitune.forecast.shapes import shapes_of_rows
+    from fitune.prepare import context_of, held_out_data, tokenizer_of, training_data
+
+    context = context_of(recipe, tokenizer_of(recipe))
+    rows = training_data(recipe, context).rows
+    held_out = held_out_data(recipe, context)
+    lengths = {len(row.input_ids) for row in rows}
+    if lengths != {case.length} or {row.lengths for row in rows} != {case.packed}:
+        raise ValueError(f"rows have {lengths} tokens, in documents of {[row.lengths for row in rows]}")
+    accumulation = planned(recipe, gpu=True)[1].accumulation
+    return shapes_of_rows(recipe, context, accumulation, rows, held_out.rows if held_out else ())
+
+
+def _alive_in_forecast(found: Forecast) -> Json:
+    """The blocks at the peak by their rounded size: how many, and what one of them is."""
+    log = found.rehearsal.log
+    sizes: Counter[int] = Counter()
+    examples: dict[int, str] = {}
+    for index in _at_peak([(abs(n), log.blocks[n - 1].rounded if n > 0 else 0) for n in log.events]):
+        block = log.blocks[log.events[index] - 1]
+        sizes[block.rounded] += 1
+        examples[block.rounded] = f"{block.kind}: {block.operation} in {block.module or 'no module'}"
+    return {"sizes": dict(sizes), "examples": examples}
+
+
+def _at_peak(events: Sequence[tuple[int, int]]) -> list[int]:
+    """Of allocations (block, bytes) and frees (block, 0): which allocations, by index, are alive when most is taken."""
+    level, levels, sizes = 0, [], dict[int, int]()
+    for block, size in events:
+        level += size - (0 if size else sizes.pop(block, 0))
+        if size:
+            sizes[block] = size
+        levels.append(level)
+    alive: dict[int, int] = {}
+    for index in range(levels.index(max(levels)) + 1):
+        block, size = events[index]
+        if size:
+            alive[block] = index
+        else:
+            alive.pop(block, None)
+    return list(alive.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- truth
+
+
+def truth_of(path: Path, *, watch: bool = False) -> Json:
+    """Make a run and measure it; with `watch`, its blocks at the peak instead."""
+    import torch
+
+    from fitune.compose import compose
+    from fitune.events import StepReport
+    from fitune.run import save, train
+
+    recipe = _read(path)
+    directory = path.parent / "run"
+    if watch:
+        torch.cuda.memory._record_memory_history(context="alloc", stacks="python", max_entries=WATCHED)
+    stages: list[Json] = []
+    stats: Counter[str] = Counter()
+    try:
+        parts = compose(recipe, directory)
+        _note(stages, stats, "load")
+        losses = []
+        for report in train(parts):
+            is_step = isinstance(report, StepReport)
+            _note(stages, stats, f"step {report.step}" if is_step else f"evaluation after {report.step}")
+            losses.append(report.loss)
+        if watch:
+            return {"alive": _alive_in_history()}
+        run = [dict(stage) for stage in stages]
+        save(parts)
+        _note(stages, stats, "save")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "allocated": max(stage["allocated"] for stage in run),
+        "reserved": max(stage["reserved"] for stage in run),
+        "saving": stages[-1]["allocated"],
+        "stages": stages,
+        "stats": dict(stats),
+        "losses": losses,
+        "trainable": parts.run.trainable,
+        "notices": list(parts.run.plan.notices),
+        "card": torch.cuda.get_device_name(),
+        "total": total,
+        "outside": total - free - torch.cuda.memory_reserved(),
+    }
+
+
+STATS = (
+    "requested_bytes.all.peak",
+    "active_bytes.all.peak",
+    "inactive_split_bytes.all.peak",
+    "segment.all.peak",
+    "num_alloc_retries",
+    "num_ooms",
+)
+
+
+def _note(stages: list[Json], stats: Counter[str], name: str) -> None:
+    """Note the most that was used since the stage before."""
+    import torch
+
+    seconds = time.perf_counter()
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    stages.append({"stage": name, "allocated": allocated, "reserved": reserved, "at": round(seconds, 2)})
+    found = torch.cuda.memory_stats()
+    for key in STATS:
+        stats[key] = max(stats[key], found.get(key, 0))
+    torch.cuda.reset_peak_memory_stats()
+
+
+def _alive_in_history() -> Json:
+    """The blocks at the peak by their rounded size: how many, and what made one of them."""
+    import torch
+
+    traces = torch.cuda.memory._snapshot()["device_traces"]
+    events = [event for event in traces[torch.cuda.current_device()] if event["action"] in ("alloc", "free_requested")]
+    sizes: Counter[int] = Counter()
+    examples: dict[int, str] = {}
+    for index in _at_peak([(e["addr"], _rounded(e) if e["action"] == "alloc" else 0) for e in events]):
+        size = _rounded(events[index])
+        sizes[size] += 1
+        examples[size] = _place(events[index].get("frames", ()))
+    return {"sizes": dict(sizes), "examples": examples, "events": len(events)}
+
+
+def _rounded(event: Json) -> int:
+    return -(-int(event["size"]) // 512) * 512
+
+
+def _place(frames: Iterable[Json]) -> str:
+    """The innermost lines of Python; none where autograd's own thread allocated."""
+    shown = [f"{'/'.join(Path(f['filename']).parts[-2:])}:{f['line']} {f['name']}" for f in frames]
+    return " < ".join([line for line in shown if "torch/nn/modules/module.py" not in line][:4]) or "no Python"
