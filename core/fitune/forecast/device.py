@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers.integrations.moe
 import transformers.masking_utils
 from torch import Tensor
 
@@ -74,22 +76,39 @@ def as_on_card(capability: tuple[int, int]) -> Iterator[None]:
         ):
             stack.enter_context(replaced(F, name, value))
         for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
-            stack.enter_context(replaced(optimizer, name, lambda: ["cuda", DEVICE.type]))
+            stack.enter_context(replaced(optimizer, name, lambda: ["cuda", "cpu", DEVICE.type]))
+        # Experts are multiplied in groups, whatever the routing: no size depends on which token goes where.
+        grouped = capability >= (8, 0)
+        stack.enter_context(replaced(transformers.integrations.moe, "_can_use_grouped_mm", lambda *given: grouped))
         yield
 
 
+@dataclass(slots=True)
+class Known:
+    """What is known of the values of the batch at hand."""
+
+    packed: bool = False
+    """Whether rows hold several documents, one of which begins where its positions do."""
+    padded: bool = False
+    """Whether the attention mask, if there is one, leaves a token out."""
+
+
 @contextlib.contextmanager
-def as_with_values(*, packed: bool) -> Iterator[None]:
-    """transformers' masks as it makes them of real tensors; its questions to values are answered from what is known
-    of the batches.
+def as_with_values() -> Iterator[Known]:
+    """transformers' masks as it makes them of real tensors; its questions to values are answered by what is given,
+    which may be changed from batch to batch.
     """
+    known = Known()
     masks = transformers.masking_utils
     find = masks.find_packed_sequence_indices
 
     def documents(position_ids: Tensor) -> Tensor | None:
         with replaced(masks, "is_tracing", lambda *given: True):
             found = find(position_ids)  # its temporaries are made either way
-        return found if packed else None
+        return found if known.packed else None
 
-    with replaced(masks, "find_packed_sequence_indices", documents):
-        yield
+    def whole(mask: Tensor) -> bool:
+        return not known.padded
+
+    with replaced(masks, "find_packed_sequence_indices", documents), replaced(masks, "fast_all", whole):
+        yield known

@@ -7,6 +7,7 @@ module is entered and left is enough, and no tensor is touched.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class ModuleTracker:
         self._stack: list[nn.Module] = []
         self._numbers: list[int] = []
         self._marks: list[tuple[str, bool]] = []
+        self._failed = (0, OUTSIDE)
         self.in_head = False
         """Whether the model's last layer has been left: what follows is the loss."""
 
@@ -61,6 +63,9 @@ class ModuleTracker:
         self._mark()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and self._failed[0] != id(error):  # not the error itself, which keeps tensors alive
+            self._failed = (id(error), self._innermost())
         while self._stack and self._stack.pop() is not module:
             pass  # modules that an exception left, e.g. the one that ends a recomputation early
         if module is self._body:
@@ -82,6 +87,10 @@ class ModuleTracker:
             if name is not None:
                 return name
         return OUTSIDE
+
+    def failed(self, error: BaseException) -> str:
+        """The module that this error came from: the innermost that it passed, or where the computation stands."""
+        return self._failed[1] if self._failed[0] == id(error) else self.now()[0]
 
     def now(self) -> tuple[str, bool, bool]:
         """(module, whether it is behind the model's last layer, whether a forward pass is computed again)."""

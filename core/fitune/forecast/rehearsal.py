@@ -18,20 +18,21 @@ import torch
 from torch import Tensor
 
 from fitune.attention import assume_isolated
-from fitune.compose import adapted, make_optimizer, make_step, planned
+from fitune.compose import Strategies, adapted, make_optimizer, make_step, planned
 from fitune.contract import blame
-from fitune.dataflow import Batch
 from fitune.errors import ModelError
 from fitune.forecast.cards import Card
-from fitune.forecast.device import as_on_card, as_with_values
+from fitune.forecast.device import Known, as_on_card, as_with_values
+from fitune.forecast.generation import generate
 from fitune.forecast.log import Block, MemoryLog
 from fitune.forecast.meta import DEVICE, tensors_of
 from fitune.forecast.modules import ModuleTracker
+from fitune.forecast.refusal import in_words
 from fitune.forecast.scratch import cublas_workspace, scratch_table
 from fitune.forecast.shapes import Shapes
 from fitune.forecast.trace import Tracer
 from fitune.forecast.twins import in_place_of_kernels
-from fitune.recipe import Recipe
+from fitune.recipe import Evaluation, Recipe
 from fitune.records import MemoryTwin, Plan
 from fitune.step import Phase, Step
 from fitune.trainables import Trainables
@@ -78,22 +79,16 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(as_on_card(card.capability))
-        stack.enter_context(as_with_values(packed=packed))
+        known = stack.enter_context(as_with_values())
         stack.enter_context(modules.watch())
+        stack.enter_context(in_words(model, modules, tracer))
         stack.enter_context(in_place_of_kernels(twins, tracer))
+        known.packed = packed
         if packed:
             notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
-        tracer.enter("load", 0)
-        with tracer:
-            trainables = _load(recipe, model, tracer)
-            optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
-            step = make_step(recipe, plan, strategies, model, trainables, optimizer, DEVICE)
-            _steps(step, shapes, tracer)
-            if shapes.evaluation is not None:
-                _evaluate(step, shapes.evaluation, tracer)
-        log = tracer.log
+        trainables = follow(recipe, strategies, plan, model, shapes, tracer, known)
     return Rehearsal(
-        log=log,
+        log=tracer.log,
         plan=plan,
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -114,6 +109,28 @@ def built(recipe: Recipe) -> PreTrainedModel:
         )
     with blame(f'model loader "{record.name}"'):
         return record.build_model(recipe.model.options)
+
+
+def follow(
+    recipe: Recipe,
+    strategies: Strategies,
+    plan: Plan,
+    model: PreTrainedModel,
+    shapes: Shapes,
+    tracer: Tracer,
+    known: Known,
+    device: torch.device = DEVICE,
+) -> Trainables:
+    """Trace a composed model from its weights to its evaluation; tests do it with values too, on another device."""
+    tracer.enter("load", 0)
+    with tracer:
+        trainables = _load(recipe, model, tracer)
+        optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
+        step = make_step(recipe, plan, strategies, model, trainables, optimizer, device)
+        _steps(step, shapes, tracer, known)
+        if shapes.evaluation is not None or shapes.prompt:
+            _evaluate(step, recipe.evaluation, shapes, tracer, known)
+    return trainables
 
 
 def _load(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
@@ -140,7 +157,8 @@ def _adapts(model: PreTrainedModel) -> bool:
     return any(not p.requires_grad for p in model.parameters())
 
 
-def _steps(step: Step, shapes: Shapes, tracer: Tracer) -> None:
+def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> None:
+    known.packed = any(batch.positions is not None for batch in shapes.training)
     for number in range(1, STEPS + 1):
         step.make(
             shapes.training[:number],
@@ -165,11 +183,18 @@ def _tag_state(step: Step, tracer: Tracer) -> None:
     tracer.retag(tensors, "optimizer state")
 
 
-def _evaluate(step: Step, batch: Batch, tracer: Tracer) -> None:
+def _evaluate(step: Step, settings: Evaluation, shapes: Shapes, tracer: Tracer, known: Known) -> None:
     tracer.enter("evaluation")
     step.model.eval()
-    with torch.no_grad():
-        step.loss(step.model, batch.to(DEVICE))
+    batch = shapes.evaluation
+    if batch is not None:
+        known.packed = batch.positions is not None
+        with torch.no_grad():
+            step.loss(step.model, batch.to(step.device))
+    if shapes.prompt:
+        known.packed, known.padded = False, settings.micro_batch > 1
+        tracer.enter("evaluation")
+        generate(step.model, settings.micro_batch, shapes.prompt, settings.max_new_tokens, tracer, step.device)
     step.model.train()
 
 

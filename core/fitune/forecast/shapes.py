@@ -57,7 +57,7 @@ def shapes_of_recipe(recipe: Recipe, accumulation: int) -> Shapes:
     prompt = max(1, recipe.train.length - recipe.evaluation.max_new_tokens)
     return Shapes(
         training=(_batch(recipe, context, [row] * recipe.train.micro_batch),) * min(accumulation, 2),
-        evaluation=evaluation if held_out else None,
+        evaluation=evaluation if held_out and recipe.evaluation.loss else None,
         prompt=prompt if held_out and recipe.evaluation.exact_match else 0,
     )
 
@@ -73,7 +73,7 @@ def shapes_of_rows(
     prompts = [len(split_answer(row)[0]) for row in held_out] if recipe.evaluation.exact_match else []
     return Shapes(
         training=(_batch(recipe, context, longest),) * min(accumulation, 2),
-        evaluation=_batch(recipe, context, held) if held else None,
+        evaluation=_batch(recipe, context, held) if held and recipe.evaluation.loss else None,
         prompt=max(prompts, default=0),
         source=f"the data: their longest rows, of {len(longest[0].input_ids)} tokens",
     )
