@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fitune.forecast.allocator import OutOfMemory, replay, smallest_capacity
@@ -11,6 +12,7 @@ from fitune.forecast.margin import margin_of
 from fitune.forecast.rehearsal import Rehearsal, rehearse
 from fitune.forecast.shapes import Shapes
 from fitune.recipe import Recipe
+from fitune.records import MemoryTwin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,12 @@ class Forecast:
         return self.reserved - self.ledger.peak
 
 
-def forecast(recipe: Recipe, shapes: Shapes, card: Card) -> Forecast:
-    """Forecast a run with batches of these shapes on a card. Raises `ModelError` where it cannot be traced."""
-    rehearsal = rehearse(recipe, shapes, card)
+def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = ()) -> Forecast:
+    """Forecast a run with batches of these shapes on a card; `twins` stand for custom kernels.
+
+    Raises `ModelError` where it cannot be traced.
+    """
+    rehearsal = rehearse(recipe, shapes, card, twins)
     return on_card(rehearsal, shapes, card)
 
 

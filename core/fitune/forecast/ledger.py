@@ -31,7 +31,8 @@ class Moment:
     """The most that is allocated in a stretch of a step."""
 
     phase: Phase
-    module: str
+    place: str
+    """The module, "the loss", or nothing for what is outside of all."""
     bytes: int
 
 
@@ -73,19 +74,25 @@ def make_ledger(log: MemoryLog) -> Ledger:
     """Go through a log. Raises `ValueError` if nothing is in it."""
     levels = _levels(log)
     peak_at = max(range(len(levels)), key=levels.__getitem__)
-    alive = _alive(log, peak_at)
+    entries, largest = held_at(log, peak_at)
+    return Ledger(
+        peak=levels[peak_at],
+        at=log.blocks[log.events[peak_at] - 1],
+        entries=entries,
+        phases=_phase_peaks(log, levels),
+        largest=largest,
+        timeline=_timeline(log, levels),
+    )
+
+
+def held_at(log: MemoryLog, event: int) -> tuple[tuple[Entry, ...], tuple[Holding, ...]]:
+    """What the memory is for once this event is done, and what holds most of it, each largest first."""
+    alive = _alive(log, event)
     kinds = _kinds(log)
     entries: Counter[Kind] = Counter()
     for number in alive:
         entries[kinds[number - 1]] += log.blocks[number - 1].rounded
-    return Ledger(
-        peak=levels[peak_at],
-        at=log.blocks[log.events[peak_at] - 1],
-        entries=tuple(Entry(kind=kind, bytes=size) for kind, size in entries.most_common()),
-        phases=_phase_peaks(log, levels),
-        largest=_largest(log, alive, kinds),
-        timeline=_timeline(log, levels),
-    )
+    return tuple(Entry(kind=kind, bytes=size) for kind, size in entries.most_common()), _largest(log, alive, kinds)
 
 
 def _largest(log: MemoryLog, alive: Sequence[int], kinds: Sequence[Kind]) -> tuple[Holding, ...]:
@@ -163,6 +170,7 @@ def _timeline(log: MemoryLog, levels: Sequence[int]) -> tuple[Moment, ...]:
         if low >= end:
             break
         at = max(range(low, min(high, end)), key=levels.__getitem__)
-        module = log.blocks[abs(log.events[at]) - 1].module
-        moments.append(Moment(phase=phases[at], module=module, bytes=levels[at]))
+        block = log.blocks[abs(log.events[at]) - 1]
+        place = block.module or ("the loss" if block.kind == "loss" else "")
+        moments.append(Moment(phase=phases[at], place=place, bytes=levels[at]))
     return tuple(moments)

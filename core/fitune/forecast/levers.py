@@ -12,7 +12,7 @@ from fitune.forecast.shapes import Shapes
 from fitune.lever import Lever, with_strategy
 from fitune.reader import read_recipe
 from fitune.recipe import Recipe
-from fitune.records import MemoryStrategy
+from fitune.records import MemoryStrategy, MemoryTwin
 from fitune.registry import Registry
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Plant:
     """What the recipe was read with (`--set`)."""
     shape: Shape
     base: Forecast
+    twins: Sequence[MemoryTwin] = ()
 
 
 def levers(recipe: Recipe, registry: Registry, config: PreTrainedConfig) -> list[Lever]:
@@ -82,7 +83,7 @@ def measure(plant: Plant, chosen: Iterable[Lever]) -> Iterator[Measured | Refuse
 
 def _measured(plant: Plant, lever: Lever) -> Measured:
     recipe = read_recipe(plant.recipe.path, plant.registry, (*plant.overrides, *lever.overrides))
-    found = forecast(recipe, plant.shape(recipe), plant.base.card)
+    found = forecast(recipe, plant.shape(recipe), plant.base.card, plant.twins)
     base = plant.base
     return Measured(
         lever=lever,
