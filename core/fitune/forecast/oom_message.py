@@ -24,6 +24,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fitune.errors import RunError
@@ -121,7 +122,7 @@ def read_message(data: bytes | str, source: str = "the log") -> OutOfMemoryMessa
     """The first out-of-memory message of a text. Raises `RunError` where there is none, or none that is whole."""
     text = clean(decoded(data) if isinstance(data, bytes) else data)
     starts = [match.start() for match in _START.finditer(text)]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in pairwise([*starts, len(text)]):
         found = _parse(text[start:end], frames_above(text[:start]), len(starts), source)
         if found is not None:
             return found
