@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -112,10 +113,11 @@ set_option = click.option(
 @recipe_argument
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the run.  [default: runs/NAME-TIME]")
+@click.option("--force", is_flag=True, help="Run even if the forecast says that the card is too small.")
 @switches
 @click.pass_obj
-def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out: Path | None) -> None:
-    """Train as RECIPE says."""
+def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out: Path | None, force: bool) -> None:
+    """Train as RECIPE says. On a GPU, a forecast of its memory is made first; a run that will not fit is refused."""
     from fitune.reader import read_recipe
 
     registry = settings.registry()
@@ -124,16 +126,19 @@ def run_command(settings: Settings, recipe: Path, overrides: Sequence[str], out:
     main_process = is_main_process()
     made = _make_directory(directory) if main_process else []
     try:
-        _train(read, registry, directory, main_process)
+        _train(read, registry, directory, main_process, settings.third_party, force)
     finally:
         _remove_if_empty(made)
 
 
-def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bool) -> None:
+def _train(
+    recipe: Recipe, registry: Registry, directory: Path, main_process: bool, third_party: bool, force: bool
+) -> None:
     from rich.console import Console
 
     from fitune.console import RunConsole
-    from fitune.listeners import MetricsFile, Tracker
+    from fitune.forecast.beside import beside_run
+    from fitune.listeners import MemoryFile, MetricsFile, Tracker
     from fitune.prepare import UNWATCHED
     from fitune.progress import Progress
     from fitune.run import run
@@ -141,9 +146,12 @@ def _train(recipe: Recipe, registry: Registry, directory: Path, main_process: bo
     console = Console()
     if main_process:
         registry.register(MetricsFile(), "fitune.metrics")
+        registry.register(MemoryFile(), "fitune.memory")
         registry.register(Tracker(), "fitune.tracker")
         registry.register(RunConsole(console), "fitune.console")
-    run(recipe, registry, directory, Progress(console) if main_process else UNWATCHED)
+    with contextlib.ExitStack() as stack:
+        forecaster = stack.enter_context(beside_run(third_party=third_party, force=force)) if main_process else None
+        run(recipe, registry, directory, Progress(console) if main_process else UNWATCHED, forecaster)
 
 
 def _make_directory(directory: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +16,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from fitune.attention import isolate_documents
 from fitune.contract import blame
-from fitune.dataflow import Example
+from fitune.dataflow import DataContext, Example
 from fitune.errors import ModelError, PluginError, RunError
 from fitune.evaluate import Evaluator
-from fitune.events import Run
+from fitune.events import MemoryForecast, Run
 from fitune.loss import plain_loss
 from fitune.loss_scaling import loss_scaling
 from fitune.prepare import (
@@ -47,6 +47,20 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+
+class Forecaster(Protocol):
+    """Forecasts the memory of a run while its weights are read."""
+
+    def start(
+        self, recipe: Recipe, context: DataContext, accumulation: int, data: Prepared, held_out: Prepared | None
+    ) -> None:
+        """Begin, once the rows are known."""
+
+    def result(self) -> MemoryForecast:
+        """Wait for the forecast. Raises `RunError` if the run does not fit."""
+
+
 Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 """The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
@@ -70,8 +84,11 @@ class Parts:
         return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
 
 
-def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
-    """Load, adapt and prepare everything, data under this watch. Raises the errors of `fitune.errors`."""
+def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaster: Forecaster | None = None) -> Parts:
+    """Load, adapt and prepare everything, data under this watch; the forecaster works while the weights are read.
+
+    Raises the errors of `fitune.errors`.
+    """
     strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
     _set_allocator(plan)
     accelerator = _accelerator()
@@ -80,6 +97,8 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
     context = context_of(recipe, tokenizer)
     data = training_data(recipe, context, watch)
     held_out = held_out_data(recipe, context, watch)
+    if forecaster is not None:
+        forecaster.start(recipe, context, plan.accumulation, data, held_out)
 
     model = _model(recipe, strategies, plan, accelerator)
     plan = _with_documents_apart(plan, recipe, model, data)
@@ -108,6 +127,7 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED) -> Parts:
         counts=_counts(data, held_out),
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
+        forecast=None if forecaster is None else forecaster.result(),
     )
     make_batches = batch_maker(recipe.stages, context)
     return Parts(

@@ -1,4 +1,4 @@
-"""What a person sees of a run: what it is, how it goes on, and what came of it. Every number here is measured."""
+"""What a person sees of a run: what it is, how it goes on, what came of it. A number is measured, or called forecast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fitune.events import EvalReport, MemoryReport, Run, StepReport
+from fitune.events import EvalReport, MemoryForecast, MemoryReport, Run, StepReport
 from fitune.hookspecs import hookimpl
 
 PLAIN_LINES = 20
@@ -40,6 +40,7 @@ class RunConsole:
             f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",
             f"data     {run.rows:,} rows; a step takes {batch}",
             *(f"         {escape(what)}: {number:,}" for what, number in run.counts),
+            *([] if run.forecast is None else [f"forecast {escape(forecast_text(run.forecast))}"]),
             *(f"[yellow]note[/yellow]     {escape(notice)}" for notice in plan.notices),
             f"files    {escape(str(run.directory))}",
         ]
@@ -89,9 +90,23 @@ class RunConsole:
         self._compare(run.recipe.evaluation.examples)
         adapter = run.directory / run.recipe.adapter.record.directory
         memory = f", {memory_text(self._last.memory)} at most (measured)" if self._last else ""
+        if run.forecast is not None and run.forecast.error is None and self._last:
+            self._beside(run.forecast, self._last.memory)
         seconds = time.perf_counter() - self._start
         self.console.print(f"done in {seconds:.0f} s{memory}", highlight=False, soft_wrap=True)
         self.console.print(f"saved {escape(str(adapter))}", highlight=False, soft_wrap=True)
+
+    def _beside(self, forecast: MemoryForecast, measured: MemoryReport) -> None:
+        """The forecast beside what was measured."""
+        reserved = measured.reserved or 0
+        off = 100 * (forecast.allocated / measured.peak - 1), 100 * (forecast.reserved / max(1, reserved) - 1)
+        self.console.print(
+            f"memory   allocated {_gib(measured.peak)} measured, "
+            f"{_gib(forecast.allocated)} forecast ({off[0]:+.2f} %); "
+            f"reserved {_gib(reserved)} measured, {_gib(forecast.reserved)} forecast ({off[1]:+.2f} %)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _compare(self, number: int) -> None:
         """Held-out answers before and after training, side by side, and both figures."""
@@ -113,6 +128,20 @@ class RunConsole:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def forecast_text(forecast: MemoryForecast) -> str:
+    """What the run will take of the card."""
+    if forecast.error is not None:
+        return f"none: {forecast.error}"
+    return (
+        f"{_gib(forecast.allocated)} allocated, {_gib(forecast.reserved)} reserved, {_gib(forecast.context)} context; "
+        f"{'fits' if forecast.fits else 'does not fit'} on {forecast.card}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3f} GiB"
 
 
 def memory_text(memory: MemoryReport) -> str:

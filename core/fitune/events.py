@@ -14,6 +14,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryForecast:
+    """What a run on a GPU was forecast to take, in bytes; or why there is no forecast."""
+
+    card: str
+    allocated: int = 0
+    """The most that is allocated at once."""
+    reserved: int = 0
+    """The most that the caching allocator takes, if it never runs short."""
+    needed: int = 0
+    """The least that it must be able to take."""
+    margin: int = 0
+    """What the forecast may be wrong by."""
+    context: int = 0
+    """What the process takes outside of the caching allocator."""
+    fits: bool = False
+    """Whether the card holds it all, the margin included."""
+    ledger: tuple[tuple[str, int], ...] = ()
+    """(What it is for, bytes) at the peak, largest first."""
+    error: str | None = None
+    """Why nothing could be forecast, where that is so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run that is ready to train."""
 
@@ -37,6 +60,8 @@ class Run:
     """Parameters that train."""
     parameters: int
     """Parameters in all, those that train included."""
+    forecast: MemoryForecast | None = None
+    """Made beside a run on a GPU while its weights load; None on other devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

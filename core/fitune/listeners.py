@@ -52,6 +52,25 @@ class MetricsFile:
         self._file.flush()
 
 
+class MemoryFile:
+    """Keeps a GPU run's forecast beside what was measured, in `memory.json`, and what that shows of the card."""
+
+    @hookimpl
+    def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
+        """Measure, and write both."""
+        if run is None or run.forecast is None or error is not None:
+            return
+        from fitune.forecast.seen import note
+        from fitune.run import measure_context, measure_memory
+
+        memory, context = measure_memory(run.device), measure_context(run.device)
+        measured = {"allocated": memory.peak, "reserved": memory.reserved, "context": context}
+        kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
+        (run.directory / "memory.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        if run.forecast.error is None and memory.reserved:
+            note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
+
+
 class Tracker:
     """Hands numbers to the experiment tracker that the recipe names, through accelerate."""
 

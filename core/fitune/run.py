@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fitune.compose import Parts, compose
+from fitune.compose import Forecaster, Parts, compose
 from fitune.dataflow import Batch
 from fitune.errors import RunError
 from fitune.events import EvalReport, MemoryReport, Run, StepReport
@@ -31,15 +31,22 @@ from fitune.registry import Registry
 from fitune.step import always
 
 
-def run(recipe: Recipe, registry: Registry, directory: Path, watch: Watch = UNWATCHED) -> Run:
+def run(
+    recipe: Recipe,
+    registry: Registry,
+    directory: Path,
+    watch: Watch = UNWATCHED,
+    forecaster: Forecaster | None = None,
+) -> Run:
     """Train as the recipe says and save what was trained in `directory`; `watch` is told of data being prepared.
 
-    Raises the errors of `fitune.errors`.
+    A forecaster says what the run will take of the card, before its first step, and may refuse it. Raises the errors
+    of `fitune.errors`.
     """
     parts: Parts | None = None
     error: BaseException | None = None
     try:
-        parts = compose(recipe, directory, watch)
+        parts = compose(recipe, directory, watch, forecaster)
         events = _Events(registry, parts)
         if parts.accelerator.is_main_process:
             write_recipe(recipe, directory)
@@ -163,8 +170,15 @@ def save(parts: Parts) -> Path:
     return final
 
 
-def measure_memory(device: torch.device) -> MemoryReport:
+def measure_context(device: torch.device | str) -> int:
+    """Bytes of the GPU that are used outside of this process' caching allocator: its context, and other processes."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
+
+
+def measure_memory(device: torch.device | str) -> MemoryReport:
     """The most memory that this process has used so far."""
+    device = torch.device(device)
     if device.type == "cuda":
         return MemoryReport(
             kind="gpu", peak=torch.cuda.max_memory_allocated(device), reserved=torch.cuda.max_memory_reserved(device)

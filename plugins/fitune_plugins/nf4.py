@@ -122,6 +122,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[Nf4Options]]:
     yield MemoryStrategy(
         name="nf4",
         summary="Base model's linear layers in 4-bit NormalFloat (QLoRA, bitsandbytes): a quarter of bfloat16's memory",
+        exact=False,
         options=Nf4Options,
         make=Nf4,
         check=check_bitsandbytes,

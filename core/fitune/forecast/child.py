@@ -1,0 +1,31 @@
+"""The process that forecasts a run beside it: a request on standard input, a plan as JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+
+from fitune.errors import FtError
+from fitune.forecast.beside import Request
+from fitune.forecast.forecast import forecast
+from fitune.forecast.planning import twins_of
+from fitune.forecast.report import json_of
+from fitune.reader import read_recipe
+from fitune.registry import Registry
+
+
+def main() -> None:
+    """Answer one request, which the run that started this process has written."""
+    request: Request = pickle.loads(sys.stdin.buffer.read())
+    try:
+        registry = Registry.open(third_party=request.third_party)
+        recipe = read_recipe(request.recipe, registry)
+        found = forecast(recipe, request.shapes, request.card, twins_of(registry))
+    except FtError as error:
+        sys.exit(error.lines[0])
+    print(json.dumps(json_of(found)))
+
+
+if __name__ == "__main__":
+    main()
