@@ -59,21 +59,20 @@ def _made(options: ShapeOptions, device: torch.device) -> PreTrainedModel:
     import torch
     from torch import nn
 
-    from fitune.forecast.meta import tensors_of
-
     model = _built(options)
-    parameters = {id(tensor): tensor for _, _, tensor in tensors_of(model) if isinstance(tensor, nn.Parameter)}
-    warm_up = torch.empty(sum(tensor.nbytes for tensor in parameters.values()), dtype=torch.uint8, device=device)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    warm_up = torch.empty(total, dtype=torch.uint8, device=device)
     del warm_up
     made: dict[int, torch.Tensor] = {}
-    for kind in (nn.Parameter, torch.Tensor):  # buffers last
-        for home, key, tensor in list(tensors_of(model)):
-            if not tensor.is_meta or not isinstance(tensor, kind):
-                continue
-            if id(tensor) not in made:
-                empty = torch.empty_like(tensor, device=device, requires_grad=False)
-                made[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-            home[key] = made[id(tensor)]
+    kept = []  # or a new tensor could get the id of an old one
+    for kind in ("_parameters", "_buffers"):
+        for home in [getattr(module, kind) for module in model.modules()]:
+            for key, tensor in [(key, tensor) for key, tensor in home.items() if tensor is not None]:
+                if id(tensor) not in made:
+                    empty = torch.empty_like(tensor, device=device, requires_grad=False)
+                    made[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+                    kept.append(tensor)
+                home[key] = made[id(tensor)]
     with torch.no_grad():
         for module in model.modules():
             if any(True for _ in module.buffers(recurse=False)):
@@ -209,11 +208,13 @@ def _at_peak(events: Sequence[tuple[int, int]]) -> list[int]:
 def truth_of(path: Path, *, watch: bool = False) -> Json:
     """Make a run and measure it; with `watch`, its blocks at the peak instead."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from fitune.compose import compose
     from fitune.events import StepReport
     from fitune.run import save, train
 
+    disable_progress_bar()
     recipe = _read(path)
     directory = path.parent / "run"
     if watch:
