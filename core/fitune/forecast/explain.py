@@ -67,6 +67,8 @@ class Explanation:
     message: OutOfMemoryMessage
     card: Card
     """Less what other processes use of it."""
+    named: bool
+    """Whether a user named the card; else it is told by its memory."""
     room: Room
     forecast: Forecast
     """Of the recipe as it is."""
@@ -121,6 +123,7 @@ def explain(
     return Explanation(
         message=message,
         card=card,
+        named=gpu is not None,
         room=room,
         forecast=base,
         failure=failure,

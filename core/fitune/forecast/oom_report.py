@@ -45,8 +45,9 @@ def _said(found: Explanation) -> Iterator[str]:
         yield f"  {doing}at {where} (traceback)"
     context = f"{_bytes(room.context)} of context ({'message' if room.context_known else 'assumed'})"
     others = f" and {_bytes(room.others)} of other processes (message)" if room.others else ""
-    total = f"{found.card.name}, {_size(message.total) if message.total else _bytes(found.card.memory)}"
-    yield f"card     {total} less {context}{others}: {_bytes(room.capacity)} for the run"
+    total = _size(message.total) if message.total else _bytes(found.card.memory + room.others)
+    card = f"{found.card.name}, {total}" if found.named else f"{found.card.name}, told by its {total},"
+    yield f"card     {card} less {context}{others}: {_bytes(room.capacity)} for the run"
     needs = f"recipe   needs {_bytes(found.forecast.needed)} to get through"
     if found.missing > 0:
         yield f"{needs}, so {_bytes(found.missing)} are missing (forecast)"
