@@ -1,4 +1,4 @@
-"""What a person sees of a run: what it is, how it goes on, what came of it. A number is measured, or called forecast."""
+"""What a person sees of a run: what it is, how it goes on, what came of it; measured, where not called forecast."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """For the tests of plugins: a model of a few thousand parameters, its data, and a recipe that trains it in a second.
 
-    from fitune.testing import open_registry, write_recipe, write_tiny_data, write_tiny_model
+    from fitune.testing import assert_twin, open_registry, write_recipe, write_tiny_data, write_tiny_model
 
 The model is a Llama with random weights and a tokenizer of single bytes; both are the same at every call.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fitune.records import MemoryTwin
 from fitune.registry import Registry
 
 CHAT_TEMPLATE = """\
@@ -106,3 +108,14 @@ def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -
     path = directory / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
     return path
+
+
+def assert_twin(twin: MemoryTwin, *arguments: Any, **named: Any) -> None:
+    """Assert that a memory twin takes what its kernel takes; give it arguments for one call of the kernel.
+
+    On any device the results' shapes and types, and the bytes that are kept for the backward pass, must be equal. On a
+    GPU the kernel's scratch is measured too: the most that is allocated in the call beside its results.
+    """
+    from fitune.forecast.compare_twin import compare
+
+    compare(twin, arguments, named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fitune.errors import PluginError
 from fitune.records import MemoryTwin
@@ -25,14 +25,14 @@ def in_place_of_kernels(twins: Sequence[MemoryTwin], tracer: Tracer) -> Iterator
             if twin.operation and twin.scratch is not None:
                 tracer.learn(twin.operation, twin.scratch)
             if twin.twin is not None:
-                home, name = _place(twin)
+                home, name = place_of(twin)
                 stack.callback(setattr, home, name, getattr(home, name))
                 setattr(home, name, _stand_in(twin, twin.twin, tracer))
         yield
 
 
-def _place(twin: MemoryTwin) -> tuple[Any, str]:
-    """The module or class, and the attribute of it, that a twin replaces."""
+def place_of(twin: MemoryTwin) -> tuple[Any, str]:
+    """The module or class, and the attribute of it, that a twin replaces. Raises `PluginError`."""
     module, _, path = twin.replaces.partition(":")
     *between, name = path.split(".")
     try:
@@ -53,3 +53,17 @@ def _stand_in(twin: MemoryTwin, function: Callable[..., Any], tracer: Tracer) ->
         return results
 
     return stand_in
+
+
+def kernel_of(twin: MemoryTwin) -> Callable[..., Any]:
+    """The kernel that a twin stands for. Raises `PluginError` if there is none."""
+    import torch
+
+    if twin.replaces:
+        home, name = place_of(twin)
+        return cast("Callable[..., Any]", getattr(home, name))
+    library, operation, overload = [*twin.operation.split("."), "", ""][:3]
+    try:
+        return cast("Callable[..., Any]", getattr(getattr(getattr(torch.ops, library), operation), overload))
+    except AttributeError as error:
+        raise PluginError(f'the memory twin "{twin.name}" is of "{twin.operation}", which is not there') from error
