@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 import transformers.integrations.moe
 import transformers.masking_utils
 from torch import Tensor
 
-from fitune.forecast.attention import attend, choose
+from fitune.forecast.functional import functions
 from fitune.forecast.meta import DEVICE
+from fitune.forecast.outputs import prepare
+from fitune.forecast.versions import Version, torch_version
 
 
 @contextlib.contextmanager
@@ -38,45 +39,19 @@ def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_on_card(capability: tuple[int, int]) -> Iterator[None]:
-    """Functional operations as CUDA computes them on a card of this compute capability."""
-    plain_softmax, plain_dropout = F.softmax, F.dropout
-
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        kernel = choose(query, key, value, attn_mask, dropout_p, capability)
-        return attend(kernel, query, key, value, attn_mask, dropout_p, is_causal, scale)
-
-    def softmax(
-        input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        if dtype is torch.float32 and input.dtype is torch.float16 and dim is not None:
-            return torch.ops.aten._softmax(input, dim, True)  # type: ignore[no-any-return]  # one kernel, no copy
-        return plain_softmax(input, dim, dtype=dtype)
-
-    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if training and 0 < p < 1 and not inplace:
-            return torch.ops.aten.native_dropout(input, p, True)[0]  # type: ignore[no-any-return]  # a mask of bytes
-        return plain_dropout(input, p, training, inplace)
-
+def as_on_card(capability: tuple[int, int], version: Version | None = None) -> Iterator[None]:
+    """Functional operations as CUDA computes them on a card of this compute capability, with a torch of this version
+    (or the one that is there).
+    """
+    prepare()
+    foreach = importlib.import_module("torch.utils._foreach_utils")
     optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim has a class of that name too
     with contextlib.ExitStack() as stack:
-        for name, value in (
-            ("scaled_dot_product_attention", attention),
-            ("softmax", softmax),
-            ("dropout", dropout),
-        ):
+        for name, value in functions(capability, version or torch_version()).items():
             stack.enter_context(replaced(F, name, value))
         for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
-            stack.enter_context(replaced(optimizer, name, lambda: ["cuda", "cpu", DEVICE.type]))
+            for home in (optimizer, foreach):
+                stack.enter_context(replaced(home, name, lambda: ["cuda", "cpu", DEVICE.type]))
         # Experts are multiplied in groups, whatever the routing: no size depends on which token goes where.
         grouped = capability >= (8, 0)
         stack.enter_context(replaced(transformers.integrations.moe, "_can_use_grouped_mm", lambda *given: grouped))

@@ -14,15 +14,21 @@ from torch.utils._pytree import tree_leaves
 from fitune.forecast.flops import flops_of
 from fitune.forecast.log import Block, Kind, MemoryLog
 from fitune.forecast.modules import ModuleTracker
+from fitune.forecast.outputs import AS_KERNEL
+from fitune.forecast.versions import lt_workspace
 from fitune.step import Phase
 
 Scratch = Callable[[Sequence[Any], Any], Iterable[int]]
-"""Bytes that a kernel takes beside its results: `(its arguments, its results) -> sizes`, all alive at once."""
+"""Bytes that a kernel takes beside its results: `(its arguments, its results) -> sizes`, in order.
 
-CUBLAS = frozenset(
-    f"aten.{name}" for name in ("mm.default", "bmm.default", "addmm.default", "baddbmm.default", "_grouped_mm.default")
-)
-"""Operations that take a cuBLAS handle, and with its first use on a thread its workspace."""
+Arguments are those by position. All sizes are alive at once, unless a negative number -n stands among them: there the
+n-th block, counted from 1, is given back.
+"""
+
+CUBLAS = {
+    f"aten.{name}.default": name == "addmm" for name in ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv")
+} | {"bitsandbytes.gemm_4bit.default": False}
+"""Operations that take a cuBLAS handle, and with its first use on a thread its workspace; whether by cuBLASLt."""
 
 KINDS: dict[Phase, Kind] = {
     "load": "weights",
@@ -62,7 +68,7 @@ class Tracer(TorchDispatchMode):
         self._on_card = on_card
         self._scratch = scratch
         self._workspace = cublas_workspace
-        self._threads: set[bool] = set()
+        self._handles: set[tuple[bool, bool]] = set()
         self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._phase: Phase = "load"
         self._step = 0
@@ -104,18 +110,23 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run the operation and note what it takes."""
         self.failing = name = str(func)
-        if name in CUBLAS:
-            self._take_workspace()
-        results = func(*args, **(kwargs or {}))
+        lt = CUBLAS.get(name)
+        if lt is not None:
+            self._take_workspace(lt=lt)
+        as_kernel = AS_KERNEL.get(name)
+        if as_kernel is None or not args[0].is_meta:
+            results = func(*args, **(kwargs or {}))
+        else:
+            results = as_kernel(*args, **(kwargs or {}))
         self.failing = ""
         if self._phase != "evaluation":
-            self.flops += flops_of(func, args, kwargs or {}, results)
-        scratch = self._scratch.get(name)
-        if scratch is not None:
-            self._take_scratch(name, scratch(args, results))
+            self.flops += flops_of(func, name, args, kwargs or {}, results)
         for result in (results,) if isinstance(results, Tensor) else tree_leaves(results):
             if isinstance(result, Tensor) and self._on_card(result):
                 self._track(result, name)
+        scratch = self._scratch.get(name)
+        if scratch is not None:
+            self._take_scratch(name, scratch(args, results))  # kernels take nearly all of it beside their results
         return results
 
     def _track(self, tensor: Tensor, operation: str) -> None:
@@ -150,19 +161,31 @@ class Tracer(TorchDispatchMode):
         return Block(size, kind, phase, operation, module, step=self._step)
 
     def _take_scratch(self, operation: str, sizes: Iterable[int]) -> None:
-        taken = []
+        taken: list[int] = []
+        held: dict[int, None] = {}
         for size in sizes:
+            if size < 0:
+                number = taken[-size - 1]
+                del held[number]
+                self.log.give_back(number)
+                continue
             block = self._block(size, operation)
             block.kind = "kernel scratch"
-            taken.append(self.log.take(block))
-        for number in taken:
+            number = self.log.take(block)
+            taken.append(number)
+            held[number] = None
+        for number in reversed(held):
             self.log.give_back(number)
 
-    def _take_workspace(self) -> None:
-        """A handle's workspace is never given back; the backward pass has a thread of its own, so a second handle."""
-        thread = self._phase == "backward"
-        if thread not in self._threads:
-            self._threads.add(thread)
-            block = self._block(self._workspace, "cuBLAS")
+    def _take_workspace(self, *, lt: bool) -> None:
+        """A handle's workspace is never given back; the backward pass has a thread of its own, so a second handle.
+
+        cuBLASLt has one of its own, or shares it.
+        """
+        size = lt_workspace() if lt else 0
+        handle = (self._phase == "backward", size > 0)
+        if handle not in self._handles:
+            self._handles.add(handle)
+            block = self._block(size or self._workspace, "cuBLASLt" if size else "cuBLAS")
             block.kind = "cuBLAS workspace"
             self.log.take(block)
