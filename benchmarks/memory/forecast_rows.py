@@ -205,7 +205,7 @@ def _at_peak(events: Sequence[tuple[int, int]]) -> list[int]:
 # --------------------------------------------------------------------------------------------------------------- truth
 
 
-def truth_of(path: Path, *, watch: bool = False) -> Json:
+def truth_of(path: Path, watch: bool) -> Json:
     """Make a run and measure it; with `watch`, its blocks at the peak instead."""
     import torch
     from transformers.utils.logging import disable_progress_bar

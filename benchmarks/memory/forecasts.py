@@ -223,9 +223,10 @@ class Bench:
             try:
                 found, failure = job.connection.recv()
             except EOFError:
-                job.process.join()
+                job.process.join(20)
                 failure = f"the process ended with {job.process.exitcode}"
-        job.process.join()
+        job.process.join(20)  # the card has its memory back then
+        job.process.kill()
         seconds = time.perf_counter() - job.start
         print(f"{time.perf_counter() - self.start:6.1f} {job.kind} {job.name} {seconds:.1f} s {failure}", flush=True)
         if job.kind == "write":
