@@ -21,7 +21,7 @@ def in_words(model: nn.Module, modules: ModuleTracker, tracer: Tracer) -> Iterat
     except FtError:
         raise
     except Exception as error:  # torch, transformers and plugins each raise kinds of their own
-        module = modules.failed(error)
+        module = tracer.failed_in if tracer.failing else modules.failed(error)
         where = "a part outside of its layers" if module == OUTSIDE else f"its {module}"
         what = f" calls {tracer.failing}, which" if tracer.failing else ""
         raise ModelError(

@@ -64,6 +64,8 @@ class Tracer(TorchDispatchMode):
         """Floating-point operations of training so far."""
         self.failing = ""
         """The operation that is running, or that has failed; empty between operations."""
+        self.failed_in = ""
+        """The module of the operation that has failed."""
         self.modules = modules
         self._on_card = on_card
         self._scratch = scratch
@@ -114,10 +116,14 @@ class Tracer(TorchDispatchMode):
         if lt is not None:
             self._take_workspace(lt=lt)
         as_kernel = AS_KERNEL.get(name)
-        if as_kernel is None or not args[0].is_meta:
-            results = func(*args, **(kwargs or {}))
-        else:
-            results = as_kernel(*args, **(kwargs or {}))
+        try:
+            if as_kernel is None or not args[0].is_meta:
+                results = func(*args, **(kwargs or {}))
+            else:
+                results = as_kernel(*args, **(kwargs or {}))
+        except Exception:
+            self.failed_in = "" if self.modules is None else self.modules.now()[0]
+            raise
         self.failing = ""
         if self._phase != "evaluation":
             self.flops += flops_of(func, name, args, kwargs or {}, results)
