@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -341,6 +342,20 @@ def test_the_changes_that_are_shown_do_close_the_gap(found: Explanation, traced:
     assert told["request"]["tensor"]["shape"] == [32704, 260]  # 64 x 511 targets
     assert [one["name"] for one in told["remedies"]] == [one.lever.name for one in alone]
     assert all(one["set"] for one in told["remedies"])
+
+
+def test_changes_are_put_together_where_none_closes_the_gap(path: Path, traced: Forecast) -> None:
+    failure = run_out(traced.rehearsal.log, 144 * MIB, expandable=False)
+    assert failure is not None
+    found = explained(path, text_of(failure), gpu="a10g")
+    assert not any(one.lever.exact for one in found.remedies.alone)
+    together = found.remedies.together
+    assert len(together) > 1
+    assert all(one.lever.exact for one in together)
+    assert [one.forecast.passes for one in together] == [*[False] * (len(together) - 1), True]
+    needed = [traced.needed, *(one.forecast.needed for one in together)]
+    assert [one.saved for one in together] == [before - after for before, after in pairwise(needed)]
+    assert "\n  together:\n" in "\n".join(lines(found))
 
 
 @pytest.mark.usefixtures("_untreated")

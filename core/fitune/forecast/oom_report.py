@@ -130,12 +130,12 @@ def _remedies(found: Explanation) -> Iterator[str]:
     yield ""
     margin = _bytes(found.forecast.margin)
     yield f"changes that make this recipe fit, a margin of {margin} included, cheapest first (forecast)"
-    for one in alone[:SHOWN]:
-        yield f"  {_change(one)}"
     if together:
-        yield "  together, with the same result:"
+        yield "  together:"
         for one in together:
             yield f"    {_change(one)}"
+    for one in alone[:SHOWN]:
+        yield f"  {_change(one)}"
     if not alone and not together:
         yield "  none was found: take a larger card, a smaller model or shorter rows"
 

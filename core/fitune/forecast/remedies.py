@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fitune.forecast.levers import Measured, Plant, levers, measure
+from fitune.lever import Lever
 
 MOST = 3
 """Changes that are put together at most."""
+
+FREE = 0.005
+"""The share of more computation below which a change costs no time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,21 +22,23 @@ class Remedies:
     alone: tuple[Measured, ...] = ()
     """Changes that do by themselves, cheapest first; those that leave the result as it is come before all others."""
     together: tuple[Measured, ...] = ()
-    """Looked for where no change that leaves the result as it is does alone: each is measured on top of those before
-    it, and with the last one the recipe fits."""
+    """Changes that leave the result as it is, each measured on top of those before it; with the last one the recipe
+    fits. Looked for where none does alone, and among those that cost no time where each that does costs some."""
 
 
 def remedies(plant: Plant) -> Remedies:
     """Trace every change to a recipe that does not fit."""
-    measured = _measured(plant)
-    alone = tuple(sorted((one for one in measured if one.forecast.passes), key=_cost))
-    if any(one.lever.exact for one in alone):
-        return Remedies(alone=alone)
-    return Remedies(alone=alone, together=_together(plant, measured))
-
-
-def _measured(plant: Plant) -> list[Measured]:
     offered = levers(plant.recipe, plant.registry, plant.base.rehearsal.config)
+    measured = _helping(plant, offered)
+    alone = tuple(sorted((one for one in measured if one.forecast.passes), key=_cost))
+    exact = [one for one in measured if one.lever.exact]
+    free = [one for one in exact if one.compute < FREE]
+    if alone and alone[0].lever.exact:
+        return Remedies(alone=alone, together=() if alone[0] in free else _together(plant, free))
+    return Remedies(alone=alone, together=_together(plant, exact))
+
+
+def _helping(plant: Plant, offered: Iterable[Lever]) -> list[Measured]:
     return [one for one in measure(plant, offered) if isinstance(one, Measured) and one.saved > 0]
 
 
@@ -46,18 +52,17 @@ def _cost(one: Measured) -> tuple[int, float, int]:
 
 
 def _together(plant: Plant, measured: Sequence[Measured]) -> tuple[Measured, ...]:
-    """The largest exact change, then the cheapest that closes the rest, or again the largest."""
+    """The largest of these changes, then on top of it the cheapest that closes the rest, or again the largest."""
     taken: list[Measured] = []
-    while len(taken) < MOST:
-        exact = [one for one in measured if one.lever.exact]
-        if not exact:
-            return ()
-        closing = sorted((one for one in exact if one.forecast.passes), key=_cost)
-        best = closing[0] if closing else max(exact, key=lambda one: one.saved)
+    while measured and len(taken) < MOST:
+        closing = sorted((one for one in measured if one.forecast.passes), key=_cost)
+        best = closing[0] if closing else max(measured, key=lambda one: one.saved)
         taken.append(best)
         if closing:
             return tuple(taken)
+        names = {one.lever.name for one in measured} - {best.lever.name}
         overrides = (*plant.overrides, *best.lever.overrides)
         plant = replace(plant, recipe=best.recipe, overrides=overrides, base=best.forecast)
-        measured = _measured(plant)
+        offered = levers(plant.recipe, plant.registry, plant.base.rehearsal.config)
+        measured = _helping(plant, [lever for lever in offered if lever.name in names])
     return ()
