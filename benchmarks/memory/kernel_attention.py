@@ -200,7 +200,8 @@ def attention_cases() -> dict[str, Case]:
     cases |= {f"flash {problem}": flash(problem) for problem in half}
     cases |= {f"efficient {problem}": efficient(problem) for problem in [*equal, *float_masks]}
     cases[f"efficient, bias gradient {float_masks[0]}"] = efficient(float_masks[0], bias_grad=True)
-    cases |= {f"cudnn {problem}": cudnn(problem) for problem in [*half, *float_masks]}
+    # Called with heads of 100, which sdpa would not give it, cuDNN's kernel ended the process.
+    cases |= {f"cudnn {problem}": cudnn(problem) for problem in [*half, *float_masks] if problem.D % 8 == 0}
     small = [Attention(S=512), Attention(S=512, K=8), Attention(S=500, K=8, D=64), Attention(S=2048, D=256, H=16, K=16)]
     for problem in small:
         cases[f"varlen, 4 documents {problem}"] = packed(problem, 4)

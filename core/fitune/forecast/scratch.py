@@ -36,6 +36,7 @@ def scratch_table(capability: tuple[int, int] = (9, 0)) -> dict[str, Scratch]:
         **reduce_table(gpu),
         **index_table(gpu),
         "aten._softmax_backward_data.default": softmax_backward,
+        "aten._safe_softmax.default": safe_softmax,
         "aten._log_softmax_backward_data.default": log_softmax_backward,
         "aten._grouped_mm.default": partial(grouped_mm, gpu),
         "aten.convolution.default": convolution,
@@ -48,6 +49,12 @@ def scratch_table(capability: tuple[int, int] = (9, 0)) -> dict[str, Scratch]:
 def softmax_backward(args: Sequence[Any], results: Any) -> list[int]:
     """`grad * output` comes first (aten/src/ATen/native/cuda/SoftMax.cu)."""
     return [args[1].numel() * args[0].element_size()]
+
+
+def safe_softmax(args: Sequence[Any], results: Any) -> list[int]:
+    """What is masked, the rows that are so whole, and a zero for these (ATen/native/transformers/attention.cpp)."""
+    scores = args[0]
+    return [scores.numel(), scores.numel() // scores.shape[args[1]], 4]
 
 
 def log_softmax_backward(args: Sequence[Any], results: Any) -> list[int]:
