@@ -171,3 +171,10 @@ def test_the_check_leaves_the_model_as_it_was() -> None:
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_float16_model_of_a_large_vocabulary_is_taken() -> None:
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40000
+    )
+    must_match(LlamaForCausalLM(config).to(torch.float16))

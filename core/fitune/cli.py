@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fitune._version import __version__
+from fitune.commands_memory import explain_oom_command
 from fitune.errors import FtError, PluginError, RunError, nearest, sentences
 from fitune.processes import is_main_process
 
@@ -230,6 +231,9 @@ def plan(settings: Settings, /, recipe: Path, overrides: Sequence[str], **asked:
     from fitune.forecast import planning
 
     planning.plan(recipe, settings.registry(), overrides, **asked)
+
+
+cli.add_command(explain_oom_command(switches, set_option))
 
 
 @cli.group(invoke_without_command=True)

@@ -6,10 +6,12 @@ of the step's micro-batches, in every process, divided by their number. What hap
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,6 +65,7 @@ def run(
         parts.accelerator.wait_for_everyone()
         parts.accelerator.end_training()
     except torch.OutOfMemoryError as raised:
+        _keep(raised, directory)
         error = RunError(_out_of_memory(raised, parts))
         raise error from raised
     except BaseException as raised:
@@ -189,13 +192,22 @@ def measure_memory(device: torch.device | str) -> MemoryReport:
     return MemoryReport(kind="host", peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
+def _keep(error: torch.OutOfMemoryError, directory: Path) -> None:
+    """Leave torch's message in the run's directory, for `ft explain-oom`; where that cannot be, it is told anyway."""
+    with contextlib.suppress(OSError):
+        text = "".join(traceback.format_exception(error))
+        (directory / "error.txt").write_text(text, encoding="utf-8")
+
+
 def _out_of_memory(error: torch.OutOfMemoryError, parts: Parts | None) -> str:
-    """What was asked for, and what a recipe can do about it."""
+    """What was asked for, and what tells what a recipe can do about it."""
     said = next((line for line in str(error).splitlines() if "Tried to allocate" in line), str(error))
-    used = {use.record.name for use in parts.run.recipe.strategies} if parts else set()
-    levers = [name for name in ("chunked-loss", "gradient-checkpointing", "expandable-segments") if name not in used]
-    fix = f"Add a [[memory.strategy]]: {', '.join(levers)}" if levers else "Lower [train] length or micro_batch"
-    return f"out of GPU memory {'in training' if parts else 'while loading'}: {said.strip()} {fix}"
+    where = (
+        f"in training: {said.strip()} What would make it fit: ft explain-oom {parts.run.directory}"
+        if parts
+        else (f"while loading: {said.strip()} What would make it fit: ft plan RECIPE --levers")
+    )
+    return f"out of GPU memory {where}"
 
 
 class _Events:

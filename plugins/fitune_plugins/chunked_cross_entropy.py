@@ -43,8 +43,8 @@ def must_match(model: nn.Module) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def replace(head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        wide = torch.linspace(-PROBE, PROBE, logits.numel(), dtype=logits.dtype, device=logits.device)
-        seen.append((inputs[0], wide.view_as(logits)))
+        wide = torch.linspace(-PROBE, PROBE, logits.numel(), device=logits.device)  # float16 has no so small steps
+        seen.append((inputs[0], wide.to(logits.dtype).view_as(logits)))
         return seen[-1][1]
 
     was_training = inner.training
