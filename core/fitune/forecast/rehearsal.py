@@ -160,6 +160,7 @@ def _adapts(model: PreTrainedModel) -> bool:
 def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> None:
     known.packed = any(batch.positions is not None for batch in shapes.training)
     for number in range(1, STEPS + 1):
+        tracer.enter("forward", number)
         step.make(
             shapes.training[:number],
             sum(batch.targets for batch in shapes.training),

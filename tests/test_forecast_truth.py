@@ -1,0 +1,54 @@
+"""A rehearsal without values does what a run with values does: the same operations, sizes and order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
+from fitune.forecast.allocator import replay
+from fitune.recipe import Recipe
+from real_steps import both_generations, both_logs, events
+
+LAYER_NORM = {"phi", "falcon", "gpt_neox", "starcoder2"}
+"""Their norms keep float32 on a card, but the type of their input on the CPU, so float32 is what can be compared."""
+NOT_CHUNKED = {"cohere"}
+"""It scales its logits behind the head, so that `chunked-loss` refuses it once it has values."""
+SLOW = {"mamba"}
+"""A loop over tokens: once is enough."""
+
+
+def _same(recipe: Recipe) -> None:
+    forecast, real = both_logs(recipe)
+    assert events(forecast) == events(real)
+    assert replay(forecast.sized()).peak_allocated == replay(real.sized()).peak_allocated
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_lora(tmp_path: Path, name: str) -> None:
+    _same(recipe_of(tmp_path, name, dtype="float32" if name in LAYER_NORM else "bfloat16", length=32))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in NOT_CHUNKED | SLOW])
+def test_full_fine_tuning_with_checkpoints_and_chunked_loss(tmp_path: Path, name: str) -> None:
+    strategies = (GRADIENT_CHECKPOINTING, CHUNKED_LOSS)
+    dtype = "float32" if name in LAYER_NORM else "bfloat16"
+    _same(recipe_of(tmp_path, name, *strategies, lora=False, dtype=dtype, length=32))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+def test_evaluation_dropout_and_a_longer_window_than_the_row(tmp_path: Path, name: str) -> None:
+    recipe = recipe_of(tmp_path, name, dropout=0.05, evaluates=True, length=12)
+    _same(recipe)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "mixtral", "deepseek_v3"])
+def test_generation(tmp_path: Path, name: str, rows: int) -> None:
+    """Against `generate` itself; a prompt that is longer than the window, and answers as long as the prompt."""
+    forecast, real = both_generations(recipe_of(tmp_path, name), rows, 48, 48)
+    peaks = [replay(log.sized()).peak_allocated for log in (forecast, real)]
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
+    standing = sum(block.rounded for block in real.blocks if block.phase == "load")
+    assert peaks[0] - standing == pytest.approx(peaks[1] - standing, rel=0.1)
