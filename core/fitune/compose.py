@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, set_seed
+from accelerate.utils import broadcast, set_seed
 from transformers import get_scheduler
-from transformers.utils.logging import disable_progress_bar
 
 from fitune.attention import isolate_documents
 from fitune.contract import blame
 from fitune.dataflow import DataContext, Example
-from fitune.errors import ModelError, PluginError, RunError
+from fitune.devices import make_accelerator, set_allocator
+from fitune.errors import ModelError, PluginError
 from fitune.evaluate import Evaluator
 from fitune.events import MemoryForecast, Run
 from fitune.loss import plain_loss
@@ -90,8 +89,8 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaste
     Raises the errors of `fitune.errors`.
     """
     strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
-    _set_allocator(plan)
-    accelerator = _accelerator()
+    set_allocator(plan)
+    accelerator = make_accelerator()
 
     tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
@@ -196,15 +195,6 @@ def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: A
     )
 
 
-def _accelerator() -> Accelerator:
-    """The processes and devices of this run. Raises `RunError` if they are set up in a way that cannot be run under."""
-    accelerator = Accelerator(mixed_precision="no")
-    _check_processes(accelerator)
-    if not accelerator.is_main_process:
-        disable_progress_bar()  # one process draws
-    return accelerator
-
-
 def _with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
     """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
     if not any(use.record.packs for use in recipe.stages):
@@ -250,35 +240,6 @@ def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
         raise ModelError(
             f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but the model knows "
             f"{known} tokens only. They do not belong together: check the model's directory"
-        )
-
-
-def _set_allocator(plan: Plan) -> None:
-    """Give the CUDA caching allocator the plan's settings, over those of the environment."""
-    if not plan.allocator:
-        return
-    name = "PYTORCH_ALLOC_CONF"
-    given = os.environ.get(name) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
-    settings = dict(pair.split(":", 1) for pair in given.split(",") if ":" in pair)
-    settings.update(plan.allocator)
-    os.environ[name] = ",".join(f"{key}:{value}" for key, value in settings.items())
-    torch.cuda.memory._set_allocator_settings(os.environ[name])  # the environment may have been read already
-
-
-def _check_processes(accelerator: Accelerator) -> None:
-    """The loop sums gradients itself; sharded and offloaded engines do it in a way of their own. Raises `RunError`."""
-    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in known:
-        raise RunError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which fitune does not run under yet. "
-            "Launch with --multi_gpu, or without accelerate"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        # Seen without a GPU: accelerate would let each process train alone, on all of the data.
-        raise RunError(
-            f"{launched} processes were launched, but accelerate joins {accelerator.num_processes} here. Without GPUs, "
-            "set ACCELERATE_USE_CPU=true"
         )
 
 

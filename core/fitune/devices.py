@@ -1,0 +1,51 @@
+"""The processes and devices that a run is given, and the allocator of its GPU."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers.utils.logging import disable_progress_bar
+
+from fitune.errors import RunError
+from fitune.records import Plan
+
+
+def make_accelerator() -> Accelerator:
+    """The processes and devices of this run. Raises `RunError` if they are set up in a way that cannot be run under."""
+    accelerator = Accelerator(mixed_precision="no")
+    _check_processes(accelerator)
+    if not accelerator.is_main_process:
+        disable_progress_bar()  # one process draws
+    return accelerator
+
+
+def set_allocator(plan: Plan) -> None:
+    """Give the CUDA caching allocator the plan's settings, over those of the environment."""
+    if not plan.allocator:
+        return
+    name = "PYTORCH_ALLOC_CONF"
+    given = os.environ.get(name) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    settings = dict(pair.split(":", 1) for pair in given.split(",") if ":" in pair)
+    settings.update(plan.allocator)
+    os.environ[name] = ",".join(f"{key}:{value}" for key, value in settings.items())
+    torch.cuda.memory._set_allocator_settings(os.environ[name])  # the environment may have been read already
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    """The loop sums gradients itself; sharded and offloaded engines do it in a way of their own. Raises `RunError`."""
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in known:
+        raise RunError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which fitune does not run under yet. "
+            "Launch with --multi_gpu, or without accelerate"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        # Seen without a GPU: accelerate would let each process train alone, on all of the data.
+        raise RunError(
+            f"{launched} processes were launched, but accelerate joins {accelerator.num_processes} here. Without GPUs, "
+            "set ACCELERATE_USE_CPU=true"
+        )
