@@ -53,10 +53,10 @@ def python(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]
 def test_help_names_every_command(capsys: Capture) -> None:
     text = ft("--help", "--no-third-party", capsys=capsys)
     commands = text.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in commands.splitlines()] == ["check", "data", "plugins", "run"]
+    assert [line.split()[0] for line in commands.splitlines()] == ["check", "data", "explain-oom", "plan", "plugins", "run"]
 
 
-@pytest.mark.parametrize("command", ["", "run", "check", "data", "plugins", "plugins show"])
+@pytest.mark.parametrize("command", ["", "run", "check", "data", "plan", "explain-oom", "plugins", "plugins show"])
 def test_every_command_has_help_and_the_common_switches(command: str, capsys: Capture) -> None:
     text = ft(*command.split(), "-h", capsys=capsys)
     assert text.startswith("Usage: ft ")
@@ -102,7 +102,7 @@ def test_plugins_as_json(capsys: Capture) -> None:
         assert entry["hooks"]
     (lora,) = [e for e in entries if e["name"] == "lora"]
     assert lora["kind"] == "adapter"
-    assert lora["hooks"] == ["ft_adapters"]
+    assert lora["hooks"] == ["ft_adapters", "ft_levers"]
     assert Path(lora["path"]).name == "lora.py"
 
 
