@@ -64,14 +64,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": GROUPED,
     "granite": GROUPED,
     "glm4": WIDE,
+    "phimoe": {**GROUPED, **EXPERTS},
     "mamba": {**BASE, "state_size": 8},
 }
 """By transformers' `model_type`."""
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "vocab_size": VOCABULARY,
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 512,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+}
+"""Those that cannot be traced."""
 
 TARGETS = {
     # peft also adapts their experts, which are parameters without a layer, if all is asked for
     "qwen3_moe": '["q_proj", "k_proj", "v_proj", "o_proj"]',
     "mixtral": '["q_proj", "k_proj", "v_proj", "o_proj"]',
+    "phimoe": '["q_proj", "k_proj", "v_proj", "o_proj"]',
     "deepseek_v2": '["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]',
     "deepseek_v3": '["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]',
     "mamba": '["in_proj", "x_proj"]',
@@ -120,7 +135,7 @@ micro_batch = {rows}
 def write_config(directory: Path, name: str, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a model's configuration and no weights; gives `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": name, **CONFIGS[name], **(changes or {})}
+    config = {"model_type": name, **{**CONFIGS, **REFUSED}[name], **(changes or {})}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 

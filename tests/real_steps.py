@@ -100,11 +100,10 @@ def _as_on_card() -> Iterator[None]:
         yield
 
 
-def events(log: MemoryLog, *, since: str = "forward") -> list[Event]:
-    """What happens from a phase on; scalars that are made on the host are left out."""
-    start = next(start for start, phase, _ in log.phases if phase == since)
+def events(log: MemoryLog) -> list[Event]:
+    """What happens, so that equal events have an equal peak; scalars that are made on the host are left out."""
     found = []
-    for number in log.events[start:]:
+    for number in log.events:
         block = log.blocks[abs(number) - 1]
         if block.operation != "aten.lift_fresh.default":
             found.append(("take" if number > 0 else "give back", block.operation, block.bytes))

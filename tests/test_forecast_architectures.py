@@ -142,6 +142,12 @@ def test_what_cannot_be_traced_is_refused_in_words(
     assert len(caught.value.lines) == 1
 
 
+def test_experts_in_a_loop_are_refused(tmp_path: Path) -> None:
+    """DBRX asks which experts have tokens, and takes them one after the other: only values say how many each has."""
+    with pytest.raises(ModelError, match=r"its transformer\.blocks\.0\.ffn\.experts calls aten\.nonzero\.default"):
+        _rehearse(recipe_of(tmp_path, "dbrx", lora=False))
+
+
 def test_a_failure_in_the_backward_pass_names_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(torch.autograd.Function):
         @staticmethod

@@ -117,7 +117,7 @@ class Tracer(TorchDispatchMode):
             self._take_workspace(lt=lt)
         as_kernel = AS_KERNEL.get(name)
         try:
-            if as_kernel is None or not args[0].is_meta:
+            if as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
                 results = func(*args, **(kwargs or {}))
             else:
                 results = as_kernel(*args, **(kwargs or {}))
