@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from fitune import ModelError
 from fitune.run import save, train
-from fitune_plugins.lora import LoraOptions
+from fitune_plugins.lora import LoraOptions, ft_adapters
 from tiny import adapter, parts_of
 from tiny import train as train_run
 
@@ -146,3 +146,19 @@ def test_only_the_adapter_changes(recipe_path: Path, tmp_path: Path) -> None:
     inside = cast(Any, run.model).unload().state_dict()
     assert base.keys() <= inside.keys()
     assert all(torch.equal(inside[name], weight) for name, weight in base.items())
+
+
+def test_all_linear_layers_of_a_mixture_of_experts_are_adapted() -> None:
+    config = MixtralConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        vocab_size=32,
+    )
+    (lora,) = ft_adapters()
+    adapted = lora.attach(LoraOptions(targets="all-linear"), MixtralForCausalLM(config))
+    trained = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= trained

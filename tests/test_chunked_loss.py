@@ -177,4 +177,4 @@ def test_a_float16_model_of_a_large_vocabulary_is_taken() -> None:
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40000
     )
-    must_match(LlamaForCausalLM(config).to(torch.float16))
+    must_match(LlamaForCausalLM(config).half())

@@ -74,11 +74,11 @@ def _match_quantized(model: PeftModel) -> None:
 
     dtype = cast("PreTrainedModel", model.get_base_model()).dtype
     for layer in model.modules():
-        if not isinstance(layer, BaseTunerLayer):
+        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
+        if weight is None or weight.is_floating_point():  # experts, say, are one parameter without a layer
             continue
-        quantized = not cast("nn.Linear", layer.get_base_layer()).weight.is_floating_point()
         for parameter in layer.parameters():
-            if quantized and parameter.requires_grad:
+            if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
 
 

@@ -74,7 +74,7 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
     model = adapted(recipe, strategies, base)
     notices: list[str] = []
     modules = ModuleTracker(model)
-    tracer = Tracer(modules, scratch=scratch_table(), cublas_workspace=cublas_workspace(card.capability))
+    tracer = Tracer(modules, scratch=scratch_table(card.capability), cublas_workspace=cublas_workspace(card.capability))
     packed = any(batch.positions is not None for batch in shapes.training)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())

@@ -28,7 +28,7 @@ def cublas_workspace(capability: tuple[int, int]) -> int:
     return 32 * MIB if capability[0] in large_workspaces(torch_version()) else 8519680  # :4096:2:16:8, in KiB
 
 
-def scratch_table(capability: tuple[int, int] = (9, 0)) -> dict[str, Scratch]:
+def scratch_table(capability: tuple[int, int]) -> dict[str, Scratch]:
     """By operation, on a usual card of this compute capability."""
     gpu = Gpu.of(capability)
     return {
