@@ -151,9 +151,32 @@ def forecast_of(case: Case, path: Path, card: str) -> Json:
         "at": f"{at.phase} {at.module} {at.operation} {list(at.shape)} {at.bytes}",
         "entries": {entry.kind: entry.bytes for entry in found.ledger.entries},
         "phases": {peak.phase: peak.bytes for peak in found.ledger.phases},
+        "stages": _stages(found),
         "seconds": round(time.perf_counter() - start, 1),
         "alive": _alive_in_forecast(found),
     }
+
+
+def _stages(found: Forecast) -> list[Json]:
+    """The most that is reserved by the end of loading, and of each step."""
+    from fitune.forecast.allocator import CachingAllocator
+
+    allocator = CachingAllocator(expandable=found.expandable)
+    log = found.rehearsal.log
+    stages: list[Json] = []
+    events = list(log.sized())
+    ends = [start for start, _, _ in log.phases[1:]] + [len(events)]
+    for (start, phase, step), end in zip(log.phases, ends, strict=True):
+        for number, size in events[start:end]:
+            if number > 0:
+                allocator.allocate(number, size)
+            else:
+                allocator.free(-number)
+        name = phase if phase in ("load", "evaluation") else f"step {step}"
+        if not stages or stages[-1]["stage"] != name:
+            stages.append({"stage": name})
+        stages[-1] |= {"allocated": allocator.peak_allocated, "reserved": allocator.peak_reserved}
+    return stages
 
 
 def _shapes(case: Case, recipe: Recipe) -> Shapes:

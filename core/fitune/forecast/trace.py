@@ -25,10 +25,15 @@ Arguments are those by position. All sizes are alive at once, unless a negative 
 n-th block, counted from 1, is given back.
 """
 
-CUBLAS = {
-    f"aten.{name}.default": name == "addmm" for name in ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv")
-} | {"bitsandbytes.gemm_4bit.default": False}
+CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
+    **{f"aten.{name}.default": lambda args: False for name in ("mm", "bmm", "baddbmm", "addbmm", "mv", "addmv")},
+    "aten.addmm.default": lambda args: True,
+    "bitsandbytes.gemm_4bit.default": lambda args: len(args) > 6 and args[6] is not None,  # with a bias: addmm
+}
 """Operations that take a cuBLAS handle, and with its first use on a thread its workspace; whether by cuBLASLt."""
+
+COMPOSED = frozenset({"bitsandbytes.gemm_4bit.default"})
+"""Operations that are made of others: what they take beside their results comes first (a weight, dequantised)."""
 
 KINDS: dict[Phase, Kind] = {
     "load": "weights",
@@ -105,16 +110,13 @@ class Tracer(TorchDispatchMode):
 
     def take(self, operation: str, sizes: Iterable[int]) -> None:
         """Note memory that a kernel takes beside its results, and gives back."""
-        self._take_scratch(operation, sizes)
+        self._give_back(self._take_scratch(operation, sizes))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and note what it takes."""
         self.failing = name = str(func)
-        lt = CUBLAS.get(name)
-        if lt is not None:
-            self._take_workspace(lt=lt)
         as_kernel = AS_KERNEL.get(name)
         try:
             if as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
@@ -127,12 +129,18 @@ class Tracer(TorchDispatchMode):
         self.failing = ""
         if self._phase != "evaluation":
             self.flops += flops_of(func, name, args, kwargs or {}, results)
+        scratch = self._scratch.get(name)
+        sizes = () if scratch is None else scratch(args, results)
+        held = self._take_scratch(name, sizes) if name in COMPOSED else {}
         for result in (results,) if isinstance(results, Tensor) else tree_leaves(results):
             if isinstance(result, Tensor) and self._on_card(result):
                 self._track(result, name)
-        scratch = self._scratch.get(name)
-        if scratch is not None:
-            self._take_scratch(name, scratch(args, results))  # kernels take nearly all of it beside their results
+        lt = CUBLAS.get(name)
+        if lt is not None:
+            self._take_workspace(lt=lt(args))  # torch makes the result first
+        if name not in COMPOSED:
+            held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
+        self._give_back(held)
         return results
 
     def _track(self, tensor: Tensor, operation: str) -> None:
@@ -166,7 +174,8 @@ class Tracer(TorchDispatchMode):
                 kind = "loss"
         return Block(size, kind, phase, operation, module, step=self._step)
 
-    def _take_scratch(self, operation: str, sizes: Iterable[int]) -> None:
+    def _take_scratch(self, operation: str, sizes: Iterable[int]) -> dict[int, None]:
+        """Take what a kernel takes beside its results; gives what it still holds at its end."""
         taken: list[int] = []
         held: dict[int, None] = {}
         for size in sizes:
@@ -180,6 +189,9 @@ class Tracer(TorchDispatchMode):
             number = self.log.take(block)
             taken.append(number)
             held[number] = None
+        return held
+
+    def _give_back(self, held: dict[int, None]) -> None:
         for number in reversed(held):
             self.log.give_back(number)
 
