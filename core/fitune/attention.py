@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from fitune import varlen
 from fitune.dataflow import Batch
 from fitune.errors import ModelError
-from fitune.wrapping import unwrapped
+from fitune.wrapping import has_values, unwrapped
 
 PROBE = (5, 4, 3)
 """Tokens of the documents of the packed row that is tried."""
@@ -68,17 +68,19 @@ def isolate_documents(model: nn.Module) -> Isolation:
 def assume_isolated(model: nn.Module, capability: tuple[int, int]) -> Isolation:
     """What `isolate_documents` would choose on a card of this compute capability, for a model without values.
 
-    Nothing can be proven of it; its forward pass is called once, on the same small row. Raises `ModelError`.
+    It runs the same small rows, and can prove nothing of them. Raises `ModelError`.
     """
     inner = unwrapped(model)
     _must_be_known(inner)
+    _prove(model, inner)
     try:
-        varlen.switch_on(inner, capability)
-        with torch.no_grad():
-            cast(Any, model)(**_probe(inner).inputs())
+        undo = varlen.switch_on(inner, capability)
     except varlen.UnsupportedError as why:
-        if inner.config._attn_implementation == varlen.NAME:
-            inner.set_attn_implementation("sdpa")
+        return Isolation(by="block mask", reason=str(why))
+    try:
+        _prove(model, inner)
+    except varlen.UnsupportedError as why:
+        undo()
         return Isolation(by="block mask", reason=str(why))
     return Isolation(by="variable-length attention")
 
@@ -131,6 +133,8 @@ def _prove(model: nn.Module, inner: PreTrainedModel) -> Tensor:
         except Exception as error:  # whatever a model of any make may raise
             cause = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(f"pack: {type(inner).__name__} cannot be run on a packed row: {cause}") from error
+    if not has_values(inner):
+        return cast(Tensor, logits.detach())
     if not own[:, ASKED].any():
         raise ModelError(_refusal(inner, "the embedding"))  # what it gives is not used: nothing would be proven
     if _others(own).any():

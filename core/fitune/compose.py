@@ -150,10 +150,14 @@ def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
 
 
 def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
-    """The loaded model with its adapter, changed by the strategies, in training mode."""
+    """The base model, changed by the strategies, with its adapter."""
     for use, strategy in strategies:
         model = _by(use, strategy.loaded, model)
-    model = _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+    return _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+
+
+def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The model, with its adapter and on its device, changed by the strategies, in training mode."""
     for use, strategy in strategies:
         model = _by(use, strategy.prepare, model)
     model.train()
@@ -213,7 +217,7 @@ def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
 def _model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = adapted(recipe, strategies, _loaded(recipe, plan, accelerator.device))
+    model = prepared(strategies, adapted(recipe, strategies, _loaded(recipe, plan, accelerator.device)))
     if accelerator.num_processes > 1:
         broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
     return model

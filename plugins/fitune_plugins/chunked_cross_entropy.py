@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fitune import IGNORED, Batch, ModelError
-from fitune.wrapping import unwrapped
+from fitune.wrapping import has_values, unwrapped
 
 PROBE = 200.0
 """Largest logit that `must_match` tries: well beyond known soft caps (30 to 50)."""
@@ -58,7 +58,11 @@ def must_match(model: nn.Module) -> None:
         inner.train(was_training)
         if handle is not None:
             handle.remove()
-    same = len(seen) == 1 and _close(seen[0][0], hidden) and _close(found, _Head(inner).cap(seen[0][1]))
+    one_head = len(seen) == 1
+    close = [_close(seen[0][0], hidden), _close(found, _Head(inner).cap(seen[0][1]))] if one_head else []
+    if not has_values(inner):
+        return  # a forecast: it takes the same memory, and proves nothing
+    same = one_head and all(close)
     if not same:
         raise ModelError(
             f"chunked-loss: {type(inner).__name__} changes its logits around the output head in a way that is not "
@@ -66,9 +70,9 @@ def must_match(model: nn.Module) -> None:
         )
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
+def _close(one: Tensor, other: Tensor) -> Tensor | bool:
     tolerance = 10 * torch.finfo(one.dtype).eps
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+    return one.shape == other.shape and torch.isclose(one.float(), other.float(), rtol=tolerance, atol=tolerance).all()
 
 
 class _Head:

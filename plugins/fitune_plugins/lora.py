@@ -15,7 +15,6 @@ from fitune.errors import nearest
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 Preset = Literal["all-linear", "attention", "mlp"]

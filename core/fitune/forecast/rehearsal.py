@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fitune.attention import assume_isolated
-from fitune.compose import Strategies, adapted, make_optimizer, make_step, planned
+from fitune.compose import Strategies, adapted, make_optimizer, make_step, planned, prepared
 from fitune.contract import blame
 from fitune.errors import ModelError
 from fitune.forecast.cards import Card
@@ -76,6 +76,11 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
     modules = ModuleTracker(model)
     tracer = Tracer(modules, scratch=scratch_table(card.capability), cublas_workspace=cublas_workspace(card.capability))
     packed = any(batch.positions is not None for batch in shapes.training)
+
+    def isolate(model: nn.Module) -> None:
+        if packed:
+            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(as_on_card(card.capability))
@@ -84,9 +89,7 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
         stack.enter_context(in_words(model, modules, tracer))
         stack.enter_context(in_place_of_kernels(twins, tracer))
         known.packed = packed
-        if packed:
-            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
-        trainables = follow(recipe, strategies, plan, model, shapes, tracer, known)
+        trainables = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
     return Rehearsal(
         log=tracer.log,
         plan=plan,
@@ -120,11 +123,18 @@ def follow(
     tracer: Tracer,
     known: Known,
     device: torch.device = DEVICE,
+    isolate: Callable[[nn.Module], None] = lambda model: None,
 ) -> Trainables:
-    """Trace a composed model from its weights to its evaluation; tests do it with values too, on another device."""
+    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart.
+
+    Tests do it with values too, on another device.
+    """
     tracer.enter("load", 0)
     with tracer:
-        trainables = _load(recipe, model, tracer)
+        _load(model, tracer)
+        model = prepared(strategies, model)
+        isolate(model)
+        trainables = _trainables(recipe, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device)
         _steps(step, shapes, tracer, known)
@@ -133,7 +143,7 @@ def follow(
     return trainables
 
 
-def _load(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
+def _load(model: PreTrainedModel, tracer: Tracer) -> None:
     """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
     it back to the caching allocator, which then serves every tensor from it.
     """
@@ -146,6 +156,10 @@ def _load(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
     for tensor in (*base, *(tensor for tensor in tensors if id(tensor) in of_adapter)):
         tracer.adopt(tensor)
     tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
+
+
+def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
+    """What trains, with its masters."""
     trainables = Trainables(model, masters=recipe.train.master_weights)
     copied = [m for p, m in zip(trainables.parameters, trainables.masters, strict=True) if p is not m]
     tracer.retag(copied, "master weights")

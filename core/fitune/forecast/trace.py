@@ -201,7 +201,8 @@ class Tracer(TorchDispatchMode):
         cuBLASLt has one of its own, or shares it.
         """
         size = lt_workspace() if lt else 0
-        handle = (self._phase == "backward", size > 0)
+        in_backward = torch._C._current_autograd_node() is not None  # also where a loss takes gradients by itself
+        handle = (in_backward, size > 0)
         if handle not in self._handles:
             self._handles.add(handle)
             block = self._block(size or self._workspace, "cuBLASLt" if size else "cuBLAS")
