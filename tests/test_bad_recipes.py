@@ -142,7 +142,7 @@ CASES = (
         "adapter as a memory strategy",
         [('use = "accumulation"\nsteps = 2', 'use = "lora"')],
         [
-            'r.toml:11: [memory.strategy] use: "lora" is an adapter, not a memory strategy. Name one of: accumulation, chunked-loss, expandable-segments, gradient-checkpointing, pinned-memory'
+            'r.toml:11: [memory.strategy] use: "lora" is an adapter, not a memory strategy. Name one of: accumulation, adamw-8bit, chunked-loss, expandable-segments, gradient-checkpointing, nf4, pinned-memory'
         ],
     ),
     case(
@@ -216,7 +216,9 @@ CASES = (
     case(
         "misspelled choice",
         [below('path = "model"', 'dtype = "bfloat6"')],
-        ['r.toml:6: [model] dtype: "dtype" is "bfloat6". Did you mean "bfloat16"? It takes: "bfloat16" or "float32"'],
+        [
+            'r.toml:6: [model] dtype: "dtype" is "bfloat6". Did you mean "bfloat16"? It takes: "bfloat16" or "float16" or "float32"'
+        ],
     ),
     case(
         "unknown choice",

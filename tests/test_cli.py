@@ -53,7 +53,14 @@ def python(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]
 def test_help_names_every_command(capsys: Capture) -> None:
     text = ft("--help", "--no-third-party", capsys=capsys)
     commands = text.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in commands.splitlines()] == ["check", "data", "explain-oom", "plan", "plugins", "run"]
+    assert [line.split()[0] for line in commands.splitlines()] == [
+        "check",
+        "data",
+        "explain-oom",
+        "plan",
+        "plugins",
+        "run",
+    ]
 
 
 @pytest.mark.parametrize("command", ["", "run", "check", "data", "plan", "explain-oom", "plugins", "plugins show"])

@@ -282,7 +282,8 @@ def test_the_founding_case() -> None:
         assert abs(variant.sighting.failure.free - 122 * MIB) <= GRANULE
     weight, activation = (variant.sighting.failure.block for variant in found.variants)
     assert (weight.shape, weight.dtype) == ((4096, 11008), "float32")
-    assert (activation.shape, activation.dtype) == ((4, 2048, 11008), "bfloat16")
+    assert (activation.bytes, activation.dtype) == (4 * 2048 * 11008 * 2, "bfloat16")
+    assert activation.module.startswith("model.layers.7.mlp")
 
 
 # ------------------------------------------------------------------------------------------------------ command line

@@ -79,16 +79,30 @@ def cases() -> dict[str, Any]:
     return found
 
 
+class _Product(torch.autograd.Function):
+    """Takes a product by cuBLASLt in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        square = grads[0][0]
+        return torch.addmm(square[0], square, square)[None]
+
+
 def _traced(case: Any) -> dict[str, list[tuple[int, int | None]]]:
     """Of each call its allocations (place, bytes) and frees (place, None); what was there before is at place -1."""
     tracer = Tracer(None, scratch=scratch_table((9, 0)), cublas_workspace=cublas_workspace((9, 0)))
     calls: dict[str, list[tuple[int, int | None]]] = {}
     with torch.no_grad(), as_on_card((9, 0), MEASURED_WITH), tracer:
         warm = torch.empty(1, 1, device="meta")
-        for phase in ("forward", "backward"):  # handles' workspaces are measured apart
-            tracer.enter(phase)
-            torch.addmm(warm[0], warm, warm)
         tracer.enter("forward")
+        with torch.enable_grad():  # workspaces of the handles, in both threads, are measured apart
+            torch.addmm(warm[0], warm.requires_grad_(), warm).sum().backward()
+            warm = torch.empty(1, 1, 1, device="meta", requires_grad=True)
+            _Product.apply(warm).sum().backward()  # type: ignore[no-untyped-call]
         running = case("meta")
         label, function = next(running)
         with contextlib.suppress(StopIteration):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -274,6 +275,7 @@ def show(settings: Settings, name: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ft`. A user's error is one message on standard error and exit code 2; --debug shows where it was raised."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
     settings = Settings()
     try:
         given = None if arguments is None else list(arguments)

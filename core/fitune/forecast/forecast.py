@@ -67,7 +67,8 @@ def on_card(rehearsal: Rehearsal, shapes: Shapes, card: Card) -> Forecast:
     events = list(rehearsal.log.sized())
     expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
     free = replay(events, expandable=expandable)
-    margin = margin_of(free.peak_reserved, expandable=expandable)
+    quantized = rehearsal.plan.quantization is not None
+    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
     return Forecast(
