@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,11 @@ def plan(
     card = card_of(gpu, budget)
     shape = shapes_of_data if data else of_recipe
     twins = twins_of(registry)
-    base = forecast(recipe, shape(recipe), card, twins)
+    gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
+    try:
+        base = forecast(recipe, shape(recipe), card, twins)
+    finally:
+        gc.unfreeze()
     found: Iterator[Measured | Refused] | None = None
     if with_levers:
         plant = Plant(recipe=recipe, registry=registry, overrides=overrides, shape=shape, base=base, twins=twins)
