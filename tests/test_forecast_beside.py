@@ -59,6 +59,16 @@ def test_a_forecast_that_cannot_be_made_says_why_and_stops_nothing(
     assert "peft is broken here" in str(found.error)
 
 
+def test_a_process_that_cannot_be_started_stops_nothing(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nowhere"))
+    recipe = read_recipe(recipe_path, open_registry(), ["memory.strategy=[]"])
+    found = compose(recipe, tmp_path / "run", forecaster=Beside(A10G, third_party=False, force=False)).run.forecast
+    assert found is not None
+    assert "could not be started: No such file or directory" in str(found.error)
+
+
 def test_no_process_and_no_file_is_left(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     recipe = read_recipe(recipe_path, open_registry(), ["memory.strategy=[]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from io import TextIOWrapper
@@ -68,7 +69,10 @@ class MemoryFile:
         kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
         (run.directory / "memory.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         if run.forecast.error is None and memory.reserved:
-            note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
+            with contextlib.suppress(
+                OSError
+            ):  # the run is done: what the next forecast could learn is no reason to fail
+                note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
 
 
 class Tracker:

@@ -50,6 +50,7 @@ class Beside:
         self._third_party = third_party
         self._force = force
         self._process: subprocess.Popen[bytes] | None = None
+        self._failure = "it was not started"
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     def start(
@@ -61,6 +62,12 @@ class Beside:
         path = Path(self._directory.name) / "recipe.toml"
         path.write_text(tomli_w.dumps(recipe.to_toml()), encoding="utf-8")
         request = Request(recipe=path, third_party=self._third_party, shapes=shapes, card=self.card)
+        try:
+            self._begin(pickle.dumps(request))
+        except OSError as error:  # a run does not fail for want of its forecast
+            self._failure = f"its process could not be started: {error.strerror or error}"
+
+    def _begin(self, request: bytes) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fitune.forecast.child"],
             stdin=subprocess.PIPE,
@@ -69,8 +76,9 @@ class Beside:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # not one byte of the card
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(pickle.dumps(request))
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why on its other end
+            self._process.stdin.write(request)
+            self._process.stdin.close()
         self._process.stdin = None
 
     def result(self) -> MemoryForecast:
@@ -98,7 +106,7 @@ class Beside:
 
     def _read(self) -> MemoryForecast:
         if self._process is None:
-            return MemoryForecast(card=self.card.name, error="it was not started")
+            return MemoryForecast(card=self.card.name, error=self._failure)
         try:
             out, complaint = self._process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
