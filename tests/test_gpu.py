@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from fitune.cli import main
+from fitune.forecast.cards import find_card, parse_size
 from fitune.loss import plain_loss
 from fitune.run import train as steps_of
 from fitune.testing import write_recipe, write_tiny_model
@@ -118,3 +121,28 @@ def test_segments_are_expandable(recipe: Path, enabled: str, found: str) -> None
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == found
+
+
+def test_a_run_keeps_its_forecast_beside_what_was_measured(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    main(["run", str(recipe), "--out", str(tmp_path / "run"), "--no-third-party"])
+    kept = json.loads((tmp_path / "run" / "memory.json").read_text(encoding="utf-8"))
+    assert kept["forecast"]["error"] is None
+    assert kept["forecast"]["allocated"] == pytest.approx(kept["measured"]["allocated"], rel=0.05)  # of a tiny model
+    (known,) = json.loads((tmp_path / "cache" / "cards.json").read_text(encoding="utf-8")).values()
+    assert known["runs"] == 1
+
+
+def test_a_run_that_will_not_fit_is_refused_before_its_first_step(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = dataclasses.replace(find_card("h100"), memory=parse_size("60MiB"), context=parse_size("50MiB"))
+    monkeypatch.setattr("fitune.forecast.beside.local_card", lambda: card)
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", str(recipe), "--out", str(tmp_path / "run"), "--no-third-party"])
+    assert exit_.value.code == 2
+    assert "would not fit" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
