@@ -148,6 +148,7 @@ def test_only_the_adapter_changes(recipe_path: Path, tmp_path: Path) -> None:
     assert all(torch.equal(inside[name], weight) for name, weight in base.items())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of peft, for experts that it leaves out
 def test_all_linear_layers_of_a_mixture_of_experts_are_adapted() -> None:
     config = MixtralConfig(
         hidden_size=16,

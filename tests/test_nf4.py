@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, name2qmap
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from fitune import ModelError, Plan, RecipeError
+from fitune.compose import adapted, planned
+from fitune.forecast.rehearsal import built
 from fitune.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune.wrapping import unwrapped
@@ -232,3 +234,11 @@ def test_the_plan() -> None:
     quantization = Nf4(Nf4Options()).plan(Plan()).quantization
     assert isinstance(quantization, BitsAndBytesConfig)
     assert (quantization.load_in_4bit, quantization.bnb_4bit_use_double_quant) == (True, False)
+
+
+def test_a_model_without_values_leaves_no_table_without_values(recipe_path: Path) -> None:
+    """bitsandbytes keeps the first table that it makes: a real model after a forecast would get it."""
+    recipe = read_recipe(recipe_path, open_registry(), ['memory.strategy=[{use="nf4", double_quantization=true}]'])
+    name2qmap.pop("dynamic", None)
+    adapted(recipe, planned(recipe, gpu=True)[0], built(recipe))
+    assert not any(table.is_meta for table in name2qmap.values())

@@ -67,6 +67,7 @@ class Nf4(Strategy):
 
     def _quantize_shapes(self, model: PreTrainedModel) -> None:
         """Do to a model without values what loading it quantised does to one with."""
+        from bitsandbytes.functional import name2qmap
         from transformers.quantizers.auto import AutoHfQuantizer
 
         dtype, quantizer = model.dtype, AutoHfQuantizer.from_config(self._quantization())
@@ -75,6 +76,9 @@ class Nf4(Strategy):
             for parameter in layer.parameters():
                 parameter.data = parameter.data.to(dtype)
             layer.weight._quantize(layer.weight.device)
+        for name, table in list(name2qmap.items()):
+            if table.is_meta:
+                del name2qmap[name]  # bitsandbytes keeps the first that it makes, for models with values too
         quantizer.postprocess_model(model)
 
 
