@@ -14,6 +14,7 @@ from fitune.recipe import Recipe
 from fitune.records import (
     Adapter,
     DataStage,
+    Fit,
     MemoryStrategy,
     MemoryTwin,
     ModelLoader,
@@ -34,6 +35,7 @@ __all__ = [
     "Document",
     "EvalReport",
     "Example",
+    "Fit",
     "FtError",
     "Lever",
     "MemoryForecast",

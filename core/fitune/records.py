@@ -8,7 +8,7 @@ torch to be imported, so that listing plugins stays instant: import it inside th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
@@ -19,7 +19,7 @@ from fitune.errors import Problem
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from fitune.dataflow import Batch
@@ -74,6 +74,26 @@ class Adapter(Generic[O]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How `[memory] fit` may choose a memory strategy that the recipe does not name."""
+
+    settings: tuple[Mapping[str, object], ...] = ({},)
+    """Options to try, a table each; those that are left out have their defaults."""
+    layers: str = ""
+    """Name of the option that says in how many of the first layers it works, from 1 to all: the search looks for the
+    smallest number that fits. Left out of the table, the option must mean all of them."""
+    needs: str = ""
+    """Name of the strategy without which this one does nothing; it stands before this one in the recipe."""
+    asked: bool = False
+    """Whether a recipe must allow it by name (`[memory] allow`): always so for one that is not exact, and for one that
+    moves bytes off the card."""
+    free: bool = False
+    """Whether it costs no time, so that it is always taken."""
+    suits: Callable[[PreTrainedConfig], bool] | None = None
+    """Whether it works with a model of this configuration, where that can be told; None for every model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryStrategy(Generic[O]):
     """Changes what a run keeps in memory, and where: `[[memory.strategy]] use = "NAME"`."""
 
@@ -84,6 +104,8 @@ class MemoryStrategy(Generic[O]):
     check: Callable[[O], Iterable[Problem]] = no_problems
     exact: bool | None = None
     """Whether a run learns the same with it, but for rounding; None where that is not known."""
+    fit: Fit | None = None
+    """How `[memory] fit` may choose it; None if it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
