@@ -29,9 +29,12 @@ class _Squared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        assert x.sum().item() > -1e9
+        assert x.flatten()[0].item() > -1e9
+        scratch = torch.empty(SCRATCH, dtype=torch.uint8, device=x.device)
         ctx.save_for_backward(x.double())
-        return x * x
+        out = x * x
+        del scratch
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -157,8 +160,6 @@ def test_a_wrong_twin_is_told(twin: Any, says: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_scratch_is_measured() -> None:
     x = torch.randn(1024, 256, device="cuda", requires_grad=True)
-    right = dataclasses.replace(TWIN, scratch=lambda arguments, results: [512])  # the sum that is asked for its value
-    taken = nn.functional.relu(x).numel() * 4
     with pytest.raises(AssertionError, match="its scratch is said to be"):
-        assert_twin(dataclasses.replace(right, scratch=lambda arguments, results: [taken]), x)
-    assert_twin(right, x)
+        assert_twin(dataclasses.replace(TWIN, scratch=lambda arguments, results: [SCRATCH, 512]), x)
+    assert_twin(TWIN, x)
