@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fitune import MemoryStrategy, MemoryTwin, ModelError, NoOptions, PluginError, Strategy, hookimpl
