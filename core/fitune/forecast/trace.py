@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fitune.forecast.flops import flops_of
+from fitune.forecast.host_link import cross, crossing
 from fitune.forecast.log import Block, Kind, MemoryLog
 from fitune.forecast.modules import ModuleTracker
 from fitune.forecast.outputs import AS_KERNEL
@@ -67,6 +68,8 @@ class Tracer(TorchDispatchMode):
         self.log = MemoryLog()
         self.flops = 0
         """Floating-point operations of training so far."""
+        self.moved = 0
+        """Bytes that training has copied between the card and the host so far, in both directions."""
         self.failing = ""
         """The operation that is running, or that has failed; empty between operations."""
         self.failed_in = ""
@@ -119,7 +122,10 @@ class Tracer(TorchDispatchMode):
         self.failing = name = str(func)
         as_kernel = AS_KERNEL.get(name)
         try:
-            if as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
+            if crossing(name, args, kwargs or {}):
+                results = cross(func, name, args, kwargs or {})
+                self.moved += results.nbytes if self._trains() else 0
+            elif as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
                 results = func(*args, **(kwargs or {}))
             else:
                 results = as_kernel(*args, **(kwargs or {}))
@@ -142,6 +148,10 @@ class Tracer(TorchDispatchMode):
             held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
         self._give_back(held)
         return results
+
+    def _trains(self) -> bool:
+        """Whether what is done now belongs to an optimizer step."""
+        return self._phase not in ("load", "evaluation")
 
     def _track(self, tensor: Tensor, operation: str) -> None:
         storage = tensor.untyped_storage()
