@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from fitune import ModelError
-from fitune.run import save, train
+from fitune.run import train
+from fitune.saving import save
 from fitune_plugins.lora import LoraOptions, ft_adapters
 from tiny import adapter, parts_of
 from tiny import train as train_run

@@ -90,7 +90,7 @@ def test_the_page_holds_every_hook_in_the_order_of_the_source() -> None:
             assert function.returns is not None
             arguments = ast.unparse(function.args).removeprefix("self").removeprefix(", ")
             signatures.append(f"{function.name}({arguments}) -> {ast.unparse(function.returns)}")
-    assert len(signatures) == len(HOOKS) == 13
+    assert len(signatures) == len(HOOKS) == 15
     assert list(sections()) == signatures
 
 

@@ -24,7 +24,8 @@ from fitune import (
     Strategy,
     hookimpl,
 )
-from fitune.run import save, train
+from fitune.run import train
+from fitune.saving import save
 from tiny import losses, metrics, parts_of
 from tiny import train as train_run
 

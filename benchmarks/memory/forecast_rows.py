@@ -235,7 +235,8 @@ def truth_of(path: Path, watch: bool) -> Json:
 
     from fitune.compose import compose
     from fitune.events import StepReport
-    from fitune.run import save, train
+    from fitune.run import train
+    from fitune.saving import save
 
     disable_progress_bar()
     recipe = _read(path)

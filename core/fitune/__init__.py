@@ -6,7 +6,7 @@ This module is what plugins import. It imports no torch.
 from fitune._version import __version__
 from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document, Example, Origin, Row
 from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
-from fitune.events import Answer, EvalReport, MemoryForecast, MemoryReport, Run, StepReport
+from fitune.events import Answer, EvalReport, MemoryForecast, MemoryReport, Recovery, RehearsalReport, Run, StepReport
 from fitune.hookspecs import hookimpl
 from fitune.lever import Lever
 from fitune.options import NoOptions
@@ -52,6 +52,8 @@ __all__ = [
     "Problem",
     "Recipe",
     "RecipeError",
+    "Recovery",
+    "RehearsalReport",
     "Row",
     "Run",
     "RunError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,16 +21,8 @@ from fitune.evaluate import Evaluator
 from fitune.events import MemoryForecast, Run
 from fitune.loss import plain_loss
 from fitune.loss_scaling import loss_scaling
-from fitune.prepare import (
-    UNWATCHED,
-    Prepared,
-    Watch,
-    batch_maker,
-    context_of,
-    held_out_data,
-    tokenizer_of,
-    training_data,
-)
+from fitune.materials import Materials, gather
+from fitune.prepare import UNWATCHED, Prepared, Watch, batch_maker
 from fitune.recipe import Recipe, Use
 from fitune.records import MemoryStrategy, OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
@@ -38,9 +30,8 @@ from fitune.step import Step
 from fitune.trainables import Trainables, decay_groups
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.optim.lr_scheduler import LRScheduler
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from fitune.dataflow import Stage
 
@@ -76,6 +67,7 @@ class Parts:
     scheduler: LRScheduler
     evaluator: Evaluator | None
     """None without held-out data."""
+    materials: Materials
 
     @property
     def window(self) -> int:
@@ -83,8 +75,17 @@ class Parts:
         return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
 
 
-def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaster: Forecaster | None = None) -> Parts:
-    """Load, adapt and prepare everything, data under this watch; the forecaster works while the weights are read.
+def compose(
+    recipe: Recipe,
+    directory: Path,
+    watch: Watch = UNWATCHED,
+    forecaster: Forecaster | None = None,
+    *,
+    materials: Materials | None = None,
+    fitted: tuple[str, ...] = (),
+) -> Parts:
+    """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
+    weights are read. `fitted` says what `[memory] fit` chose.
 
     Raises the errors of `fitune.errors`.
     """
@@ -92,16 +93,14 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaste
     set_allocator(plan)
     accelerator = make_accelerator()
 
-    tokenizer = tokenizer_of(recipe)
-    context = context_of(recipe, tokenizer)
-    data = training_data(recipe, context, watch)
-    held_out = held_out_data(recipe, context, watch)
+    materials = materials or gather(recipe, watch)
+    data, held_out = materials.data, materials.held_out
     if forecaster is not None:
-        forecaster.start(recipe, context, plan.accumulation, data, held_out)
+        forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
 
     model = _model(recipe, strategies, plan, accelerator)
     plan = _with_documents_apart(plan, recipe, model, data)
-    _check_tokens(model, tokenizer, [data, *([held_out] if held_out else [])])
+    materials.must_be_known_to(model)
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
@@ -118,17 +117,18 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaste
         directory=directory,
         plan=plan,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=materials.tokenizer,
         device=str(accelerator.device),
         processes=accelerator.num_processes,
         steps=steps,
         rows=len(data.rows),
-        counts=_counts(data, held_out),
+        counts=materials.counts,
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
         forecast=None if forecaster is None else forecaster.result(),
+        fitted=fitted,
     )
-    make_batches = batch_maker(recipe.stages, context)
+    make_batches = batch_maker(recipe.stages, materials.context)
     return Parts(
         run=run,
         accelerator=accelerator,
@@ -137,6 +137,7 @@ def compose(recipe: Recipe, directory: Path, watch: Watch = UNWATCHED, forecaste
         step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
         scheduler=scheduler,
         evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
+        materials=materials,
     )
 
 
@@ -236,17 +237,6 @@ def _loaded(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel
     return _by(recipe.model, record.load_quantized, options, device, plan.quantization)
 
 
-def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Sequence[Prepared]) -> None:
-    """Raise `ModelError` if data hold a token that the model has no embedding of: a GPU's own error says nothing."""
-    known = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
-    highest = max(cast(int, tokenizer.pad_token_id), *(prepared.highest for prepared in data))
-    if highest >= known:
-        raise ModelError(
-            f"the tokenizer gives token {highest} ({tokenizer.convert_ids_to_tokens(highest)!r}), but the model knows "
-            f"{known} tokens only. They do not belong together: check the model's directory"
-        )
-
-
 def make_optimizer(
     recipe: Recipe, strategies: Strategies, trainables: Trainables, *, fused: bool
 ) -> torch.optim.Optimizer:
@@ -287,8 +277,3 @@ def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> i
         return train.steps
     of_epochs = max(1, round((train.epochs or 1.0) * -(-rows // window)))
     return of_epochs if train.steps is None else min(train.steps, of_epochs)
-
-
-def _counts(data: Prepared, held_out: Prepared | None) -> tuple[tuple[str, int], ...]:
-    of_eval = [(f"held out: {what}", number) for what, number in (held_out.notes if held_out else ())]
-    return (*data.notes, *of_eval)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fitune.events import EvalReport, MemoryForecast, MemoryReport, Run, StepReport
+from fitune.events import EvalReport, MemoryForecast, MemoryReport, Recovery, RehearsalReport, Run, StepReport
 from fitune.hookspecs import hookimpl
 
 PLAIN_LINES = 20
@@ -38,6 +38,7 @@ class RunConsole:
             f"model    {escape(recipe.model.record.name)}, {run.parameters:,} parameters",
             f"adapter  {escape(recipe.adapter.record.name)}, {run.trainable:,} parameters train ({share:.2f} %)",
             f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",
+            *(f"{'         ' if number else 'fit      '}{escape(line)}" for number, line in enumerate(run.fitted)),
             f"data     {run.rows:,} rows; a step takes {batch}",
             *(f"         {escape(what)}: {number:,}" for what, number in run.counts),
             *([] if run.forecast is None else [f"forecast {escape(forecast_text(run.forecast))}"]),
@@ -50,6 +51,20 @@ class RunConsole:
             self._progress = Progress(*columns, console=self.console)
             self._task = self._progress.add_task("", total=run.steps, state="")
             self._progress.start()
+
+    @hookimpl
+    def ft_rehearsed(self, report: RehearsalReport) -> None:
+        """Say what the run takes at most."""
+        line = (
+            f"rehearsed the longest batch ({report.rows} x {report.tokens} tokens"
+            f"{', and an evaluation' if report.evaluated else ''}): peak {memory_text(report.memory)} measured"
+        )
+        self.console.print(f"{line}  [{report.seconds:.1f} s]", highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_recovered(self, recovery: Recovery) -> None:
+        """Say what ran out, and what the run goes on with."""
+        self.console.print(recovery_text(recovery), style="yellow", highlight=False, soft_wrap=True, markup=False)
 
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
@@ -90,7 +105,7 @@ class RunConsole:
         self._compare(run.recipe.evaluation.examples)
         adapter = run.directory / run.recipe.adapter.record.directory
         memory = f", {memory_text(self._last.memory)} at most (measured)" if self._last else ""
-        if run.forecast is not None and run.forecast.error is None and self._last:
+        if run.forecast is not None and run.forecast.error is None and self._last and self._last.memory.kind == "gpu":
             self._beside(run.forecast, self._last.memory)
         seconds = time.perf_counter() - self._start
         self.console.print(f"done in {seconds:.0f} s{memory}", highlight=False, soft_wrap=True)
@@ -138,6 +153,20 @@ def forecast_text(forecast: MemoryForecast) -> str:
         f"{_gib(forecast.allocated)} allocated, {_gib(forecast.reserved)} reserved, {_gib(forecast.context)} context; "
         f"{'fits' if forecast.fits else 'does not fit'} on {forecast.card}"
     )
+
+
+def recovery_text(recovery: Recovery) -> str:
+    """Why and with what a run goes on, in lines."""
+    rows = "rows in a forward pass: {} before, {} now".format(*recovery.micro_batch)
+    lines = [
+        f"out of GPU memory in the {recovery.phase} after {recovery.step} steps: {recovery.error}",
+        f"  ran out  {', '.join(recovery.before) or 'no strategy'}",
+        f"  goes on  {', '.join(recovery.after) or 'no strategy'}",
+        *([f"  {rows}"] if recovery.micro_batch[0] != recovery.micro_batch[1] else []),
+        *([] if recovery.forecast is None else [f"  forecast {forecast_text(recovery.forecast)}"]),
+        f"  the {recovery.step} steps are kept, and the next is made on its own data  [{recovery.seconds:.0f} s]",
+    ]
+    return "\n".join(lines)
 
 
 def _gib(size: int) -> str:

@@ -37,7 +37,10 @@ class Evaluator:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        to_the_end: bool = False,
     ) -> None:
+        """`to_the_end` has each answer take as many tokens as it may, whatever the model says."""
+        self.to_the_end = to_the_end
         self.settings = settings
         self.examples = examples
         self.make_batches = make_batches
@@ -115,8 +118,13 @@ class Evaluator:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, longest - len(prompt) :] = 1
+        most = self.settings.max_new_tokens
         config = GenerationConfig(
-            do_sample=False, max_new_tokens=self.settings.max_new_tokens, eos_token_id=stops or None, pad_token_id=pad
+            do_sample=False,
+            max_new_tokens=most,
+            min_new_tokens=most if self.to_the_end else None,
+            eos_token_id=stops or None,
+            pad_token_id=pad,
         )
         out = cast(Any, self.model).generate(
             input_ids=ids.to(self.accelerator.device),

@@ -62,6 +62,8 @@ class Run:
     """Parameters in all, those that train included."""
     forecast: MemoryForecast | None = None
     """Made beside a run on a GPU while its weights load; None on other devices."""
+    fitted: tuple[str, ...] = ()
+    """What `[memory] fit` chose and what for, in lines; empty where nothing was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,42 @@ class MemoryReport:
     """On a GPU the most that was allocated so far; else the process' largest resident set so far."""
     reserved: int | None = None
     """On a GPU the most that the caching allocator held so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RehearsalReport:
+    """What went through a whole step, an evaluation and a save before the first step, and was undone; measured."""
+
+    rows: int
+    """Of the longest micro-batch."""
+    tokens: int
+    """In each of its rows, padding included."""
+    evaluated: bool
+    """Whether the longest held-out rows were evaluated, too."""
+    seconds: float
+    memory: MemoryReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A run that ran out of GPU memory and goes on with memory strategies that take less."""
+
+    step: int
+    """Steps that are made, all of them kept."""
+    phase: str
+    """What the memory was asked for in: "loading", "rehearsal", "step" or "evaluation"."""
+    error: str
+    """What the GPU's libraries said, in a line."""
+    before: tuple[str, ...]
+    """The memory strategies that ran out, each as its TOML table."""
+    after: tuple[str, ...]
+    """Those that the run goes on with."""
+    micro_batch: tuple[int, int]
+    """Rows in a forward pass, before and after; a step takes the same rows."""
+    forecast: MemoryForecast | None
+    """Of the run as it goes on, where one could be made."""
+    seconds: float
+    """From running out to being ready to go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

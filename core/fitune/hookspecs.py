@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from fitune.errors import Problem
-from fitune.events import EvalReport, Run, StepReport
+from fitune.events import EvalReport, Recovery, RehearsalReport, Run, StepReport
 from fitune.lever import Lever
 from fitune.recipe import Recipe
 from fitune.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
@@ -214,6 +214,36 @@ class Hooks:
         """
 
     @hookspec
+    def ft_rehearsed(self, run: Run, report: RehearsalReport) -> None:
+        """Called before the first step of a run on a GPU, once its longest rows went through all that it does.
+
+        No other event tells of what a rehearsal does. It is called again where the run had to be composed again.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_rehearsed(report):
+            ...     print("at most", report.memory.peak, "bytes")
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_recovered(self, run: Run, recovery: Recovery) -> None:
+        """Called once a run that ran out of GPU memory is ready to go on with less; `run` is the new one.
+
+        Keep nothing of the run that you were told of before: its model could not be freed.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_recovered(recovery):
+            ...     print("after", recovery.step, "steps:", *recovery.after)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Called after each optimizer step.
 
@@ -256,7 +286,8 @@ class Hooks:
     def ft_run_finished(self, recipe: Recipe, run: Run | None, error: BaseException | None) -> None:
         """Called last, always, also after an interruption.
 
-        `error` is what ended the run, or None if it is done; `run` is None if it failed before it was ready.
+        `error` is what ended the run, or None if it is done; `run` is None if it failed before it was ready, or ready
+        again.
 
         Example:
             >>> from fitune import hookimpl

@@ -8,12 +8,14 @@ import json
 from io import TextIOWrapper
 from typing import Any
 
-from fitune.events import EvalReport, Run, StepReport
+from fitune.events import EvalReport, MemoryForecast, Recovery, RehearsalReport, Run, StepReport
 from fitune.hookspecs import hookimpl
 
 
 class MetricsFile:
     """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
+
+    A rehearsal has its line, and a run that goes on after it ran out of memory.
 
     `examples.json` holds the answers of the last evaluation that generated any.
     """
@@ -25,6 +27,16 @@ class MetricsFile:
     def ft_run_started(self, run: Run) -> None:
         """Open the file."""
         self._file = (run.directory / "metrics.jsonl").open("w", encoding="utf-8")
+
+    @hookimpl
+    def ft_rehearsed(self, report: RehearsalReport) -> None:
+        """Write a rehearsal."""
+        self._write({"event": "rehearsal", **rehearsal_values(report)})
+
+    @hookimpl
+    def ft_recovered(self, recovery: Recovery) -> None:
+        """Write what the run goes on with."""
+        self._write({"event": "recovery", **dataclasses.asdict(recovery)})
 
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
@@ -62,13 +74,16 @@ class MemoryFile:
         if run is None or run.forecast is None or error is not None:
             return
         from fitune.forecast.seen import note
-        from fitune.run import measure_context, measure_memory
+        from fitune.measure import measure_context, measure_memory
 
-        memory, context = measure_memory(run.device), measure_context(run.device)
+        memory = measure_memory(run.device)
+        if memory.kind != "gpu":  # the recipe is made to fit a card that is not here
+            return
+        context = measure_context(run.device)
         measured = {"allocated": memory.peak, "reserved": memory.reserved, "context": context}
         kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
         (run.directory / "memory.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        if run.forecast.error is None and memory.reserved:
+        if run.forecast.error is None and memory.reserved and _is_of_this_card(run.forecast):
             with contextlib.suppress(
                 OSError
             ):  # the run is done: what the next forecast could learn is no reason to fail
@@ -111,6 +126,14 @@ class Tracker:
             self._accelerator.end_training()
 
 
+def _is_of_this_card(forecast: MemoryForecast) -> bool:
+    """Whether a forecast is for the card that it is measured on, rather than one that a recipe names."""
+    from fitune.forecast.cards import local_card
+
+    card = local_card()
+    return card is not None and card.name == forecast.card
+
+
 def _is_logged(run: Run, step: StepReport) -> bool:
     return step.step % run.recipe.log.every == 0 or step.step == run.steps
 
@@ -136,6 +159,19 @@ def step_values(step: StepReport) -> dict[str, int | float]:
     if step.memory.reserved is not None:
         values[f"{step.memory.kind}_memory_reserved_peak"] = step.memory.reserved
     return values
+
+
+def rehearsal_values(report: RehearsalReport) -> dict[str, int | float]:
+    """A rehearsal's numbers; memory in bytes, measured."""
+    memory = report.memory
+    reserved = {} if memory.reserved is None else {f"{memory.kind}_memory_reserved_peak": memory.reserved}
+    return {
+        "rows": report.rows,
+        "tokens": report.tokens,
+        "seconds": report.seconds,
+        f"{memory.kind}_memory_peak": memory.peak,
+        **reserved,
+    }
 
 
 def eval_values(report: EvalReport) -> dict[str, int | float]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,16 @@ MOST_SKIPPED = 20
 """Steps that may be skipped in a row: by then the scale is below 0.1, and it is not the scale that overflows."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingState:
+    """Where a scaling stands."""
+
+    scale: float
+    skipped: int
+    made: int
+    """Steps without an overflow since the scale changed."""
+
+
 class LossScaling:
     """The scale of one run. Every process decides alike, for the norm that it decides by is that of all."""
 
@@ -40,6 +51,14 @@ class LossScaling:
         self.skipped = 0
         """Steps that were skipped in a row, the last one included."""
         self._made = 0
+
+    def state(self) -> ScalingState:
+        """Where it stands."""
+        return ScalingState(scale=self.scale, skipped=self.skipped, made=self._made)
+
+    def load(self, state: ScalingState) -> None:
+        """Go on from there."""
+        self.scale, self.skipped, self._made = state.scale, state.skipped, state.made
 
     def factor(self, targets: int) -> float:
         """What the sum of the losses of a step with this many target tokens is multiplied by.

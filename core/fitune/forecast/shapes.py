@@ -68,18 +68,18 @@ def shapes_of_rows(
     """The largest batches that these rows can make: the longest of them together, on whatever step they would meet."""
     from fitune.evaluate import split_answer
 
-    longest = _longest(rows, recipe.train.micro_batch)
-    held = _longest(held_out, recipe.evaluation.micro_batch) if held_out else []
+    chosen = longest(rows, recipe.train.micro_batch)
+    held = longest(held_out, recipe.evaluation.micro_batch) if held_out else []
     prompts = [len(split_answer(row)[0]) for row in held_out] if recipe.evaluation.exact_match else []
     return Shapes(
-        training=(_batch(recipe, context, longest),) * min(accumulation, 2),
+        training=(_batch(recipe, context, chosen),) * min(accumulation, 2),
         evaluation=_batch(recipe, context, held) if held and recipe.evaluation.loss else None,
         prompt=max(prompts, default=0),
-        source=f"the data: their longest rows, of {len(longest[0].input_ids)} tokens",
+        source=f"the data: their longest rows, of {len(chosen[0].input_ids)} tokens",
     )
 
 
-def _longest(rows: Sequence[Example], number: int) -> list[Example]:
+def longest(rows: Sequence[Example], number: int) -> list[Example]:
     """The longest rows; of equally long ones those with the most documents, which cost a little more."""
     return sorted(rows, key=lambda row: (len(row.input_ids), len(row.lengths), row.targets), reverse=True)[:number]
 
