@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from fitune.forecast.alike import standing_for
 
 
 class Tiled:
@@ -44,13 +48,15 @@ class Tiled:
         if len(tiles) == 1:
             return self.forward(x)
         out: Tensor | None = None
-        for start, length in tiles:
-            result = self.forward(x.narrow(axis, start, length))
-            if out is None:
-                shape = [*result.shape]
-                shape[axis] = x.shape[axis]
-                out = result.new_empty(shape)
-            out.narrow(axis, start, length).copy_(result)
+        for tile in tiles:
+            with standing_for(tile.times):
+                result = self.forward(x.narrow(axis, tile.start, tile.length))
+                if out is None:
+                    shape = [*result.shape]
+                    shape[axis] = x.shape[axis]
+                    out = result.new_empty(shape)
+                out.narrow(axis, tile.start, tile.length).copy_(result)
+                del result  # or it would stand beside the next one
         return cast(Tensor, out)
 
     def gradients(self, x: Tensor, grad: Tensor, wants_x: bool, trained: list[nn.Parameter]) -> list[Tensor | None]:
@@ -58,30 +64,45 @@ class Tiled:
         axis, tiles = self._tiles(x)
         of_x = torch.empty_like(x) if wants_x and len(tiles) > 1 else None
         sums: list[Tensor] = []
-        for start, length in tiles:
-            piece = x.narrow(axis, start, length).detach().requires_grad_(wants_x)
-            with torch.enable_grad():
-                result = self.forward(piece)
-            wanted = [*([piece] if wants_x else []), *trained]
-            found = list(torch.autograd.grad(result, wanted, grad.narrow(axis, start, length), materialize_grads=True))
-            del result
-            if wants_x:
-                of_piece = found.pop(0)
-                if of_x is None:
-                    of_x = of_piece
-                else:
-                    of_x.narrow(axis, start, length).copy_(of_piece)
-                del of_piece
-            _add(sums, found, exact=len(tiles) == 1)
+        for tile in tiles:
+            part = partial(torch.narrow, dim=axis, start=tile.start, length=tile.length)
+            with standing_for(tile.times):
+                found = self._of_tile(part(x), part(grad), wants_x, trained)
+                if of_x is not None:
+                    part(of_x).copy_(found.pop(0))
+                elif wants_x:
+                    of_x = found.pop(0)
+                _add(sums, found, exact=len(tiles) == 1)
+                del found
         return [of_x, *(total.to(p.dtype) for total, p in zip(sums, trained, strict=True))]
 
-    def _tiles(self, x: Tensor) -> tuple[int, list[tuple[int, int]]]:
-        """The axis to cut along, which is the longest but the last, and (start, length) of each tile."""
+    def _of_tile(self, x: Tensor, grad: Tensor, wants_x: bool, trained: list[nn.Parameter]) -> list[Tensor]:
+        piece = x.detach().requires_grad_(wants_x)
+        with torch.enable_grad():
+            result = self.forward(piece)
+        wanted = [*([piece] if wants_x else []), *trained]
+        return list(torch.autograd.grad(result, wanted, grad, materialize_grads=True))
+
+    def _tiles(self, x: Tensor) -> tuple[int, list[_Tile]]:
+        """The axis to cut along, which is the longest but the last, and the tiles; without values not all of them."""
         axis = max(range(x.ndim - 1), key=lambda at: x.shape[at])
         rows = 1 if x.ndim == 2 else x.shape[1 if axis == 0 else 0]
         step = max(1, self.tokens // max(1, rows))
         whole = x.shape[axis]
-        return axis, [(start, min(step, whole - start)) for start in range(0, whole, step)] or [(0, 0)]
+        tiles = [_Tile(start, min(step, whole - start)) for start in range(0, whole, step)] or [_Tile(0, 0)]
+        if x.is_meta and len(tiles) > 3:
+            tiles = [tiles[0], replace(tiles[1], times=len(tiles) - 2), tiles[-1]]
+        return axis, tiles
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A stretch of the axis that is cut along."""
+
+    start: int
+    length: int
+    times: int = 1
+    """How many tiles like this one it stands for."""
 
 
 def _add(sums: list[Tensor], found: list[Tensor], *, exact: bool) -> None:

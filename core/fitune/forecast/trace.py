@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fitune.forecast.alike import times
 from fitune.forecast.flops import flops_of
 from fitune.forecast.host_link import cross, crossing
 from fitune.forecast.log import Block, Kind, MemoryLog
@@ -124,7 +125,7 @@ class Tracer(TorchDispatchMode):
         try:
             if crossing(name, args, kwargs or {}):
                 results = cross(func, name, args, kwargs or {})
-                self.moved += results.nbytes if self._trains() else 0
+                self.moved += times() * results.nbytes if self._trains() else 0
             elif as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
                 results = func(*args, **(kwargs or {}))
             else:
@@ -134,7 +135,7 @@ class Tracer(TorchDispatchMode):
             raise
         self.failing = ""
         if self._phase != "evaluation":
-            self.flops += flops_of(func, name, args, kwargs or {}, results)
+            self.flops += times() * flops_of(func, name, args, kwargs or {}, results)
         scratch = self._scratch.get(name)
         sizes = () if scratch is None else scratch(args, results)
         held = self._take_scratch(name, sizes) if name in COMPOSED else {}
