@@ -150,7 +150,7 @@ class Attempts:
 
     def _rehearse(self, parts: Parts) -> None:
         """Rehearse, if the recipe says so; then tell that the run goes on, if it had to be composed again."""
-        if rehearses(parts):
+        if _memory(self.recipe).rehearse and on_gpu(parts):
             self.position.doing = "rehearsal"
             assert self._loaded is not None
             self._state = self._state or capture(parts, self.position.step, self._loaded)
@@ -238,9 +238,9 @@ class Attempts:
                 (self.directory / LOG).write_text(text, encoding="utf-8")
 
 
-def rehearses(parts: Parts) -> bool:
-    """Whether a run is rehearsed: on a GPU, unless its recipe says no."""
-    return _memory(parts.run.recipe).rehearse and parts.accelerator.device.type == "cuda"
+def on_gpu(parts: Parts) -> bool:
+    """Whether a run is on a GPU."""
+    return parts.accelerator.device.type == "cuda"
 
 
 def _recovery(shortage: Shortage, now: Composition, step: int) -> Recovery:
