@@ -47,6 +47,7 @@ BUILT_IN = (
     "fitune_plugins.chunked_loss",
     "fitune_plugins.expandable_segments",
     "fitune_plugins.fused_rms_norm",
+    "fitune_plugins.fused_lora",
     "fitune_plugins.nf4",
     "fitune_plugins.adamw_8bit",
     "fitune_plugins.jsonl",

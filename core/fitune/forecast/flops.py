@@ -26,6 +26,7 @@ KERNELS = ("flash", "efficient", "cudnn")
 OTHERS: dict[str, Callable[..., int]] = {
     **{f"aten._scaled_dot_product_{kernel}_attention.default": _forward for kernel in KERNELS},
     **{f"aten._scaled_dot_product_{kernel}_attention_backward.default": _backward for kernel in KERNELS},
+    "aten.addmm_.default": lambda args, out: 2 * args[1].numel() * args[2].shape[-1],
     # rows x inputs x outputs: bitsandbytes multiplies by a weight that it dequantises first
     "bitsandbytes.gemm_4bit.default": lambda args, out: 2 * args[0].numel() * out.shape[-1],
     # each token with all tokens of the longest document, as if all were of that length
