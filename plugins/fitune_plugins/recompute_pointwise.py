@@ -52,7 +52,7 @@ class RecomputePointwise(Strategy):
         }
         found = 0
         for name, module in model.named_modules():
-            make = None if "forward" in module.__dict__ else _wrapper(name, module)
+            make = _wrapper(name, module)
             if make is not None:
                 module.__dict__["forward"] = make(module, layers.get(module), self.recomputation)
                 found += 1
@@ -72,8 +72,8 @@ def _wrapper(name: str, module: nn.Module) -> Callable[..., Callable[..., Tensor
     """What makes a module's new forward function; None if it is left alone."""
     if type(module).__name__.endswith(NORMS):
         return _norm
-    if "experts" in name.split("."):
-        return None  # of a few tokens each, and not of the same each time
+    if "experts" in name.split(".") or "forward" in module.__dict__:
+        return None  # of a few tokens each, and not of the same each time; or another strategy's by now
     for form, make in FORMS:
         if _same(type(module).forward, form):
             return make

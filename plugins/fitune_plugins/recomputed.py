@@ -55,12 +55,13 @@ class _Part:
         """Compute again what was saved inside and, if `whole`, the result."""
         inputs = [_unpack(packed).detach().requires_grad_(wants) for packed, wants in self.inputs]
         given = {_key(tensor) for tensor in inputs}
+        count = None if whole else self.count
         saved: list[Tensor] = []
 
         def keep(tensor: Tensor) -> None:
             if _key(tensor) not in given:
-                saved.append(tensor.detach())  # not its graph, which holds this function
-                if not whole and len(saved) == self.count:
+                saved.append(tensor)
+                if len(saved) == count:
                     raise _Enough
 
         result: Tensor | None = None
@@ -69,12 +70,15 @@ class _Part:
                 result = self.function(*inputs).detach()
         except _Enough:
             pass
-        if len(saved) != self.count:
+        finally:
+            found = dict(enumerate(saved))
+            saved.clear()  # the graph of these tensors holds `keep`, which would hold them
+        if len(found) != self.count:
             raise RuntimeError(
-                f"{self.function} saved {self.count} tensors at first and {len(saved)} when it was computed again"
+                f"{self.function} saved {self.count} tensors at first and {len(found)} when it was computed again"
             )
-        self.saved = dict(enumerate(saved))
-        self.result = result if whole else None
+        self.saved = found
+        self.result = result
 
 
 class _Inside:
@@ -168,7 +172,6 @@ class Recomputation:
             _, part, dtype, version = known
             if tensor.dtype == dtype and tensor._version == version:
                 return _View(part, tensor)
-        tensor = tensor.detach()  # or the graph would hold itself
         return tensor, tensor._version
 
 
