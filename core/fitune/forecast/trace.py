@@ -30,6 +30,7 @@ n-th block, counted from 1, is given back.
 CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
     **{f"aten.{name}.default": lambda args: False for name in ("mm", "bmm", "baddbmm", "addbmm", "mv", "addmv")},
     "aten.addmm.default": lambda args: True,
+    "aten.addmm_.default": lambda args: False,
     "bitsandbytes.gemm_4bit.default": lambda args: len(args) > 6 and args[6] is not None,  # with a bias: addmm
 }
 """Operations that take a cuBLAS handle, and with its first use on a thread its workspace; whether by cuBLASLt."""
