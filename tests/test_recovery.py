@@ -219,7 +219,7 @@ def test_optimizer_state_that_was_only_made_is_dropped(recipe: Path, tmp_path: P
 
     class Short(torch.optim.AdamW):
         def _init_group(self, *arguments: Any) -> Any:
-            found = super()._init_group(*arguments)
+            found = super()._init_group(*arguments)  # type: ignore[no-untyped-call]
             traps.spring("state")
             return found
 
