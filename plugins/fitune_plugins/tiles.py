@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from fitune.forecast.alike import standing_for
 
+ALIKE = 3
+"""Tiles that a forecast traces of each module: the first, one that stands for the others, and the last."""
+
 
 class Tiled:
     """Stands for a module's `forward`; what it is called with beside one tensor goes to the module as it is."""
@@ -90,7 +93,7 @@ class Tiled:
         step = max(1, self.tokens // max(1, rows))
         whole = x.shape[axis]
         tiles = [_Tile(start, min(step, whole - start)) for start in range(0, whole, step)] or [_Tile(0, 0)]
-        if x.is_meta and len(tiles) > 3:
+        if x.is_meta and len(tiles) > ALIKE:
             tiles = [tiles[0], replace(tiles[1], times=len(tiles) - 2), tiles[-1]]
         return axis, tiles
 
