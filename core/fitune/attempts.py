@@ -199,7 +199,8 @@ class Attempts:
         assert self._refit is not None
         assert self._materials is not None
         try:
-            self.used.append(self._refit(self.recipe, self.used, self._materials, room_on(device)))
+            room = room_on(device, shortage.said)
+            self.used.append(self._refit(self.recipe, self.used, self._materials, room))
         except FtError as error:
             raise self._end(shortage, error.message) from None
 

@@ -159,7 +159,7 @@ def recovery_text(recovery: Recovery) -> str:
     """Why and with what a run goes on, in lines."""
     rows = "rows in a forward pass: {} before, {} now".format(*recovery.micro_batch)
     lines = [
-        f"out of GPU memory in the {recovery.phase} after {recovery.step} steps: {recovery.error}",
+        f"out of GPU memory in the {recovery.phase} after {recovery.step} steps: {recovery.error.split(' GPU ')[0]}",
         f"  ran out  {', '.join(recovery.before) or 'no strategy'}",
         f"  goes on  {', '.join(recovery.after) or 'no strategy'}",
         *([f"  {rows}"] if recovery.micro_batch[0] != recovery.micro_batch[1] else []),

@@ -96,7 +96,7 @@ def refitter_of(registry: Registry) -> Refitter:
             composition = _composition(found)
             if not any(composition.equals(one) for one in used):
                 return composition
-            budget -= _step(budget)
+            budget = _below(composition, budget)
         raise RunError(f"no composition of memory strategies that changes no number takes less than {_gib(budget)}")
 
     return refit
@@ -117,7 +117,7 @@ def _exactly(asked: Recipe, used: Sequence[Composition], registry: Registry) -> 
 
 
 def _below(failed: Composition, room: int) -> int:
-    """Bytes of a budget in which the composition that ran out cannot be chosen again."""
+    """Bytes of a budget within this room in which the composition that ran out cannot be chosen again."""
     forecast = failed.forecast
     if forecast is None or forecast.error is not None:
         return room

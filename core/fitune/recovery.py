@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fitune.compose import Parts
+from fitune.errors import RunError
+from fitune.forecast.oom_message import read_message
 from fitune.loss_scaling import ScalingState
 from fitune.random_state import RandomState, random_state
 from fitune.step import Phase
@@ -143,12 +145,18 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def room_on(device: torch.device) -> int:
-    """Bytes that torch's caching allocator could have of the device now, beside what is in use still; 0 without one."""
+def room_on(device: torch.device, said: str) -> int:
+    """Bytes that torch's caching allocator could have of the device now, beside what is in use still; 0 without one.
+
+    `said` is torch's message, which tells what a process is allowed (`set_per_process_memory_fraction`).
+    """
     if device.type != "cuda":
         return 0
-    free, total = torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(device)
     used = torch.cuda.memory_allocated(device)
     room = free + torch.cuda.memory_reserved(device) - used
-    fraction = getattr(torch.cuda.memory, "get_per_process_memory_fraction", None)
-    return int(room if fraction is None else min(room, fraction(device) * total - used))
+    try:
+        allowed = read_message(said.encode(), "torch").allowed
+    except RunError:  # not torch's own message
+        allowed = None
+    return room if allowed is None else min(room, allowed.bytes - allowed.error - used)
