@@ -30,8 +30,10 @@ from fitune.forecast.modules import ModuleTracker
 from fitune.forecast.refusal import in_words
 from fitune.forecast.scratch import cublas_workspace, scratch_table
 from fitune.forecast.shapes import Shapes
+from fitune.forecast.shorten import shorten
 from fitune.forecast.trace import Tracer
 from fitune.forecast.twins import in_place_of_kernels
+from fitune.forecast.work import Work
 from fitune.recipe import Evaluation, Recipe
 from fitune.records import MemoryTwin, Plan
 from fitune.step import Phase, Step
@@ -57,20 +59,27 @@ class Rehearsal:
     """Parameters in all."""
     flops_per_token: float
     """Floating-point operations of training for each token of a batch."""
+    work: Work
+    """Of the second step: all of what is done once, and of micro-batches as many as were traced."""
     config: PreTrainedConfig
     """Of the model."""
     notices: tuple[str, ...] = ()
     """What the forecast assumes."""
 
 
-def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = ()) -> Rehearsal:
+def rehearse(
+    recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = (), *, layers: int | None = None
+) -> Rehearsal:
     """Trace a run with batches of these shapes on a card; `twins` stand for custom kernels.
 
+    With `layers`, the model has only so many, the first of its own: a search extrapolates from there.
     Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
     """
     strategies, plan = planned(recipe, gpu=True)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
     base = built(recipe)
+    if layers is not None:
+        shorten(base, layers)
     model = adapted(recipe, strategies, base)
     notices: list[str] = []
     modules = ModuleTracker(model)
@@ -97,6 +106,7 @@ def rehearse(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
         parameters=sum(p.numel() for p in model.parameters()),
         flops_per_token=tracer.flops
         / sum(batch.input_ids.numel() for batch in (*shapes.training[:1], *shapes.training)),
+        work=tracer.work,
         config=base.config,
         notices=tuple(notices),
     )
@@ -130,6 +140,7 @@ def follow(
     Tests do it with values too, on another device.
     """
     tracer.enter("load", 0)
+    tracer.last_step = STEPS
     with tracer:
         _load(model, tracer)
         model = prepared(strategies, model)

@@ -18,6 +18,7 @@ from fitune.forecast.log import Block, Kind, MemoryLog
 from fitune.forecast.modules import ModuleTracker
 from fitune.forecast.outputs import AS_KERNEL
 from fitune.forecast.versions import lt_workspace
+from fitune.forecast.work import Work
 from fitune.step import Phase
 
 Scratch = Callable[[Sequence[Any], Any], Iterable[int]]
@@ -68,6 +69,10 @@ class Tracer(TorchDispatchMode):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.log = MemoryLog()
+        self.work = Work()
+        """Of the last step that is traced."""
+        self.last_step = -1
+        """Its number."""
         self.flops = 0
         """Floating-point operations of training so far."""
         self.moved = 0
@@ -126,7 +131,9 @@ class Tracer(TorchDispatchMode):
         try:
             if crossing(name, args, kwargs or {}):
                 results = cross(func, name, args, kwargs or {})
-                self.moved += times() * results.nbytes if self._trains() else 0
+                moved = times() * results.nbytes if self._trains() else 0
+                self.moved += moved
+                self.work.moved += moved if self._step == self.last_step else 0
             elif as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
                 results = func(*args, **(kwargs or {}))
             else:
@@ -136,7 +143,10 @@ class Tracer(TorchDispatchMode):
             raise
         self.failing = ""
         if self._phase != "evaluation":
-            self.flops += times() * flops_of(func, name, args, kwargs or {}, results)
+            flops = flops_of(func, name, args, kwargs or {}, results)
+            self.flops += times() * flops
+            if self._step == self.last_step:
+                self._count(func, name, args, results, flops)
         scratch = self._scratch.get(name)
         sizes = () if scratch is None else scratch(args, results)
         held = self._take_scratch(name, sizes) if name in COMPOSED else {}
@@ -150,6 +160,10 @@ class Tracer(TorchDispatchMode):
             held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
         self._give_back(held)
         return results
+
+    def _count(self, func: Any, name: str, args: tuple[Any, ...], results: Any, flops: int) -> None:
+        note = self.work.note_rest if self._phase in ("gradients", "optimizer") else self.work.note
+        note(func, name, args, results, flops, times())
 
     def _trains(self) -> bool:
         """Whether what is done now belongs to an optimizer step."""
