@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 ALL_LINEAR = 'adapter.targets="all-linear"'
 
 
-def _write_model(directory: Path) -> None:
+def write_model(directory: Path) -> None:
     """A Llama in place of the tiny one: bitsandbytes' kernels take rows of whole blocks of 64 weights, and its state is
     paged where a tensor has 100,000 elements."""
     config = LlamaConfig(
@@ -49,14 +49,14 @@ def _write_model(directory: Path) -> None:
 def recipe(tmp_path: Path) -> Path:
     """A recipe in float32, on that model."""
     path = write_recipe(tmp_path / "recipe")
-    _write_model(path.parent / "model")
+    write_model(path.parent / "model")
     return path
 
 
 def _write_dequantized(recipe: Path, strategy: str) -> Path:
     model = unwrapped(parts_of(recipe, strategy).run.model)
     again = write_recipe(recipe.parent.parent / "dequantized")
-    _write_model(again.parent / "model")
+    write_model(again.parent / "model")
     file = again.parent / "model" / "model.safetensors"
     weights = load_file(file)
     for name, module in model.named_modules():

@@ -18,7 +18,8 @@ from fitune.rehearsal import rehearse
 from fitune.run import run
 from fitune.run import train as steps_of
 from fitune.testing import open_registry, write_recipe, write_tiny_model
-from fitune.training_state import capture
+from fitune.training_state import capture, restore
+from test_gpu_bitsandbytes import write_model as write_paged_model
 from test_training_state import CASES, assert_same, values_of
 from tiny import losses, metrics, parts_of, train
 
@@ -112,3 +113,21 @@ def test_less_memory_in_mid_run_costs_no_number(wide: Path, tmp_path: Path, whol
     assert torch.cuda.max_memory_reserved() <= LEFT
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_paged_state_is_paged_again(tmp_path: Path) -> None:
+    """bitsandbytes itself would load it on the card."""
+    path = write_recipe(tmp_path / "recipe", {"adapter": {"use": "none"}})
+    write_paged_model(path.parent / "model")
+    strategy = 'memory.strategy=[{use="adamw-8bit", paged=true}]'
+    parts, other = parts_of(path, strategy), parts_of(path, strategy)
+    loaded = module_state(parts.run.model)
+    list(steps_of(parts))
+    restore(other, capture(parts, 3, loaded))
+    assert_same(values_of(other), values_of(parts))
+    pages = [
+        [getattr(state["state1"], "is_paged", False) for state in one.step.optimizer.state.values()]
+        for one in (parts, other)
+    ]
+    assert pages[0] == pages[1]
+    assert any(pages[0])

@@ -100,6 +100,29 @@ def test_the_main_process_alone_prints_and_writes(runs: Runs) -> None:
     assert names[0] == names[1]  # nothing of a second writer, and no half file
 
 
+EVERYWHERE = '''
+"""Has a run rehearsed without a GPU, too."""
+import fitune.attempts
+from fitune import hookimpl
+
+fitune.attempts.on_gpu = lambda parts: True
+
+@hookimpl
+def ft_rehearsed(run, report):
+    print("rehearsed by", run.processes)
+'''
+
+
+def test_a_rehearsal_of_both_processes_changes_no_number(runs: Runs, tmp_path: Path) -> None:
+    recipe = runs.two / "recipe.toml"
+    (tmp_path / "everywhere.py").write_text(EVERYWHERE, encoding="utf-8")
+    done = _launch(recipe, tmp_path / "run", f'plugins=["{tmp_path / "everywhere.py"}"]')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rehearsed by 2") == 1
+    assert losses(tmp_path / "run") == losses(runs.two)
+    assert metrics(tmp_path / "run", "evaluation")[0]["loss"] == metrics(runs.two, "evaluation")[0]["loss"]
+
+
 def test_processes_that_do_not_join_are_an_error(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU and without ACCELERATE_USE_CPU, accelerate lets each launched process train alone."""
     Accelerator(mixed_precision="no")  # this process is alone from here on, whatever the environment says

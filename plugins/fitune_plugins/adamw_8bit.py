@@ -45,10 +45,11 @@ class AdamW8bit(Strategy):
         from bitsandbytes.optim import adamw
 
         from fitune.trainables import decay_groups
+        from fitune_plugins.paged_adamw import PagedAdamW8bit
 
         # A forecast, whose parameters are on meta, has all of the state on the card: nobody knows what will be moved.
         paged = self.options.paged and not any(p.is_meta for p in parameters)
-        kind = adamw.PagedAdamW8bit if paged else adamw.AdamW8bit
+        kind = PagedAdamW8bit if paged else adamw.AdamW8bit
         optimizer = kind(
             decay_groups(parameters),
             lr=settings.learning_rate,
