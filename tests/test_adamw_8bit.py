@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+from bitsandbytes.optim.adamw import AdamW8bit
 from torch import nn
 
 from fitune import OptimizerSettings, Plan, RecipeError, RunError
@@ -15,6 +15,7 @@ from fitune.run import train as steps_of
 from fitune.trainables import decay_groups
 from fitune_plugins import adamw_8bit
 from fitune_plugins.adamw_8bit import AdamW8bitOptions
+from fitune_plugins.paged_adamw import PagedAdamW8bit
 from tiny import losses, parts_of, train
 
 EIGHT_BIT = 'memory.strategy=[{use="adamw-8bit"}]'
@@ -42,7 +43,7 @@ def _steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], num
 def test_the_settings_are_the_recipes() -> None:
     optimizer = _strategy().make_optimizer(_parameters(), SETTINGS)
     assert type(optimizer) is AdamW8bit
-    assert type(_strategy(paged=True).make_optimizer(_parameters(), SETTINGS)) is PagedAdamW8bit
+    assert isinstance(_strategy(paged=True).make_optimizer(_parameters(), SETTINGS), PagedAdamW8bit)
     for group, decay, shapes in zip(
         optimizer.param_groups, (0.1, 0.0), ([(64, 64), (8, 8)], [(4096,), (8,)]), strict=True
     ):
@@ -101,14 +102,21 @@ def test_paging_without_a_gpu_is_refused(recipe_path: Path) -> None:
 
 @pytest.mark.parametrize("paged", [False, True])
 def test_shapes_alone(paged: bool) -> None:
-    """What a forecast sees: the same state, without values."""
-    parameters = [nn.Parameter(p.to("meta")) for p in _parameters()]
+    """What a forecast sees: the same state, without values; pages of the large one are not the allocator's."""
+    shapes = [*(p.shape for p in _parameters()), (400, 300)]
+    parameters = [nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     optimizer = _strategy(paged=paged).make_optimizer(parameters, SETTINGS)
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    sizes = [sum(optimizer.state[p][name].nbytes for name in ("state1", "state2")) for p in parameters]
-    assert sizes == [2 * 4096, 8 * 64, 2 * 4096, 8 * 8]
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+    states = [[optimizer.state[p][name] for name in ("state1", "state2")] for p in parameters]
+    assert [sum(s.nbytes for s in both) for both in states] == [2 * 4096, 8 * 64, 2 * 4096, 8 * 8, 2 * 120_000]
+    on_host = [both[0].device.type == both[1].device.type == "cpu" for both in states]
+    assert on_host == [False, False, False, False, paged]
+    of_large = states[-1][0].untyped_storage().nbytes()
+    assert of_large == (1 if paged else 120_000)
+    assert optimizer.state[parameters[-1]]["absmax1"].device.type == "meta"
 
 
 def test_without_bitsandbytes(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,11 +271,11 @@ def test_it_ends_once_nothing_takes_less(recipe: Path, tmp_path: Path) -> None:
     """The third time, refit has nothing more; what was trained is there."""
     traps = Traps(("forward", 3), ("forward", 6), ("forward", 9))
     error = _ended(recipe, tmp_path / "run", traps)
-    assert "nothing takes less. What was trained in " in error.message
+    assert "Nothing takes less. What was trained in " in error.message
     assert len(traps.recoveries) == 2
     assert len(adapter(tmp_path / "run")) > 0
-    lines = (tmp_path / "run" / "error.txt").read_text(encoding="utf-8")
-    assert MESSAGE in lines
+    assert MESSAGE in (tmp_path / "run" / "error.txt").read_text(encoding="utf-8")
+    assert error.lines[1].startswith("torch asked for 172.00 MiB")  # as ft explain-oom says
 
 
 def test_it_goes_on_as_often_as_the_recipe_says(recipe: Path, tmp_path: Path) -> None:

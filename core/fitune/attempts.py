@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fitune.compose import Forecaster, Parts, compose, planned
-from fitune.errors import FtError, RunError
+from fitune.errors import FtError, RunError, sentences
 from fitune.events import Recovery
 from fitune.fitting import Composition, Foreseen, Refitter, fitted, refitter_of
 from fitune.materials import Materials, gather
@@ -210,8 +210,8 @@ class Attempts:
         of_it = f"What was trained in {self.position.step} steps is saved in {kept}" if kept else "Nothing is saved"
         where = {"step": f"step {self.position.step + 1}", "evaluation": "an evaluation", "rehearsal": "the rehearsal"}
         error = RunError(
-            f"out of GPU memory in {where.get(shortage.doing, shortage.doing)}: {shortage.said} {why}. {of_it}. "
-            f"What would make it fit: ft explain-oom {self.directory}"
+            f"out of GPU memory in {where.get(shortage.doing, shortage.doing)}: {shortage.said} "
+            + sentences(why[0].upper() + why[1:], of_it, f"What would make it fit: ft explain-oom {self.directory}")
         )
         error.lines = (*error.lines, *_explained(self.directory, self._registry))
         return error
@@ -267,7 +267,8 @@ def _explained(directory: Path, registry: Registry) -> tuple[str, ...]:
 
     try:
         message = read_message((directory / LOG).read_bytes(), LOG)
-        return tuple(lines(explain(read_recipe(directory / "recipe.toml", registry), registry, message)))
+        said = lines(explain(read_recipe(directory / "recipe.toml", registry), registry, message))
+        return tuple(line for line in said if line.strip())
     except (FtError, OSError):
         return ()
 
