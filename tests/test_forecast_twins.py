@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from fitune import MemoryStrategy, MemoryTwin, ModelError, NoOptions, PluginError, Strategy, hookimpl
 from fitune.forecast.cards import find_card
 from fitune.forecast.forecast import Forecast, forecast
-from fitune.forecast.planning import of_recipe, twins_of
+from fitune.forecast.planning import of_recipe
+from fitune.forecast.twins import twins_of
 from fitune.reader import read_recipe
 from fitune.testing import assert_twin, open_registry
 

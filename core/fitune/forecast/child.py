@@ -9,8 +9,8 @@ import sys
 from fitune.errors import FtError
 from fitune.forecast.beside import Request
 from fitune.forecast.forecast import forecast
-from fitune.forecast.planning import twins_of
 from fitune.forecast.report import json_of
+from fitune.forecast.twins import twins_of
 from fitune.reader import read_recipe
 from fitune.registry import Registry
 

@@ -16,9 +16,10 @@ from fitune.forecast.forecast import Forecast, forecast
 from fitune.forecast.ledger import Entry, Holding, held_at
 from fitune.forecast.levers import Plant
 from fitune.forecast.oom_message import OutOfMemoryMessage
-from fitune.forecast.planning import of_recipe, twins_of
+from fitune.forecast.planning import of_recipe
 from fitune.forecast.remedies import Remedies, remedies
 from fitune.forecast.run_out import Failure, Sighting, askers, run_out, sighting
+from fitune.forecast.twins import twins_of
 from fitune.reader import read_recipe
 from fitune.recipe import Recipe
 

@@ -16,10 +16,10 @@ from fitune.forecast.forecast import forecast
 from fitune.forecast.levers import Measured, Plant, Refused, levers, measure
 from fitune.forecast.report import json_of, lever_lines, text
 from fitune.forecast.shapes import Shapes, shapes_of_recipe, shapes_of_rows
+from fitune.forecast.twins import twins_of
 from fitune.prepare import context_of, held_out_data, tokenizer_of, training_data
 from fitune.reader import read_recipe
 from fitune.recipe import Recipe
-from fitune.records import MemoryTwin
 from fitune.registry import Registry
 
 
@@ -71,11 +71,6 @@ def card_of(gpu: str | None, budget: str | None) -> Card:
     if local is None:
         raise RunError("this machine has no GPU, so a card must be named. Give --gpu a10g, or --budget 22.3GiB")
     return local
-
-
-def twins_of(registry: Registry) -> list[MemoryTwin]:
-    """What plugins say of their kernels."""
-    return [twin for _, found in registry.call("ft_memory_twins") for twin in found or ()]
 
 
 def of_recipe(recipe: Recipe) -> Shapes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fitune.errors import PluginError
 from fitune.records import MemoryTwin
+from fitune.registry import Registry
 
 if TYPE_CHECKING:
     from fitune.forecast.trace import Tracer
@@ -67,3 +68,8 @@ def kernel_of(twin: MemoryTwin) -> Callable[..., Any]:
         return cast("Callable[..., Any]", getattr(getattr(getattr(torch.ops, library), operation), overload))
     except AttributeError as error:
         raise PluginError(f'the memory twin "{twin.name}" is of "{twin.operation}", which is not there') from error
+
+
+def twins_of(registry: Registry) -> list[MemoryTwin]:
+    """What plugins say of their kernels."""
+    return [twin for _, found in registry.call("ft_memory_twins") for twin in found or ()]

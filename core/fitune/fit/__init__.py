@@ -1,0 +1,1 @@
+"""Fit: the fastest composition of memory strategies that fits a card."""

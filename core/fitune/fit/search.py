@@ -1,0 +1,311 @@
+"""The search: of all compositions that fit a card the one that takes least time, each looked at no closer than needed.
+
+Every composition is first estimated by sums: what a plain one takes, and what each lever alone changes of that. The one
+that seems fastest is looked at again, by short models of its own; the one that seems fastest then by a trace in full
+depth, in which the smallest number of layers is found. What was looked at closely and still is the fastest is chosen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fitune.fit.estimate import SHORT, Estimate, Line, Seen
+from fitune.fit.fitted import Considered
+from fitune.fit.levers import Lever, Picks, combinations, tables_of
+from fitune.fit.tracing import Asked, Tracing
+from fitune.forecast.forecast import Forecast
+from fitune.forecast.margin import margin_of
+from fitune.recipe import Recipe
+
+LENIENCE = 1.06
+"""How far over the card's memory a sum may be for the composition to be looked at again: sums overestimate."""
+CHANGED = 1.02
+"""What a lever that changes numbers must be faster by, for each of them."""
+CLOSE_LOOKS, TRACES = 24, 12
+"""The most compositions that are looked at again, and the most traces in full depth."""
+STEPS = 4
+"""Traces in full depth in which the number of layers of one composition is found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """How a step's rows are cut into micro-batches."""
+
+    micro_batch: int
+    accumulation: int
+    chosen: bool
+    """Whether that was left to the search."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What there is to choose from."""
+
+    levers: Sequence[Lever]
+    named: frozenset[str]
+    """Strategies that the recipe names."""
+    rows: Sequence[Rows]
+    """Ways to cut a step; the first has the fewest rows to a micro-batch."""
+    layers: int
+    usable: int
+    """Bytes that the allocator can have."""
+    quantizing: frozenset[str] = frozenset({"nf4"})
+    """Strategies whose forecast needs the margin of a quantised model."""
+
+    @property
+    def counted(self) -> int | None:
+        """Which lever counts layers."""
+        return next((at for at, lever in enumerate(self.levers) if lever.fit.layers), None)
+
+    def asked(self, picks: Picks, rows: Rows, count: int | None) -> Asked:
+        """The composition with the counted lever in so many layers; None for all, 0 for none."""
+        if count == 0:
+            picks = self.unworked(picks)
+        number = None if count in (None, 0, self.layers) else count
+        tables = tables_of(self.levers, picks, number)
+        return Asked(
+            tables=tables, micro_batch=rows.micro_batch, accumulation=rows.accumulation if rows.chosen else None
+        )
+
+    def unworked(self, picks: Picks) -> Picks:
+        """Without the counted lever, and what needs it."""
+        if self.counted is None:
+            return picks
+        gone = self.levers[self.counted].name
+        return tuple(
+            -1 if lever.name == gone or lever.fit.needs == gone else pick
+            for lever, pick in zip(self.levers, picks, strict=True)
+        )
+
+    def limit(self, picks: Picks) -> float:
+        """Bytes that may be reserved, the margin left free."""
+        names = self.named | {lever.name for lever, pick in zip(self.levers, picks, strict=True) if pick >= 0}
+        share = margin_of(
+            self.usable, expandable="expandable-segments" in names, quantized=bool(names & self.quantizing)
+        )
+        return self.usable - share
+
+    def handicap(self, picks: Picks) -> float:
+        """What its time is multiplied by, to be compared."""
+        changed = sum(lever.changes_numbers for lever, pick in zip(self.levers, picks, strict=True) if pick >= 0)
+        return CHANGED**changed  # type: ignore[no-any-return]
+
+
+@dataclass(order=True)
+class _Candidate:
+    seconds: float
+    tie: tuple[int, ...]
+    stage: int = field(compare=False)
+    picks: Picks = field(compare=False)
+    rows: Rows = field(compare=False)
+    count: int = field(compare=False)
+    estimate: Estimate | None = field(compare=False, default=None)
+    found: tuple[Recipe, Forecast, Seen] | None = field(compare=False, default=None)
+
+
+class NothingFits(Exception):
+    """No composition fits."""
+
+
+class Search:
+    """One search."""
+
+    def __init__(self, space: Space, tracing: Tracing) -> None:
+        self.space, self.tracing = space, tracing
+        self.considered: dict[str, Considered] = {}
+        """By key: all that was looked at closely."""
+        self._looks = self._traces = 0
+
+    def run(self) -> tuple[Recipe, Forecast, Considered]:
+        """The fastest. Raises `NothingFits`."""
+        waiting = self._first_look()
+        heapq.heapify(waiting)
+        best: _Candidate | None = None
+        while waiting:
+            candidate = heapq.heappop(waiting)
+            if candidate.found is not None:
+                best = candidate
+                break
+            if candidate.stage == 0:
+                closer = self._look(candidate)
+            else:
+                closer = self._confirm(candidate)
+                if closer is not None and (best is None or closer < best):
+                    best = closer
+            if closer is not None:
+                heapq.heappush(waiting, closer)
+            if self._traces >= TRACES or (self._looks >= CLOSE_LOOKS and best is not None):
+                break
+        if best is None or best.found is None:
+            raise NothingFits
+        recipe, forecast, seen = best.found
+        return recipe, forecast, self._note(best, best.count, seen, fits=True, confirmed=True)
+
+    # ---------------------------------------------------------------------------------------------------- by sums
+
+    def _first_look(self) -> list[_Candidate]:
+        """Every composition, by what its levers change alone."""
+        space = self.space
+        sums = Sums(space, self.tracing)
+        candidates = []
+        for picks, rows in itertools.product(combinations(space.levers, set(space.named)), space.rows):
+            estimate = sums.estimate(picks)
+            if estimate is not None:
+                estimate = estimate.scaled(rows.micro_batch // space.rows[0].micro_batch)
+                candidates += self._candidate(picks, rows, estimate, stage=0, limit=LENIENCE * space.limit(picks))
+        return candidates
+
+    def _candidate(self, picks: Picks, rows: Rows, estimate: Estimate, *, stage: int, limit: float) -> list[_Candidate]:
+        count = estimate.smallest(limit)
+        if count is None:
+            if stage:
+                seen = estimate.at(self.space.layers if estimate.worked else 0)
+                self._note_seen(picks, rows, self.space.layers, seen, fits=False, confirmed=False)
+            return []
+        seen = estimate.at(count)
+        if stage:
+            self._note_seen(picks, rows, count, seen, fits=True, confirmed=False)
+        return [self._made(picks, rows, estimate, count, seen, stage)]
+
+    def _made(self, picks: Picks, rows: Rows, estimate: Estimate, count: int, seen: Seen, stage: int) -> _Candidate:
+        levers = sum(pick >= 0 for pick in picks)
+        tie = (levers, *picks, rows.micro_batch)
+        return _Candidate(seen.seconds * self.space.handicap(picks), tie, stage, picks, rows, count, estimate)
+
+    # ------------------------------------------------------------------------------------------------- by short models
+
+    def _look(self, candidate: _Candidate) -> _Candidate | None:
+        self._looks += 1
+        estimate = look(self.space, self.tracing, candidate.picks, candidate.rows)
+        if estimate is None:
+            return None
+        found = self._candidate(
+            candidate.picks, candidate.rows, estimate, stage=1, limit=self.space.limit(candidate.picks)
+        )
+        return found[0] if found else None
+
+    # --------------------------------------------------------------------------------------------------- in full depth
+
+    def _confirm(self, candidate: _Candidate) -> _Candidate | None:
+        """Find the smallest number of layers that fits, in full depth; None if none does."""
+        space, estimate = self.space, candidate.estimate
+        assert estimate is not None
+        limit, count = space.limit(candidate.picks), candidate.count
+        best: _Candidate | None = None
+        misses: set[int] = set()
+        for _ in range(STEPS):
+            self._traces += 1
+            found = self.tracing.whole(space.asked(candidate.picks, candidate.rows, count))
+            if found is None:
+                return best
+            _, forecast, seen = found
+            fits = forecast.passes and seen.reserved <= space.usable - forecast.margin
+            if fits and (best is None or count < best.count):
+                best = self._made(candidate.picks, candidate.rows, estimate, count, seen, 2)
+                best.found = found
+            if not fits:
+                misses.add(count)
+                self._note_seen(candidate.picks, candidate.rows, count, seen, fits=False, confirmed=True)
+            correction = seen.reserved - estimate.at(count).reserved
+            wanted = self._next(estimate, limit, correction, count, fits=fits)
+            if wanted is None or wanted in misses or wanted == count or (best is not None and wanted >= best.count):
+                break
+            count = wanted
+        return best
+
+    def _next(self, estimate: Estimate, limit: float, correction: float, count: int, *, fits: bool) -> int | None:
+        """The number of layers to try after this one."""
+        if estimate.worked is None:
+            return None
+        wanted = estimate.smallest(limit, correction)
+        if fits:
+            return None if wanted is None or wanted >= count else wanted
+        return min(max(wanted or estimate.layers, count + 1), estimate.layers) if count < estimate.layers else None
+
+    # ------------------------------------------------------------------------------------------------------------ notes
+
+    def _note(self, candidate: _Candidate, count: int, seen: Seen, *, fits: bool, confirmed: bool) -> Considered:
+        return self._note_seen(candidate.picks, candidate.rows, count, seen, fits=fits, confirmed=confirmed)
+
+    def _note_seen(
+        self, picks: Picks, rows: Rows, count: int, seen: Seen, *, fits: bool, confirmed: bool
+    ) -> Considered:
+        asked = self.space.asked(picks, rows, count)
+        noted = Considered(
+            tables=asked.tables,
+            micro_batch=rows.micro_batch,
+            accumulation=rows.accumulation,
+            seconds=seen.seconds,
+            allocated=math.ceil(seen.allocated),
+            reserved=math.ceil(seen.reserved),
+            margin=int(self.space.usable - self.space.limit(picks)),
+            fits=fits,
+            confirmed=confirmed,
+        )
+        key = f"{picks} {rows.micro_batch}"
+        before = self.considered.get(key)
+        if before is None or confirmed or not before.confirmed:
+            self.considered[key] = noted
+        return noted
+
+
+class Sums:
+    """Estimates by what each lever alone changes of a composition with nothing but the free ones."""
+
+    def __init__(self, space: Space, tracing: Tracing) -> None:
+        self.space, self.tracing = space, tracing
+        self.base: Picks = tuple(0 if lever.fit.free else -1 for lever in space.levers)
+        self._lines: dict[Picks, Line | None] = {}
+
+    def estimate(self, picks: Picks) -> Estimate | None:
+        """Of a composition; None where one of its levers cannot be had."""
+        space = self.space
+        counted = space.counted
+        plain = self._sum(space.unworked(picks), self.base)
+        if plain is None:
+            return None
+        if counted is None or picks[counted] < 0:
+            return Estimate(layers=space.layers, plain=plain)
+        worked = self._sum(picks, _with(self.base, counted, 0))
+        return None if worked is None else Estimate(layers=space.layers, plain=plain, worked=worked)
+
+    def _sum(self, picks: Picks, base: Picks) -> Line | None:
+        start = total = self._line(base)
+        if start is None or total is None:
+            return None
+        for at, pick in enumerate(picks):
+            if pick != base[at]:
+                alone = self._line(_with(base, at, pick))
+                if alone is None:
+                    return None
+                total = total.plus(alone).plus(start, -1.0)
+        return total
+
+    def _line(self, picks: Picks) -> Line | None:
+        if picks not in self._lines:
+            self._lines[picks] = line(self.space, self.tracing, picks, self.space.rows[0])
+        return self._lines[picks]
+
+
+def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate | None:
+    """The estimate of a composition by short models of its own."""
+    plain = line(space, tracing, space.unworked(picks), rows)
+    if plain is None or space.counted is None or picks[space.counted] < 0:
+        return None if plain is None else Estimate(layers=space.layers, plain=plain)
+    worked = line(space, tracing, picks, rows)
+    return None if worked is None else Estimate(layers=space.layers, plain=plain, worked=worked)
+
+
+def line(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Line | None:
+    """Of a composition, its counted lever in all layers."""
+    asked = space.asked(picks, rows, None)
+    few, more = (tracing.short(asked, layers) for layers in SHORT)
+    return None if few is None or more is None else Line.through(few, more)
+
+
+def _with(picks: Picks, at: int, pick: int) -> Picks:
+    return (*picks[:at], pick, *picks[at + 1 :])
