@@ -7,8 +7,9 @@ keep theirs in 32 bits. Float32 masters and gradients stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fitune import MemoryStrategy, OptimizerSettings, Plan, RunError, Strategy, hookimpl
@@ -16,7 +17,11 @@ from fitune_plugins.nf4 import check_bitsandbytes
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
+
+
+PAGED = 100_000
+"""Elements from which on bitsandbytes pages a parameter's state (`Optimizer8bit.get_state_buffer`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +52,8 @@ class AdamW8bit(Strategy):
         from fitune.trainables import decay_groups
         from fitune_plugins.paged_adamw import PagedAdamW8bit
 
-        # A forecast, whose parameters are on meta, has all of the state on the card: nobody knows what will be moved.
-        paged = self.options.paged and not any(p.is_meta for p in parameters)
-        kind = PagedAdamW8bit if paged else adamw.AdamW8bit
+        shapes_alone = any(p.is_meta for p in parameters)
+        kind = PagedAdamW8bit if self.options.paged and not shapes_alone else adamw.AdamW8bit
         optimizer = kind(
             decay_groups(parameters),
             lr=settings.learning_rate,
@@ -57,7 +61,20 @@ class AdamW8bit(Strategy):
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )
+        if self.options.paged and shapes_alone:
+            optimizer.__dict__["get_state_buffer"] = partial(_state, optimizer.get_state_buffer)
         return cast("torch.optim.Optimizer", optimizer)
+
+
+def _state(on_card: Callable[..., Tensor], p: Tensor, dtype: torch.dtype) -> Tensor:
+    """State without values. Paged state is CUDA managed memory, which gives way to what torch's allocator asks for."""
+    import torch
+
+    if p.numel() < PAGED:
+        return on_card(p, dtype=dtype)
+    state = torch.zeros((), dtype=dtype, device="cpu").expand(p.shape)
+    state.__dict__["is_paged"] = True  # as bitsandbytes marks its own
+    return state
 
 
 @hookimpl
