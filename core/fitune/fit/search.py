@@ -27,6 +27,8 @@ CHANGED = 1.02
 """What a lever that changes numbers must be faster by, for each of them."""
 CLOSE_LOOKS, TRACES = 24, 12
 """The most compositions that are looked at again, and the most traces in full depth."""
+NEAREST = 3
+"""Compositions that are looked at closely where none seems to fit."""
 STEPS = 4
 """Traces in full depth in which the number of layers of one composition is found."""
 
@@ -151,13 +153,20 @@ class Search:
         """Every composition, by what its levers change alone."""
         space = self.space
         sums = Sums(space, self.tracing)
-        candidates = []
+        candidates: list[_Candidate] = []
+        beyond: list[_Candidate] = []
         for picks, rows in itertools.product(combinations(space.levers, set(space.named)), space.rows):
             estimate = sums.estimate(picks)
-            if estimate is not None:
-                estimate = estimate.scaled(rows.micro_batch // space.rows[0].micro_batch)
-                candidates += self._candidate(picks, rows, estimate, stage=0, limit=LENIENCE * space.limit(picks))
-        return candidates
+            if estimate is None:
+                continue
+            estimate = estimate.scaled(rows.micro_batch // space.rows[0].micro_batch)
+            found = self._candidate(picks, rows, estimate, stage=0, limit=LENIENCE * space.limit(picks))
+            candidates += found
+            if not found:
+                most = space.layers if estimate.worked else 0
+                beyond.append(self._made(picks, rows, estimate, most, estimate.at(most), 0))
+        beyond.sort(key=lambda one: one.estimate.at(one.count).reserved if one.estimate else 0.0)
+        return candidates or beyond[:NEAREST]
 
     def _candidate(self, picks: Picks, rows: Rows, estimate: Estimate, *, stage: int, limit: float) -> list[_Candidate]:
         count = estimate.smallest(limit)
