@@ -71,6 +71,8 @@ class GradientCheckpointing(Strategy):
 
 def _must_keep_attention(model: PreTrainedModel, keep: str) -> None:
     """Raise `ModelError` if attention alone is to be kept, and cannot be."""
+    from fitune.wrapping import unwrapped
+
     config = model.config.get_text_config()
     kind = config._attn_implementation
     why = ""
@@ -79,7 +81,8 @@ def _must_keep_attention(model: PreTrainedModel, keep: str) -> None:
     elif getattr(config, "attention_dropout", 0.0):
         why = "it drops attention weights (attention_dropout), and has to draw the same ones again"
     if why and keep == "attention":
-        raise ModelError(f'{NAME}: keep = "attention" would keep nothing of {type(model).__name__}: {why}. Remove it')
+        name = type(unwrapped(model)).__name__
+        raise ModelError(f'{NAME}: keep = "attention" would keep nothing of {name}: {why}. Remove it')
 
 
 @hookimpl

@@ -44,6 +44,8 @@ class RecomputePointwise(Strategy):
         """Wrap them. Raises `ModelError` if there are none."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        from fitune.wrapping import unwrapped
+
         layers = {
             module: layer
             for layer in model.modules()
@@ -58,7 +60,7 @@ class RecomputePointwise(Strategy):
                 found += 1
         if not found:
             raise ModelError(
-                f"{NAME}: {type(model).__name__} has no norm and no gated MLP that are known. Remove the "
+                f"{NAME}: {type(unwrapped(model)).__name__} has no norm and no gated MLP that are known. Remove the "
                 f'[[memory.strategy]] with use = "{NAME}"'
             )
         return model

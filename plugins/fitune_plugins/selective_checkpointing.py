@@ -65,7 +65,8 @@ class _Result:
     """What one operation gave."""
 
     value: Any
-    versions: list[int]
+    versions: list[int] = field(default_factory=list)
+    """Of its tensors, once the layer is computed: what changes them until then is seen."""
     used: bool = False
     """Whether another operation has read it."""
     added: bool = False
@@ -99,10 +100,9 @@ class _Kept:
             self.results.append(None)
             return
         value = _detached(out)
-        tensors = _tensors(value)
-        for tensor in tensors:
+        for tensor in _tensors(value):
             self.about.setdefault(_key(tensor), []).append(len(self.results))
-        self.results.append(_Result(value, [tensor._version for tensor in tensors]))
+        self.results.append(_Result(value))
 
     def add_to(self, tensor: Tensor) -> None:
         """Keep a product that was added to a result; neither of them if that was read before."""
@@ -112,10 +112,8 @@ class _Kept:
             self.forget([tensor])
             self.results.append(None)
             return
-        for result in found:
-            result.versions = [tensor._version for tensor in _tensors(result.value)]
         positions.append(len(self.results))
-        self.results.append(_Result((), [], added=True))
+        self.results.append(_Result((), added=True))
 
     def read(self, tensors: list[Tensor]) -> None:
         """Note that these were read."""
@@ -124,6 +122,13 @@ class _Kept:
                 result = self.results[position]
                 if result is not None:
                     result.used = True
+
+    def close(self) -> None:
+        """The layer is computed."""
+        self.about.clear()
+        for result in self.results:
+            if result is not None:
+                result.versions = [tensor._version for tensor in _tensors(result.value)]
 
     def forget(self, tensors: list[Tensor]) -> None:
         """Have results repeated that were changed in place."""
@@ -142,7 +147,7 @@ class _Keeping(TorchDispatchMode):
         self._kept = kept
 
     def __exit__(self, *error: Any) -> None:
-        self._kept.about.clear()
+        self._kept.close()
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -174,6 +179,11 @@ class _Giving(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._kept = kept
         self._next = 0
+
+    def __enter__(self) -> _Giving:
+        self._next = 0
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _kind(func)
