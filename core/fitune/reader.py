@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError
-from fitune.options import NoOptions, is_table, parse, toml_text
-from fitune.recipe import Data, Evaluation, General, Log, Recipe, Train, Use, Weight
+from fitune.fit_keys import fit_problems
+from fitune.options import is_table, parse, toml_text
+from fitune.recipe import Data, Evaluation, General, Log, Memory, Recipe, Train, Use, Weight
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
 from fitune.registry import KINDS, Registry
 from fitune.stages import close_chain
@@ -40,11 +41,11 @@ class _Reader:
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self._table(name) for name in ("memory", "data", "eval"))
-        self._parse(NoOptions, _without(memory, "strategy"), ("memory",), known=["strategy"])
         parts: dict[str, Any] = {
             "general": general,
             "model": self._use(ModelLoader, ("model",)),
             "adapter": self._use(Adapter, ("adapter",)),
+            "memory": self._parse(Memory, _without(memory, "strategy"), ("memory",), known=["strategy"]),
             "strategies": self._strategies(memory),
             "data": self._parse(Data, _without(data, "source", "stage"), ("data",), known=["source", "stage"]),
             "train": self._train(),
@@ -54,6 +55,9 @@ class _Reader:
         parts |= self._data(data, evaluation, parts["data"])
         self._raise()
         recipe = Recipe(path=self.source.path, **parts)
+        for key, problem in fit_problems(recipe, self.registry, self.source.values):
+            self._add(key, problem)
+        self._raise()
         for _, found in self.registry.call("ft_check", recipe=recipe):
             for problem in found or ():
                 self._add(_split(problem.key), problem)

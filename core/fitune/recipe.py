@@ -44,6 +44,22 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """`[memory]`, beside its strategies."""
+
+    fit: bool | str = False
+    """Choose the strategies that are not named here, so that the run fits and is fast: true for this machine's GPU, a
+    card's name or description (a .toml file), or a size such as "22.3GiB". Those that are named stay as they are."""
+    allow: tuple[str, ...] = ()
+    """Strategies that `fit` may take although they change numbers or move bytes off the card, by name."""
+    rehearse: bool = True
+    """On a GPU, take the longest batch through a whole step, an evaluation and a save before the first step, and then
+    put everything back as it was."""
+    recoveries: Annotated[int, Ge(0)] = 3
+    """How many times a run that runs out of GPU memory may go on with strategies that take less of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
     """`[train]`: the loop."""
 
@@ -51,6 +67,9 @@ class Train:
     """Rows in a forward pass, in each process."""
     length: Annotated[int, Ge(2)] = 2048
     """Most tokens in a row."""
+    batch_tokens: Annotated[int, Ge(1)] | None = None
+    """Tokens of an optimizer step over all micro-batches and processes, as if every row were full. With `[memory] fit`,
+    which then chooses `micro_batch` and accumulation; a multiple of `length`."""
     steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps. With `epochs` too, the run ends at whichever comes first; with neither, after one epoch."""
     epochs: Annotated[float, Gt(0)] | None = None
@@ -141,6 +160,7 @@ class Recipe:
     general: General
     model: Use[ModelLoader[Any]]
     adapter: Use[Adapter[Any]]
+    memory: Memory
     strategies: tuple[Use[MemoryStrategy[Any]], ...]
     data: Data
     sources: tuple[Use[DataStage[Any]], ...]
@@ -158,7 +178,7 @@ class Recipe:
             **to_table(self.general),
             "model": self.model.table(),
             "adapter": self.adapter.table(),
-            "memory": {"strategy": [s.table() for s in self.strategies]},
+            "memory": {**to_table(self.memory), "strategy": [s.table() for s in self.strategies]},
             "data": {
                 **to_table(self.data),
                 "source": [s.table() for s in self.sources],

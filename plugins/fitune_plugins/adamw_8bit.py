@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from fitune import MemoryStrategy, OptimizerSettings, Plan, RunError, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, OptimizerSettings, Plan, RunError, Strategy, hookimpl
 from fitune_plugins.nf4 import check_bitsandbytes
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AdamW8bitOptions]]:
         name="adamw-8bit",
         summary="AdamW with 8-bit state (bitsandbytes): 2 bytes a parameter, not 8, in tensors of 4096 and more",
         exact=False,
+        fit=Fit(asked=True, settings=({}, {"paged": True})),
         options=AdamW8bitOptions,
         make=AdamW8bit,
         check=check_bitsandbytes,

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import Lever, MemoryStrategy, Plan, Recipe, Strategy, hookimpl
+from fitune import Fit, Lever, MemoryStrategy, Plan, Recipe, Strategy, hookimpl
 from fitune.lever import strategy_options, with_strategy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 NAME = "chunked-loss"
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
+"""What configurations call a factor of the logits (Cohere, Granite, Falcon-H1, Phi-3-small)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,12 @@ class ChunkedLoss(Strategy):
         return model
 
 
+def _suits(config: PreTrainedConfig) -> bool:
+    """Whether the model's logits are what its output head gives, as far as its configuration tells."""
+    text = config.get_text_config()
+    return all(getattr(text, name, None) in (None, 1, 1.0) for name in SCALES)
+
+
 @hookimpl
 def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
     """Offer the strategy."""
@@ -60,6 +68,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
         options=ChunkedLossOptions,
         make=ChunkedLoss,
         exact=True,
+        fit=Fit(free=True, settings=({}, {"tokens": 128}), suits=_suits),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fitune import MemoryStrategy, Plan, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, Plan, Strategy, hookimpl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,4 +42,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ExpandableSegmentsOptions]
         options=ExpandableSegmentsOptions,
         make=ExpandableSegments,
         exact=True,
+        fit=Fit(free=True),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fitune import MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -127,6 +127,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[Nf4Options]]:
         name="nf4",
         summary="Base model's linear layers in 4-bit NormalFloat (QLoRA, bitsandbytes): a quarter of bfloat16's memory",
         exact=False,
+        fit=Fit(asked=True),
         options=Nf4Options,
         make=Nf4,
         check=check_bitsandbytes,
