@@ -98,7 +98,7 @@ class Attempts:
 
     def _choose(self) -> Composition:
         """What `[memory] fit` chooses; without it the recipe as it is."""
-        if not _memory(self.recipe).fit:
+        if not self.recipe.memory.fit:
             return Composition(recipe=self.recipe)
         planned(self.recipe, gpu=torch.cuda.is_available())  # what it names itself must be right before data are read
         self._materials = gather(self.recipe, self._watch)
@@ -150,7 +150,7 @@ class Attempts:
 
     def _rehearse(self, parts: Parts) -> None:
         """Rehearse, if the recipe says so; then tell that the run goes on, if it had to be composed again."""
-        if _memory(self.recipe).rehearse and on_gpu(parts):
+        if self.recipe.memory.rehearse and on_gpu(parts):
             self.position.doing = "rehearsal"
             assert self._loaded is not None
             self._state = self._state or capture(parts, self.position.step, self._loaded)
@@ -164,7 +164,7 @@ class Attempts:
     def _may_go_on(self) -> bool:
         """Whether there is a way to go on at all: a run of one process, with something to go on from."""
         found = self.parts.run.processes == 1 if self.parts is not None else self._state is not None
-        return found and self._refit is not None and _memory(self.recipe).recoveries > 0 and bool(self.position.doing)
+        return found and self._refit is not None and self.recipe.memory.recoveries > 0 and bool(self.position.doing)
 
     def _cut_short(self, said: str) -> Shortage:
         """Undo what was being done, and take what was learnt off the card."""
@@ -191,7 +191,7 @@ class Attempts:
         """Free the card and choose what takes less. Raises `RunError` where the run cannot go on."""
         if not shortage.undone:
             raise self._end(shortage, "The optimizer had begun to change weights, which cannot be undone")
-        if len(self.used) > _memory(self.recipe).recoveries:
+        if len(self.used) > self.recipe.memory.recoveries:
             raise self._end(shortage, f"It went on {len(self.used) - 1} times ([memory] recoveries)")
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         self.parts = None
@@ -241,7 +241,7 @@ class Attempts:
 
 def on_gpu(parts: Parts) -> bool:
     """Whether a run is on a GPU."""
-    return parts.accelerator.device.type == "cuda"
+    return bool(parts.accelerator.device.type == "cuda")
 
 
 def _recovery(shortage: Shortage, now: Composition, step: int) -> Recovery:
@@ -271,9 +271,3 @@ def _explained(directory: Path, registry: Registry) -> tuple[str, ...]:
         return tuple(line for line in said if line.strip())
     except (FtError, OSError):
         return ()
-
-
-def _memory(recipe):  # SHIM
-    from types import SimpleNamespace
-
-    return getattr(recipe, "memory", SimpleNamespace(fit=False, rehearse=True, recoveries=3, allow=()))
