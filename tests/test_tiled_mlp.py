@@ -262,6 +262,13 @@ def test_it_lowers_the_peak_and_counts_all_work(tmp_path: Path, monkeypatch: pyt
     assert alike.times() == 1
 
 
+def test_what_a_tile_takes_in_the_backward_pass_is_its_modules(tmp_path: Path) -> None:
+    log = _traced(tmp_path, GRADIENT_CHECKPOINTING, CHUNKED_LOSS, NAME, tokens=16).log
+    blocks = [block for block in log.blocks if block.phase == "backward" and block.shape[-1:] == (128,)]
+    assert {block.module.partition(".mlp")[0] for block in blocks} == {"model.layers.0", "model.layers.1"}
+    assert {block.kind for block in blocks} == {"recomputed activations", "activation gradients", "gradients"}
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_architectures_are_traced(name: str, tmp_path: Path) -> None:
     found = _traced(tmp_path, GRADIENT_CHECKPOINTING, NAME, name=name, tokens=16)

@@ -69,7 +69,7 @@ class Tiled:
         sums: list[Tensor] = []
         for tile in tiles:
             part = partial(torch.narrow, dim=axis, start=tile.start, length=tile.length)
-            with standing_for(tile.times):
+            with standing_for(tile.times, self.module):
                 found = self._of_tile(part(x), part(grad), wants_x, trained)
                 if of_x is not None:
                     part(of_x).copy_(found.pop(0))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from fitune.forecast import alike
 from fitune.wrapping import unwrapped
 
 OUTSIDE = ""
@@ -99,6 +100,9 @@ class ModuleTracker:
             return self._innermost(), self.in_head, False
         if self._stack:  # in the backward pass, modules are called to be computed again
             return self._innermost(), False, True
+        in_pieces = alike.module()
+        if in_pieces is not None:
+            return self._names.get(in_pieces, OUTSIDE), False, False
         at = bisect_right(self._numbers, node._sequence_nr()) - 1
         # The largest number stands for the accumulation of a gradient, which belongs to no forward pass.
         if at < 0 or node.name() == "torch::autograd::AccumulateGrad":
