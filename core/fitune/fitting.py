@@ -72,14 +72,23 @@ class Foreseen:
 
 
 def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composition:
-    """What `[memory] fit` chooses for these data; the recipe as it is if there is nothing to choose.
+    """What `[memory] fit` chooses for these data; the recipe's own strategies where there is no GPU to fit to.
 
     Raises `RunError` if nothing fits.
     """
     from fitune.fit.resolve import resolve
 
     found = resolve(recipe, registry, materials.shapes)
-    return Composition(recipe=recipe) if found is None else _composition(found)
+    if found is not None:
+        return _composition(found)
+    if recipe.train.batch_tokens is not None:
+        raise RunError(
+            "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. Name "
+            'a card, e.g. fit = "a10g", or give micro_batch and the strategy "accumulation"'
+        )
+    memory = dataclasses.replace(recipe.memory, fit=False, allow=())
+    own = dataclasses.replace(recipe, memory=memory)
+    return Composition(recipe=own, lines=("no GPU here to fit to: the recipe's own strategies, and no others",))
 
 
 def refitter_of(registry: Registry) -> Refitter:
@@ -158,7 +167,7 @@ def _composition(found: Any) -> Composition:
 
 
 def _named(table: dict[str, object]) -> str:
-    options = ", ".join(f"{key} {value}" for key, value in table.items() if key != "use")
+    options = ", ".join(f"{key} {toml_text(value)}" for key, value in table.items() if key != "use")
     return f"{table['use']} ({options})" if options else str(table["use"])
 
 
