@@ -23,7 +23,7 @@ from fitune.host_copies import HostCopy
 from fitune.loss import plain_loss
 from fitune.testing import write_recipe
 from fitune_plugins.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
-from fitune_plugins.offload_checkpoints import CHECKPOINT, NAME, OffloadCheckpoints
+from fitune_plugins.offload_checkpoints import CHECKPOINT, NAME, OffloadCheckpoints, OffloadCheckpointsOptions
 from real_steps import both_logs, events
 from test_gradient_checkpointing import LAYERS, MODELS, _model
 from tiny import assert_close, gradients, loss_and_gradients, make_batch, parts_of
@@ -35,8 +35,8 @@ def _checkpointed(model: PreTrainedModel, layers: int | None = None) -> PreTrain
     return GradientCheckpointing(GradientCheckpointingOptions(layers=layers)).prepare(model)
 
 
-def _offloaded(model: PreTrainedModel, layers: int | None = None) -> PreTrainedModel:
-    return OffloadCheckpoints().prepare(_checkpointed(model, layers))
+def _offloaded(model: PreTrainedModel, layers: int | None = None, *, prefetch: bool = True) -> PreTrainedModel:
+    return OffloadCheckpoints(OffloadCheckpointsOptions(prefetch=prefetch)).prepare(_checkpointed(model, layers))
 
 
 def _held(model: PreTrainedModel) -> list[int]:
@@ -99,6 +99,13 @@ def test_each_input_is_fetched_before_it_is_needed(layers: int, back: list[str],
     assert [name for name in moves if name != "leave"] == back
 
 
+def test_without_prefetch_each_layer_fetches_its_own(moves: list[str]) -> None:
+    _, expected = loss_and_gradients(plain_loss, _checkpointed(_model()), BATCH)
+    _, found = loss_and_gradients(plain_loss, _offloaded(_model(), prefetch=False), BATCH)
+    assert all(map(torch.equal, found, expected))
+    assert [name for name in moves if name in ("take", "fetch")] == ["take", "fetch"] * 2
+
+
 def test_evaluation_moves_nothing(moves: list[str]) -> None:
     model = _offloaded(_model())
     with torch.no_grad():
@@ -144,7 +151,7 @@ def test_rows_of_many_lengths_share_their_memory() -> None:
 
 def test_without_checkpointed_layers() -> None:
     with pytest.raises(ModelError, match=r"offload-checkpoints: no layer is checkpointed.*gradient-checkpointing"):
-        OffloadCheckpoints().prepare(_model())
+        OffloadCheckpoints(OffloadCheckpointsOptions()).prepare(_model())
 
 
 @pytest.mark.parametrize(

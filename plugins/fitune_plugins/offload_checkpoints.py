@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fitune import Fit, MemoryStrategy, ModelError, NoOptions, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Problem, Recipe, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +25,20 @@ NEEDS = "gradient-checkpointing"
 CHECKPOINT = "_gradient_checkpointing_func"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadCheckpointsOptions:
+    """Options of the strategy `offload-checkpoints`."""
+
+    prefetch: bool = True
+    """Whether an input comes back while the layer behind it is in its backward pass. Without it, each layer waits for
+    its own, which saves the memory of one and matters little where rows are long."""
+
+
+@dataclass(frozen=True, slots=True)
 class OffloadCheckpoints(Strategy):
     """Wraps the function that checkpoints a layer."""
+
+    options: OffloadCheckpointsOptions
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Wrap it. Raises `ModelError` if no layer is checkpointed."""
@@ -39,7 +52,7 @@ class OffloadCheckpoints(Strategy):
             raise ModelError(
                 f'{NAME}: no layer is checkpointed. Put a [[memory.strategy]] with use = "{NEEDS}" before it'
             )
-        chain = _Chain(HostCopies(model.device, NAME))
+        chain = _Chain(HostCopies(model.device, NAME), prefetch=self.options.prefetch)
         for number, layer in enumerate(checkpointed):
             keep = layer is layers[-1]
             layer.__dict__[CHECKPOINT] = partial(_offloaded, layer.__dict__[CHECKPOINT], chain, number, keep)
@@ -94,13 +107,14 @@ class _Input:
 class _Chain:
     """The inputs of a forward pass, one behind the other."""
 
-    def __init__(self, copies: HostCopies) -> None:
+    def __init__(self, copies: HostCopies, *, prefetch: bool) -> None:
         self._copies = copies
+        self._prefetch = prefetch
         self._last: tuple[int, weakref.ref[_Input]] | None = None
 
     def add(self, tensor: Tensor, number: int, *, keep: bool) -> _Input:
         before = None
-        if self._last is not None and self._last[0] == number - 1:
+        if self._prefetch and self._last is not None and self._last[0] == number - 1:
             before = self._last[1]()
         kept: _Kept = _OnCard(tensor) if keep else self._copies.send(tensor)
         made = _Input(kept, before)
@@ -140,13 +154,13 @@ def _offloaded(
 
 
 @hookimpl
-def ft_memory_strategies() -> Iterable[MemoryStrategy[NoOptions]]:
+def ft_memory_strategies() -> Iterable[MemoryStrategy[OffloadCheckpointsOptions]]:
     """Offer the strategy."""
     yield MemoryStrategy(
         name=NAME,
         summary="Inputs of checkpointed layers in host memory, copied while the card computes",
-        options=NoOptions,
-        make=lambda options: OffloadCheckpoints(),
+        options=OffloadCheckpointsOptions,
+        make=OffloadCheckpoints,
         exact=True,
         fit=Fit(needs=NEEDS, asked=True),
     )
