@@ -110,7 +110,7 @@ def test_the_longest_rows_go_through_everything(recipe: Path, monkeypatch: pytes
     report = _rehearsed(parts)
     longest = max(len(example.input_ids) for example in parts.examples)
     held_out = max(len(example.input_ids) for example in parts.evaluator.examples)
-    assert seen == [(2, longest, True, True)] * 2 + [(2, held_out, False, False)]
+    assert seen == [(2, longest, True, True)] * 3 + [(2, held_out, False, False)]
     assert [(rows, new) for rows, _, new in prompts] == [(2, 4)]  # to the end, whatever the model says
     assert (report.rows, report.tokens) == (2, longest)
     assert report.memory.peak > 0

@@ -79,7 +79,7 @@ class MemoryReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RehearsalReport:
-    """What went through a whole step, an evaluation and a save before the first step, and was undone; measured."""
+    """What went through whole steps, an evaluation and a save before the first step, and was undone; measured."""
 
     rows: int
     """Of the longest micro-batch."""

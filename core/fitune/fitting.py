@@ -83,8 +83,8 @@ def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composit
         return _composition(found)
     if recipe.train.batch_tokens is not None:
         raise RunError(
-            "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. Name "
-            'a card, e.g. fit = "a10g", or give micro_batch and the strategy "accumulation"'
+            "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. "
+            'Name a card, e.g. fit = "a10g", or give micro_batch and the strategy "accumulation"'
         )
     memory = dataclasses.replace(recipe.memory, fit=False, allow=())
     own = dataclasses.replace(recipe, memory=memory)

@@ -29,14 +29,14 @@ from fitune.training_state import TrainingState, restore
 
 
 def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
-    """Put the longest rows through a step, an evaluation and a save; then restore the run, which is in this state.
+    """Put the longest rows through two steps, an evaluation and a save; then restore the run, which is in this state.
 
     What fails is raised as it would be later, and leaves the run as it is by then. In a run of several processes each
     must call it.
     """
     start = time.perf_counter()
     modules = module_state(parts.run.model)
-    batch = _step(parts)
+    batch = _steps(parts)
     evaluators = list(_evaluators(parts))
     for evaluator in evaluators:
         evaluator.evaluate(0)
@@ -55,16 +55,18 @@ def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
     )
 
 
-def _step(parts: Parts) -> Batch:
-    """Make a step of the longest micro-batch that the rows can make; twice where there is accumulation."""
+def _steps(parts: Parts) -> Batch:
+    """Make two steps of the longest micro-batch that the rows can make, as a forecast does: only the second meets the
+    optimizer's state, and, where there is accumulation, gradients that are there already.
+    """
     rows = longest(parts.examples, parts.run.recipe.train.micro_batch)
     batch: Batch = next(iter(parts.make_batches(iter([rows]))))
-    times = min(parts.run.plan.accumulation, 2)
-    parts.step.make(
-        [batch] * times,
-        batch.targets * times * parts.run.processes,
-        reduce=partial(parts.step.trainables.reduce, parts.accelerator),
-    )
+    for times in (1, min(parts.run.plan.accumulation, 2)):
+        parts.step.make(
+            [batch] * times,
+            batch.targets * times * parts.run.processes,
+            reduce=partial(parts.step.trainables.reduce, parts.accelerator),
+        )
     return batch
 
 
