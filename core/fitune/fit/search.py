@@ -25,7 +25,9 @@ LENIENCE = 1.06
 """How far over the card's memory a sum may be for the composition to be looked at again: sums overestimate."""
 CHANGED = 1.02
 """What a lever that changes numbers must be faster by, for each of them."""
-CLOSE_LOOKS, TRACES = 24, 12
+ALIKE = 1.01
+"""Times that differ by less are alike: of two such compositions the one of fewer levers is taken."""
+CLOSE_LOOKS, TRACES = 12, 10
 """The most compositions that are looked at again, and the most traces in full depth."""
 NEAREST = 3
 """Compositions that are looked at closely where none seems to fit."""
@@ -99,8 +101,8 @@ class Space:
 
 @dataclass(order=True)
 class _Candidate:
-    seconds: float
-    tie: tuple[int, ...]
+    order: tuple[float, ...]
+    seconds: float = field(compare=False)
     stage: int = field(compare=False)
     picks: Picks = field(compare=False)
     rows: Rows = field(compare=False)
@@ -140,6 +142,8 @@ class Search:
                     best = closer
             if closer is not None:
                 heapq.heappush(waiting, closer)
+            if best is not None and (not waiting or best.seconds <= ALIKE * waiting[0].seconds):
+                break  # or only something that is hardly faster could be found
             if self._traces >= TRACES or (self._looks >= CLOSE_LOOKS and best is not None):
                 break
         if best is None or best.found is None:
@@ -181,9 +185,9 @@ class Search:
         return [self._made(picks, rows, estimate, count, seen, stage)]
 
     def _made(self, picks: Picks, rows: Rows, estimate: Estimate, count: int, seen: Seen, stage: int) -> _Candidate:
-        levers = sum(pick >= 0 for pick in picks)
-        tie = (levers, *picks, rows.micro_batch)
-        return _Candidate(seen.seconds * self.space.handicap(picks), tie, stage, picks, rows, count, estimate)
+        seconds = seen.seconds * self.space.handicap(picks)
+        order = (math.floor(math.log(seconds, ALIKE)), sum(pick >= 0 for pick in picks), seconds, *picks)
+        return _Candidate(order, seconds, stage, picks, rows, count, estimate)
 
     # ------------------------------------------------------------------------------------------------- by short models
 
