@@ -34,11 +34,11 @@ class Materials:
 
     def shapes(self, recipe: Recipe) -> Shapes:
         """The largest batches that a recipe makes of these rows."""
-        from fitune.forecast.planning import accumulation_of
+        from fitune.compose import planned
         from fitune.forecast.shapes import shapes_of_rows
 
         held_out = self.held_out.rows if self.held_out else ()
-        return shapes_of_rows(recipe, self.context, accumulation_of(recipe), self.data.rows, held_out)
+        return shapes_of_rows(recipe, self.context, planned(recipe, gpu=True)[1].accumulation, self.data.rows, held_out)
 
     def must_be_known_to(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` if the data hold a token that the model has no embedding of: a GPU's own error says
