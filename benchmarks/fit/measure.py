@@ -4,7 +4,8 @@
 
 The run is the product's own, `compose` and `train`, without what `ft run` does around them. Weights come from the
 loader that the recipe names; `shape` (benchmarks/memory/forecast_rows.py) makes random ones on the card, on whose
-values neither memory nor speed depends. Steps are timed as `StepReport.seconds`; the first two are left out of the median.
+values neither memory nor speed depends. Steps are timed as `StepReport.seconds`; the first two are left out of the
+median.
 """
 
 from __future__ import annotations
