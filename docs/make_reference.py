@@ -14,7 +14,7 @@ import click
 
 from fitune.cli import Settings, cli
 from fitune.options import describe
-from fitune.recipe import Data, Evaluation, General, Log, Train, Weight
+from fitune.recipe import Data, Evaluation, General, Log, Memory, Train, Weight
 from fitune.registry import KINDS, Registry
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -25,6 +25,7 @@ HEAD = """\
 """
 TABLES: dict[str, tuple[type, str]] = {
     "above the first table": (General, ""),
+    "`[memory]`": (Memory, "Beside these, `[[memory.strategy]]`, each served by the plugin it names."),
     "`[data]`": (Data, "Beside these, `[[data.source]]` and `[[data.stage]]`, each served by the plugin it names."),
     "`[[data.source]]`, beside the plugin's own options": (Weight, ""),
     "`[train]`": (Train, ""),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fitune._version import __version__
-from fitune.commands_memory import explain_oom_command
+from fitune.commands_memory import explain_oom_command, plan_command
 from fitune.errors import FtError, PluginError, RunError, nearest, sentences
 from fitune.processes import is_main_process
 
@@ -215,25 +215,7 @@ def data(settings: Settings, /, recipe: Path, overrides: Sequence[str], **shown:
     show(read_recipe(recipe, settings.registry(), overrides), **shown)
 
 
-@cli.command()
-@recipe_argument
-@set_option
-@click.option("--gpu", metavar="CARD", help="A card by name, e.g. a10g, or a TOML file.  [default: this machine's]")
-@click.option("--budget", metavar="SIZE", help="Memory for the whole process in place of a card, e.g. 22.3GiB.")
-@click.option("--data", is_flag=True, help="Prepare the data and forecast their longest rows.")
-@click.option(
-    "--levers", "with_levers", is_flag=True, help="Trace every change that may save memory, too (up to a minute)."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@switches
-@click.pass_obj
-def plan(settings: Settings, /, recipe: Path, overrides: Sequence[str], **asked: Any) -> None:
-    """Forecast the memory of a run of RECIPE: how much, what for, and whether it fits. Needs no GPU and no weights."""
-    from fitune.forecast import planning
-
-    planning.plan(recipe, settings.registry(), overrides, **asked)
-
-
+cli.add_command(plan_command(switches, recipe_argument, set_option))
 cli.add_command(explain_oom_command(switches, set_option))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fitune.errors import Problem, RecipeError, nearest
+from fitune.fit.levers import must_be_asked
 from fitune.recipe import Recipe
 from fitune.records import MemoryStrategy
 from fitune.registry import Registry
@@ -19,17 +20,19 @@ def fit_problems(recipe: Recipe, registry: Registry, values: Mapping[str, Any]) 
     yield from _of_batch(recipe, values)
 
 
+def is_file(fit: object) -> bool:
+    """Whether `[memory] fit` is the path of a card's description."""
+    return isinstance(fit, str) and fit.strip().lower().endswith(".toml")
+
+
 def _of_card(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
-    from fitune.forecast.cards import find_card, parse_size
+    from fitune.forecast.cards import card_or_budget
 
     wanted = recipe.memory.fit
     if not isinstance(wanted, str):
         return
     try:
-        if wanted[:1].isdigit():
-            parse_size(wanted)
-        else:
-            find_card(wanted)
+        card_or_budget(wanted)
     except RecipeError as error:
         yield ("memory", "fit"), Problem(what=error.message, fix="Or write fit = true for this machine's GPU")
 
@@ -41,14 +44,18 @@ def _of_allowed(recipe: Recipe, registry: Registry) -> Iterator[tuple[Key, Probl
         fix = "Set fit, e.g. fit = true, or name the strategies as [[memory.strategy]]"
         yield at, Problem(what='"allow" has no effect without "fit"', fix=fix)
     records = {p.record.name: p.record for p in registry.provided if isinstance(p.record, MemoryStrategy)}
-    may = sorted(name for name, record in records.items() if record.fit and record.fit.asked)
-    for name in allowed:
+    may = sorted(name for name, record in records.items() if must_be_asked(record))
+    named = {use.record.name for use in recipe.strategies}
+    for number, name in enumerate(allowed):
         if name not in records:
             yield at, Problem(what=f'there is no memory strategy "{name}"', fix=nearest(name, may))
         elif name not in may:
-            why = "is taken without being allowed" if records[name].fit else "is never chosen by itself"
+            why = "needs no permission" if records[name].fit else "is never chosen by itself"
             fix = "Remove it" if records[name].fit else f'Name it: [[memory.strategy]] use = "{name}"'
             yield at, Problem(what=f'"{name}" {why}', fix=fix)
+        elif name in named or name in allowed[:number]:
+            where = "as a [[memory.strategy]]" if name in named else "in the list"
+            yield at, Problem(what=f'"{name}" stands {where} already', fix="Remove it here")
 
 
 def _of_batch(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[Key, Problem]]:

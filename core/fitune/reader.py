@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError
-from fitune.fit_keys import fit_problems
+from fitune.fit_keys import fit_problems, is_file
 from fitune.options import is_table, parse, toml_text
 from fitune.recipe import Data, Evaluation, General, Log, Memory, Recipe, Train, Use, Weight
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
@@ -57,7 +57,6 @@ class _Reader:
         recipe = Recipe(path=self.source.path, **parts)
         for key, problem in fit_problems(recipe, self.registry, self.source.values):
             self._add(key, problem)
-        self._raise()
         for _, found in self.registry.call("ft_check", recipe=recipe):
             for problem in found or ():
                 self._add(_split(problem.key), problem)
@@ -185,6 +184,8 @@ class _Reader:
             base = Path.cwd() if self.source.overridden((*at, field.name)) else self.source.path.parent.resolve()
             if isinstance(item, Path):
                 changes[field.name] = _absolute(base, item)
+            elif isinstance(value, Memory) and is_file(item):
+                changes[field.name] = str(_absolute(base, Path(item)))
             elif isinstance(item, tuple) and any(isinstance(part, Path) for part in item):
                 changes[field.name] = tuple(_absolute(base, p) if isinstance(p, Path) else p for p in item)
         return cast(T, dataclasses.replace(cast(Any, value), **changes)) if changes else value

@@ -178,13 +178,23 @@ class Recipe:
             **to_table(self.general),
             "model": self.model.table(),
             "adapter": self.adapter.table(),
-            "memory": {**to_table(self.memory), "strategy": [s.table() for s in self.strategies]},
+            "memory": {**self._memory(), "strategy": [s.table() for s in self.strategies]},
             "data": {
                 **to_table(self.data),
                 "source": [s.table() for s in self.sources],
                 "stage": [s.table() for s in self.stages],
             },
-            "train": to_table(self.train),
+            "train": self._train(),
             **(held_out if self.eval_sources or self.evaluation.fraction else {}),
             "log": to_table(self.log),
         }
+
+    def _memory(self) -> dict[str, object]:
+        """Without what only speaks of a choice, where none is left."""
+        table = to_table(self.memory)
+        return table if self.memory.fit else {k: v for k, v in table.items() if k not in ("fit", "allow")}
+
+    def _train(self) -> dict[str, object]:
+        """Without what is left to be chosen."""
+        table = to_table(self.train)
+        return table if self.train.batch_tokens is None else {k: v for k, v in table.items() if k != "micro_batch"}

@@ -13,7 +13,7 @@ from fitune.fit.levers import Lever, levers_for
 from fitune.fit.nothing import explain
 from fitune.fit.search import NothingFits, Rows, Search, Space
 from fitune.fit.tracing import Asked, Shape, Traces
-from fitune.forecast.cards import Card, budget_card, find_card, local_card, parse_size
+from fitune.forecast.cards import Card, card_or_budget, local_card
 from fitune.forecast.rehearsal import built
 from fitune.forecast.seen import better_known
 from fitune.forecast.twins import twins_of
@@ -47,9 +47,7 @@ def card_of_fit(recipe: Recipe) -> Card | None:
         return None if local is None else better_known(local)
     if not wanted:
         return None
-    if wanted[:1].isdigit():
-        return budget_card(parse_size(wanted), local)
-    return find_card(wanted)
+    return card_or_budget(wanted, local)
 
 
 def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted:

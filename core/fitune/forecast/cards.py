@@ -126,6 +126,16 @@ def find_card(name: str) -> Card:
     raise RecipeError([sentences(f'no card is known as "{name}"', hint, "A .toml file can describe one of your own")])
 
 
+def card_or_budget(text: str, like: Card | None = None) -> Card:
+    """The card that a text names, or a budget where it is a size; some cards' names are numbers. Raises `RecipeError`.
+
+    A budget computes as `like` does.
+    """
+    if text.strip()[:1].isdigit() and not text.strip().lower().endswith(".toml") and _key(text) not in _spellings():
+        return budget_card(parse_size(text), like)
+    return find_card(text)
+
+
 def local_card() -> Card | None:
     """The current GPU of this machine, with its real total memory; None where torch finds no NVIDIA GPU.
 

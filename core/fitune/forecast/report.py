@@ -30,7 +30,7 @@ def size(number: int) -> str:
 
 def text(forecast: Forecast, name: str) -> Iterator[str]:
     """The lines of a plan."""
-    yield from _verdict(forecast, name)
+    yield from verdict(forecast, name)
     yield ""
     yield from _ledger(forecast)
     yield ""
@@ -47,7 +47,8 @@ def text(forecast: Forecast, name: str) -> Iterator[str]:
     yield from _timeline(forecast.ledger.timeline)
 
 
-def _verdict(forecast: Forecast, name: str) -> Iterator[str]:
+def verdict(forecast: Forecast, name: str) -> Iterator[str]:
+    """Whether it fits, and the figures that say so."""
     card, rehearsal = forecast.card, forecast.rehearsal
     if forecast.passes and forecast.reserved <= card.usable - forecast.margin:
         said = f"fits, {size(forecast.spare)} to spare"

@@ -1,0 +1,129 @@
+"""What a fit has chosen, as a person reads it and as a program does. Every number is forecast, none measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fitune.fit.fitted import Considered, Fitted
+from fitune.forecast.report import size, verdict
+from fitune.options import describe, to_table, toml_text
+from fitune.recipe import Recipe, Use
+from fitune.records import MemoryStrategy
+
+ROWS = 10
+"""Most of the other compositions that are listed; a program gets all."""
+
+
+def lines(fitted: Fitted, asked: Recipe) -> Iterator[str]:
+    """What was chosen for the recipe that was asked about, and what else there is."""
+    yield from verdict(fitted.forecast, asked.general.name)
+    for note in fitted.notes:
+        yield f"  note       {note}"
+    yield ""
+    yield from _chosen(fitted, asked)
+    yield ""
+    yield from _others(fitted)
+
+
+def in_short(fitted: Fitted) -> str:
+    """What was chosen, in a line."""
+    named = ", ".join(_worded(use.record.name, _settings(use)) for use in fitted.recipe.strategies) or "no strategy"
+    return f"[memory] fit: planned is what it chooses for {fitted.card.name}, {size(fitted.card.memory)}: {named}"
+
+
+def json_of_fit(fitted: Fitted) -> dict[str, Any]:
+    """The same for a program; sizes are bytes, `seconds` those of the time model, to be compared with each other."""
+    return {
+        "card": {"name": fitted.card.name, "memory": fitted.card.memory, "context": fitted.card.context},
+        "strategies": [use.table() for use in fitted.recipe.strategies],
+        "chosen": _json(fitted.chosen, fitted.chosen),
+        "others": [_json(other, fitted.chosen) for other in fitted.others],
+        "notes": list(fitted.notes),
+    }
+
+
+def differences(other: Considered, chosen: Considered) -> str:
+    """What another composition does otherwise than the chosen one."""
+    theirs, ours = ({str(t["use"]): _options(t) for t in one.tables} for one in (other, chosen))
+    said = [f"with {_worded(name, options)}" for name, options in theirs.items() if name not in ours]
+    said += [_worded(name, options) for name, options in theirs.items() if name in ours and options != ours[name]]
+    said += [f"without {name}" for name in ours if name not in theirs]
+    if (other.micro_batch, other.accumulation) != (chosen.micro_batch, chosen.accumulation):
+        said.append(f"micro_batch {other.micro_batch}, accumulated {other.accumulation} times")
+    return "; ".join(said) or "the same strategies"
+
+
+def _chosen(fitted: Fitted, asked: Recipe) -> Iterator[str]:
+    named = {use.record.name for use in asked.strategies}
+    strategies = fitted.recipe.strategies
+    yield "Chosen: the fastest composition that fits, by forecast"
+    for use in strategies:
+        mark = " (named by the recipe)" if use.record.name in named else ""
+        yield f"  {_worded(use.record.name, _settings(use))}: {_summary(use)}{mark}"
+    if not strategies:
+        yield "  no memory strategy"
+    train = fitted.recipe.train
+    yield f"  micro_batch {train.micro_batch}, accumulated {fitted.chosen.accumulation} times"
+    spare = fitted.card.usable - fitted.forecast.margin - fitted.forecast.reserved
+    yield f"  to spare {size(spare)} with nothing given back, forecast"
+    yield f"  time of a step {_pace(fitted)}"
+
+
+def _pace(fitted: Fitted) -> str:
+    fastest = min((fitted.chosen, *fitted.others), key=lambda one: one.seconds)
+    if fastest is fitted.chosen or fastest.seconds <= 0:
+        return "1.00, estimated: nothing that was looked at is faster"
+    fits = "fits too, but changes numbers" if fastest.fits else "does not fit"
+    times = fitted.chosen.seconds / fastest.seconds
+    return f"{times:.2f} times that of the fastest that was looked at, which {fits}; estimated"
+
+
+def _others(fitted: Fitted) -> Iterator[str]:
+    if not fitted.others:
+        yield "Nothing else was looked at"
+        return
+    yield "Looked at beside it: time of a step and memory as forecast, and what is otherwise"
+    yield f"  {'time':>5} {'reserved':>12}  {'':<12} {'':<9} otherwise"
+    for one in fitted.others[:ROWS]:
+        time = f"{one.seconds / fitted.chosen.seconds:.2f}" if fitted.chosen.seconds > 0 else "?"
+        fits = "fits" if one.fits else "does not fit"
+        how = "traced" if one.confirmed else "estimated"
+        yield f"  {time:>5} {size(one.reserved):>12}  {fits:<12} {how:<9} {differences(one, fitted.chosen)}"
+    if len(fitted.others) > ROWS:
+        yield f"  and {len(fitted.others) - ROWS} more: --json has all"
+
+
+def _json(one: Considered, chosen: Considered) -> dict[str, Any]:
+    return {
+        "strategies": [dict(table) for table in one.tables],
+        "micro_batch": one.micro_batch,
+        "accumulation": one.accumulation,
+        "seconds": one.seconds,
+        "relative_time": one.seconds / chosen.seconds if chosen.seconds > 0 else None,
+        "allocated": one.allocated,
+        "reserved": one.reserved,
+        "margin": one.margin,
+        "fits": one.fits,
+        "traced": one.confirmed,
+    }
+
+
+def _options(table: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in table.items() if key != "use"}
+
+
+def _settings(use: Use[MemoryStrategy[Any]]) -> dict[str, object]:
+    """The options of a strategy that are not the default."""
+    plain = {option.name: option.default for option in describe(use.record.options)}
+    return {key: value for key, value in to_table(use.options).items() if toml_text(value) != plain[key]}
+
+
+def _worded(name: str, options: Mapping[str, object]) -> str:
+    said: Iterable[str] = (f"{key} = {toml_text(value)}" for key, value in options.items())
+    return f"{name} ({', '.join(said)})" if options else name
+
+
+def _summary(use: Use[MemoryStrategy[Any]]) -> str:
+    summary = use.record.summary
+    return summary[:1].lower() + summary[1:] if summary[1:2].islower() else summary
