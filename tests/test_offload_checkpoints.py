@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from architectures import GRADIENT_CHECKPOINTING, recipe_of
-from fitune import ModelError, RecipeError
+from fitune import ModelError, RecipeError, RunError, host_memory
 from fitune.forecast.cards import find_card
 from fitune.forecast.log import Block, MemoryLog
 from fitune.forecast.rehearsal import rehearse
@@ -140,6 +140,16 @@ def test_an_error_leaves_nothing_behind(number: int) -> None:
     _, found = loss_and_gradients(plain_loss, model, BATCH)
     assert all(map(torch.equal, found, expected))
     assert len(held) <= len(_held(model)) == LAYERS - 1
+
+
+def test_a_host_without_room_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _offloaded(_model())
+    with monkeypatch.context() as patch:
+        patch.setattr(host_memory, "available", lambda: 100)
+        with pytest.raises(RunError, match=r"offload-checkpoints: 0\.00 GiB of host memory were asked for"):
+            plain_loss(model, BATCH)
+    plain_loss(model, BATCH).backward()
+    assert len(_held(model)) == LAYERS - 1
 
 
 def test_rows_of_many_lengths_share_their_memory() -> None:

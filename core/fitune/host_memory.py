@@ -62,7 +62,7 @@ class HostMemory:
     def _no_room(self, size: int, why: str) -> RunError:
         return RunError(
             f"{self._purpose}: {size / 2**30:.2f} GiB of host memory were asked for, beside {self.held / 2**30:.2f} "
-            f"GiB that it has, but {why}. Shorten [train] length, or remove the strategy"
+            f"GiB that it has, but {why}. Free some, or remove the [[memory.strategy]]"
         )
 
 
