@@ -26,6 +26,8 @@ KERNELS = ("flash", "efficient", "cudnn")
 OTHERS: dict[str, Callable[..., int]] = {
     **{f"aten._scaled_dot_product_{kernel}_attention.default": _forward for kernel in KERNELS},
     **{f"aten._scaled_dot_product_{kernel}_attention_backward.default": _backward for kernel in KERNELS},
+    # torch has a formula for the first, which takes ten times as long
+    "aten.mm.default": lambda args, out: 2 * args[0].numel() * args[1].shape[-1],
     "aten.addmm_.default": lambda args, out: 2 * args[1].numel() * args[2].shape[-1],
     # rows x inputs x outputs: bitsandbytes multiplies by a weight that it dequantises first
     "bitsandbytes.gemm_4bit.default": lambda args, out: 2 * args[0].numel() * out.shape[-1],

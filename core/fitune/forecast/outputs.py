@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fitune.forecast.usual import USUAL
+
 aten: Any = torch.ops.aten
 
 
@@ -48,7 +50,7 @@ def add(*args: Any, **named: Any) -> Any:
         dense = aten.is_non_overlapping_and_dense(first)
         if dense and first.shape == args[1].shape and _holders(first) == _fewest():
             return first
-    return aten.add.Tensor(*args, **named)
+    return USUAL["aten.add.Tensor"](*args, **named)
 
 
 def _of_engine() -> bool:
@@ -89,6 +91,7 @@ def prepare() -> None:
 
 
 AS_KERNEL: dict[str, Callable[..., Any]] = {
+    **USUAL,
     "aten._scaled_dot_product_efficient_attention.default": efficient_attention,
     "aten._scaled_dot_product_cudnn_attention.default": cudnn_attention,
     "aten.index_put.default": _added_in_place(aten.index_put),
