@@ -195,16 +195,22 @@ def test_evaluation_computes_once(batch: Batch) -> None:
     assert _counts(model.train(), strategy, batch) == [(1, 2), (1, 2)]
 
 
-@pytest.mark.parametrize("stages", ["", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]'])
-def test_in_a_run(stages: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stages", "fused"),
+    [
+        ("", ""),
+        ('data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]', ""),
+        ("", f'{{use="{FUSED}"}}, {{use="fused-lora"}}, '),
+    ],
+)
+def test_in_a_run(stages: str, fused: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe", {"adapter": {"use": "lora", "targets": "all-linear", "dropout": 0.1}})
-    others = f'memory.strategy=[{{use="accumulation", steps=2}}, {{use="{CHUNKED_LOSS}", tokens=16}}]'
+    others = f'memory.strategy=[{fused}{{use="accumulation", steps=2}}, {{use="{CHUNKED_LOSS}", tokens=16}}]'
     plain = gradients(recipe, others, *filter(None, [stages]))
     found = gradients(recipe, others, f'memory.strategy=[{{use="{NAME}"}}]', *filter(None, [stages]))
     assert len(found) == 3
-    assert all(
-        torch.equal(a, b) for one, other in zip(found, plain, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    pairs = [pair for one, other in zip(found, plain, strict=True) for pair in zip(one, other, strict=True)]
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 # ------------------------------------------------------------------------------------------------------- forecasts

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -212,24 +213,47 @@ def test_results_that_are_changed_in_place(layer: Callable[[Tensor], Tensor], re
     assert again - products == repeated
 
 
-def test_a_result_that_is_changed_behind_the_layer_is_an_error() -> None:
-    hidden = torch.randn(4, 16).requires_grad_()
-    seen: list[Tensor] = []
+@pytest.mark.parametrize("keep", KEEP[1:])
+def test_a_result_that_is_changed_behind_the_layer_is_computed_again(keep: Keep) -> None:
+    def gradient(change: bool, context: Any) -> Tensor:
+        seen: list[Tensor] = []
 
-    def layer(x: Tensor) -> Tensor:
-        seen.append(x @ WEIGHT)
-        return seen[-1].sin()
+        def layer(x: Tensor) -> Tensor:
+            seen.append(F.scaled_dot_product_attention(x, x, x) if keep == "attention" else x[0, 0] @ WEIGHT)
+            return seen[-1].exp().sin()
 
-    out = checkpoint(layer, hidden, use_reentrant=False, context_fn=contexts("products"))
-    with torch.no_grad():
-        seen[0].add_(1)
-    with pytest.raises(RuntimeError, match="keeps was changed in place"):
+        hidden = torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = layer(hidden) if context is None else checkpoint(layer, hidden, use_reentrant=False, context_fn=context)
+        if change:
+            with torch.no_grad():
+                seen[0].add_(1)
         out.sum().backward()
+        assert hidden.grad is not None
+        return hidden.grad
+
+    assert keep != "nothing"
+    assert torch.equal(gradient(True, contexts(keep)), gradient(False, None))
 
 
-def test_a_second_backward_pass_is_an_error() -> None:
-    hidden = torch.randn(4, 16).requires_grad_()
-    out = checkpoint(lambda x: (x @ WEIGHT).sin(), hidden, use_reentrant=False, context_fn=contexts("products"))
+def test_one_that_was_read_in_a_list_is_computed_again() -> None:
+    def layer(hidden: Tensor) -> Tensor:
+        out = hidden @ WEIGHT
+        before = torch.cat([out, out])
+        with torch.no_grad():
+            out.addmm_(hidden, WEIGHT)
+        return before.exp().sum() * out.sin()
+
+    assert torch.equal(_gradient(layer, contexts("products"))[0], _gradient(layer, None)[0])
+
+
+@pytest.mark.parametrize("keep", KEEP[1:])
+def test_a_second_backward_pass_is_an_error(keep: Keep) -> None:
+    def layer(x: Tensor) -> Tensor:
+        return (F.scaled_dot_product_attention(x, x, x) if keep == "attention" else x @ WEIGHT).exp().sin()
+
+    assert keep != "nothing"
+    hidden = torch.randn(1, 2, 4, 16).requires_grad_()
+    out = checkpoint(layer, hidden, use_reentrant=False, context_fn=contexts(keep))
     out.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass only"):
         out.sum().backward()

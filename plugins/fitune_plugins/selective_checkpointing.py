@@ -3,7 +3,9 @@
 `torch.utils.checkpoint` computes a layer in one context and computes it again in another. Here the first keeps results
 in their order, and the second gives them back in place of computing them. It is the idea of torch's
 `create_selective_checkpoint_contexts`, which refuses results that are changed in place; here a product of matrices may
-be added to one (a LoRA branch onto its layer's result), and is then not repeated either.
+be added to one (a LoRA branch onto its layer's result), and is then not repeated either. To watch every operation
+costs the host more than many of them do; for attention alone, functions of torch are watched, and operations only
+within it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
@@ -45,6 +49,8 @@ PRODUCTS = {
 """Each with the position of its left matrix."""
 ADDED = frozenset({"aten::addmm_", "aten::baddbmm_"})
 """Products that are added to what is there."""
+SCALED_DOT_PRODUCT = torch._C._nn.scaled_dot_product_attention
+"""What `torch.nn.functional` calls by this name, unless a forecast has it call something else."""
 WIDE = 256
 """A product over so many numbers, or fewer (the second one of a LoRA, scores of attention), costs a card no more time
 than to write its result and read it again."""
@@ -53,8 +59,10 @@ than to write its result and read it again."""
 def contexts(keep: Literal["attention", "products"]) -> Contexts:
     """The `context_fn` of a checkpoint that keeps this."""
 
-    def both() -> tuple[_Keeping, _Giving]:
+    def both() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         kept = _Kept(keep)
+        if keep == "attention":
+            return _Within(_Keeping(kept)), _Within(_Giving(kept))
         return _Keeping(kept), _Giving(kept)
 
     return both
@@ -65,23 +73,28 @@ class _Result:
     """What one operation gave."""
 
     value: Any
-    versions: list[int] = field(default_factory=list)
-    """Of its tensors, once the layer is computed: what changes them until then is seen."""
+    versions: list[int] | None = None
+    """Of its tensors when the watch over them ended: until then, what changes them is seen."""
     used: bool = False
     """Whether another operation has read it."""
-    added: bool = False
-    """Whether it stands for a product that was added to another result, whose value is the whole."""
+    whole: _Result | None = None
+    """Of a product that was added to another result: that one, whose value is the whole."""
+    given: bool = False
+    """Whether its value was given back."""
 
-    def give(self) -> Any:
-        value, self.value = self.value, _GIVEN
-        if value is _GIVEN:
+    def give(self) -> bool:
+        """Whether the value can be given back: it was not changed in place. Raises `RuntimeError` the second time."""
+        if self.whole is not None:
+            return self.whole.given
+        if self.value is None:
             raise RuntimeError("a checkpointed layer that keeps results can go through one backward pass only")
-        if [tensor._version for tensor in _tensors(value)] != self.versions:
-            raise RuntimeError("a result that a checkpointed layer keeps was changed in place")
+        self.given = [tensor._version for tensor in _tensors(self.value)] == self.versions
+        return self.given
+
+    def take(self) -> Any:
+        """The value, which is not held any longer."""
+        value, self.value = self.value, None
         return value
-
-
-_GIVEN = object()
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +126,7 @@ class _Kept:
             self.results.append(None)
             return
         positions.append(len(self.results))
-        self.results.append(_Result((), added=True))
+        self.results.append(_Result((), whole=found[0]))
 
     def read(self, tensors: list[Tensor]) -> None:
         """Note that these were read."""
@@ -124,10 +137,10 @@ class _Kept:
                     result.used = True
 
     def close(self) -> None:
-        """The layer is computed."""
+        """The watch ends, for a while or for good."""
         self.about.clear()
         for result in self.results:
-            if result is not None:
+            if result is not None and result.versions is None:
                 result.versions = [tensor._version for tensor in _tensors(result.value)]
 
     def forget(self, tensors: list[Tensor]) -> None:
@@ -145,6 +158,9 @@ class _Keeping(TorchDispatchMode):
     def __init__(self, kept: _Kept) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._kept = kept
+
+    def begin(self) -> None:
+        """A layer is computed."""
 
     def __exit__(self, *error: Any) -> None:
         self._kept.close()
@@ -180,8 +196,13 @@ class _Giving(TorchDispatchMode):
         self._kept = kept
         self._next = 0
 
-    def __enter__(self) -> _Giving:
+    def begin(self) -> None:
+        """The layer is computed again, from its start."""
         self._next = 0
+
+    def __enter__(self) -> _Giving:
+        if self._kept.keep == "products":
+            self.begin()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -190,9 +211,36 @@ class _Giving(TorchDispatchMode):
         if kind.name in ADDED or _is_asked(kind, self._kept.keep):
             result = self._kept.results[self._next]
             self._next += 1
-            if result is not None:
-                return args[0] if result.added else result.give()
+            if result is not None and result.give():
+                return args[0] if result.whole else result.take()
         return func(*args, **(kwargs or {}))
+
+
+class _Within(TorchFunctionMode):
+    """Watches functions, and has a mode watch the operations of attention."""
+
+    def __init__(self, mode: _Keeping | _Giving) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __enter__(self) -> _Within:
+        self._mode.begin()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_attention(func):
+            return func(*args, **(kwargs or {}))
+        with self._mode:
+            return func(*args, **(kwargs or {}))
+
+
+def _is_attention(func: Any) -> bool:
+    if func is SCALED_DOT_PRODUCT:
+        return True
+    if isinstance(func, OpOverloadPacket):
+        return func._qualified_op_name in ATTENTION
+    return isinstance(func, OpOverload) and _kind(func).name in ATTENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +289,12 @@ def _detached(out: Any) -> Any:
 
 
 def _tensors(values: Any) -> list[Tensor]:
+    """Those in an operation's arguments or results, in their order."""
     if isinstance(values, Tensor):
         return [values]
-    return [value for value in values if isinstance(value, Tensor)]
+    if not isinstance(values, (tuple, list)):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _key(tensor: Tensor) -> int:
