@@ -238,7 +238,7 @@ def test_every_example_works_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     changes: dict[str, Any] = {
         "model": {"use": "mine"},
         "adapter": {"use": "embeddings"},
-        "memory": {"strategy": [{"use": "sgd"}]},
+        "memory": {"strategy": [{"use": "sgd"}], "rehearse": False},  # on a GPU it would have its own line
         "data": {"source": [{"use": "jsonl", "path": "data.jsonl"}], "stage": [{"use": "chat"}, {"use": "short"}]},
         "eval": {"source": [{"use": "jsonl", "path": "data.jsonl"}]},
     }
