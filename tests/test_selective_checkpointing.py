@@ -28,7 +28,7 @@ from fitune.forecast.shapes import shapes_of_recipe
 from fitune.loss import plain_loss
 from fitune.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
-from fitune_plugins import selective_checkpointing
+from fitune_plugins import kept_results
 from fitune_plugins.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
 from fitune_plugins.selective_checkpointing import contexts
 from real_steps import both_logs, events
@@ -44,7 +44,7 @@ ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 @pytest.fixture(autouse=True)
 def _tiny_products_are_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every product of a tiny model, but those over a rank of 4, were one over thousands of numbers."""
-    monkeypatch.setattr(selective_checkpointing, "WIDE", 8)
+    monkeypatch.setattr(kept_results, "WIDE", 8)
 
 
 @pytest.fixture(scope="module")
