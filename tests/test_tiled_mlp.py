@@ -198,6 +198,18 @@ def test_experts_are_left_alone(name: str) -> None:
         _tiled(_made(name), 8)
 
 
+def test_an_mlp_that_mixes_tokens_is_refused() -> None:
+    model: Any = _model()
+    mlp = model.model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: plain(x + torch.nn.functional.pad(x, (0, 0, 1, -1)))  # with the token before it
+    mlp.__class__ = type("ShiftedMLP", (type(mlp),), {})
+    with pytest.raises(ModelError, match="tiled-mlp: ShiftedMLP does not treat every token by itself"):
+        _tiled(model, 4)
+    assert model.training
+    assert mlp.training
+
+
 def test_in_a_run(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, {"adapter": {"use": "lora", "targets": "all-linear"}})
     plain = gradients(recipe, "train.steps=2")

@@ -55,6 +55,8 @@ class TiledMlp(Strategy):
                 f"{NAME}: {type(unwrapped(model)).__name__} has no MLP that can be computed in tiles. Remove the "
                 f'[[memory.strategy]] with use = "{NAME}"'
             )
+        for mlp in {type(mlp): mlp for mlp in mlps}.values():
+            _must_take_tokens_alone(mlp, unwrapped(model))
         for module in (*mlps, *norms):
             module.__dict__["forward"] = Tiled(module, self.options.tokens, random=module in mlps)
         return model
@@ -67,6 +69,29 @@ def _mlps(body: nn.Module) -> list[nn.Module]:
     layers = [m for m in body.modules() if isinstance(m, GradientCheckpointingLayer)]
     children = [child for layer in layers for child in layer.children()]
     return [child for child in children if type(child).__name__.endswith(MLPS) and not _is_mixture(child)]
+
+
+def _must_take_tokens_alone(mlp: nn.Module, model: PreTrainedModel) -> None:
+    """Raise `ModelError` if an MLP gives a token something else by itself than among others."""
+    import torch
+
+    from fitune.wrapping import has_values
+
+    width = model.config.get_text_config().hidden_size
+    tokens = torch.linspace(-1, 1, 4 * width, device=model.device).to(model.dtype).view(1, 4, width)
+    was_training = mlp.training
+    mlp.eval()
+    try:
+        with torch.no_grad():
+            among_others, alone = mlp(tokens)[:, 2:3].float(), mlp(tokens[:, 2:3]).float()
+    finally:
+        mlp.train(was_training)
+    off = (among_others - alone).norm() > 0.05 * alone.norm()
+    if has_values(model) and off:
+        raise ModelError(
+            f"{NAME}: {type(mlp).__name__} does not treat every token by itself. Remove the [[memory.strategy]] with "
+            f'use = "{NAME}"'
+        )
 
 
 def _is_mixture(module: nn.Module) -> bool:

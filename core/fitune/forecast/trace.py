@@ -142,7 +142,7 @@ class Tracer(TorchDispatchMode):
             self.failed_in = "" if self.modules is None else self.modules.now()[0]
             raise
         self.failing = ""
-        if self._phase != "evaluation":
+        if self._trains():
             flops = flops_of(func, name, args, kwargs or {}, results)
             self.flops += times() * flops
             if self._step == self.last_step:
