@@ -31,7 +31,9 @@ def set_allocator(plan: Plan) -> None:
     settings = dict(pair.split(":", 1) for pair in given.split(",") if ":" in pair)
     settings.update(plan.allocator)
     os.environ[name] = ",".join(f"{key}:{value}" for key, value in settings.items())
-    torch.cuda.memory._set_allocator_settings(os.environ[name])  # the environment may have been read already
+    # The environment may have been read already. torch has no public function for this, and renamed its own.
+    renamed = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (renamed or torch.cuda.memory._set_allocator_settings)(os.environ[name])
 
 
 def _check_processes(accelerator: Accelerator) -> None:
