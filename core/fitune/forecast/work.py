@@ -90,12 +90,11 @@ def kind_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops:
         return None
     given = [a for a in arguments if isinstance(a, Tensor) and a.is_meta]
     made = [r for r in ((results,) if isinstance(results, Tensor) else _flat(results)) if r.is_meta]
+    if not given:
+        lists = [argument for argument in arguments if isinstance(argument, (list, tuple))]
+        given = [a for argument in lists for a in argument if isinstance(a, Tensor) and a.is_meta]
     if not given and not made:
-        for argument in arguments:
-            if isinstance(argument, (list, tuple)):
-                given += [a for a in argument if isinstance(a, Tensor) and a.is_meta]
-        if not given:
-            return None
+        return None
     written = sum(_bytes(tensor) for tensor in made)
     read = written if name.startswith(OF_RESULTS) else sum(_bytes(tensor) for tensor in given)
     family = "" if not flops else "attention" if any(part in name for part in ATTENTION_NAMES) else "matmul"
