@@ -85,8 +85,8 @@ CASES = (
     ),
     case(
         "unknown key in [memory]",
-        [above("[[memory.strategy]]", '[memory]\nfit = "a10g"')],
-        ['r.toml:11: [memory] fit: unknown key "fit". Known: strategy'],
+        [above("[[memory.strategy]]", "[memory]\nstrategys = 1")],
+        ['r.toml:11: [memory] strategys: unknown key "strategys". Did you mean "strategy"?'],
     ),
     case(
         "unknown key in [data], meant for a table that is read elsewhere",

@@ -47,7 +47,10 @@ def differences(other: Considered, chosen: Considered) -> str:
     """What another composition does otherwise than the chosen one."""
     theirs, ours = ({str(t["use"]): _options(t) for t in one.tables} for one in (other, chosen))
     said = [f"with {_worded(name, options)}" for name, options in theirs.items() if name not in ours]
-    said += [_worded(name, options) for name, options in theirs.items() if name in ours and options != ours[name]]
+    changed = {name: options for name, options in theirs.items() if name in ours and options != ours[name]}
+    said += [
+        _worded(name, options) if options else f"{name}, its settings left out" for name, options in changed.items()
+    ]
     said += [f"without {name}" for name in ours if name not in theirs]
     if (other.micro_batch, other.accumulation) != (chosen.micro_batch, chosen.accumulation):
         said.append(f"micro_batch {other.micro_batch}, accumulated {other.accumulation} times")
