@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -232,3 +233,18 @@ def test_an_estimate_is_a_line_through_two_traces() -> None:
     assert estimate.smallest(12.5) == 7
     assert estimate.smallest(8.9) is None
     assert estimate.at(5).card == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("layers", "depths"), [(1, (0,)), (2, (1, 2)), (3, (1, 3)), (4, (2, 4)), (30, (2, 4))])
+def test_short_models_are_no_deeper_than_the_model(layers: int, depths: tuple[int, ...]) -> None:
+    where = dataclasses.replace(space(20, CHECKPOINTING), layers=layers)
+    assert where.depths == depths
+
+
+def test_a_model_that_cannot_be_shortened_is_traced_as_it_is() -> None:
+    """All of it is worked on, or nothing."""
+    machine = Machine()
+    machine.short = lambda asked, layers: machine.seen(asked, LAYERS) if layers == 0 else None  # type: ignore[method-assign]
+    where = dataclasses.replace(space(14, ALLOCATOR, CHECKPOINTING), layers=1)
+    _, _, found = Search(where, machine).run()
+    assert [dict(table) for table in found.tables] == [{"use": "allocator"}, {"use": "checkpointing"}]

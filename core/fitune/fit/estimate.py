@@ -46,6 +46,11 @@ class Line:
     """Of each layer."""
 
     @classmethod
+    def flat(cls, seen: Seen) -> Line:
+        """The same with any number of layers: of a model that is traced as it is."""
+        return cls(start=seen, layer=seen.plus(seen, -1.0))
+
+    @classmethod
     def through(cls, few: Seen, more: Seen, depths: tuple[int, int] = SHORT) -> Line:
         """From two traces."""
         step = more.plus(few, -1.0)

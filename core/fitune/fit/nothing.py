@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fitune.fit.fitted import Considered
-from fitune.fit.levers import levers_for, must_be_asked
-from fitune.fit.search import Search, Space, Sums, combinations
+from fitune.fit.levers import combinations, levers_for, must_be_asked
+from fitune.fit.search import Search, Space, Sums
 from fitune.fit.tracing import Traces
 from fitune.forecast.cards import GIB, Card
 from fitune.recipe import Recipe

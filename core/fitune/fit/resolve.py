@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fitune.compose import planned
-from fitune.errors import RunError
+from fitune.errors import ModelError, RunError
 from fitune.fit.fitted import Fitted
 from fitune.fit.levers import Lever, levers_for
 from fitune.fit.nothing import explain
@@ -16,9 +17,13 @@ from fitune.fit.tracing import Asked, Shape, Traces
 from fitune.forecast.cards import Card, card_or_budget, local_card
 from fitune.forecast.rehearsal import built
 from fitune.forecast.seen import better_known
+from fitune.forecast.shorten import shorten
 from fitune.forecast.twins import twins_of
 from fitune.recipe import Recipe
 from fitune.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_ROWS = 64
 """Rows to a micro-batch, at most, where the search chooses."""
@@ -52,16 +57,20 @@ def card_of_fit(recipe: Recipe) -> Card | None:
 
 def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted:
     """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does."""
-    config = built(recipe).config
+    model = built(recipe)
+    config = model.config
+    layers = layers_of(model)
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
     gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
     try:
-        levers = possible(levers_for(recipe, registry, config, recipe.memory.allow), recipe, tracing)
+        levers = possible(
+            levers_for(recipe, registry, config, recipe.memory.allow), recipe, tracing, 0 if layers == 1 else 2
+        )
         space = Space(
             levers=levers,
             named=frozenset(use.record.name for use in recipe.strategies),
             rows=rows_of(recipe),
-            layers=config.get_text_config().num_hidden_layers,
+            layers=layers,
             usable=card.usable,
         )
         search = Search(space, tracing)
@@ -84,7 +93,17 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     )
 
 
-def possible(levers: list[Lever], recipe: Recipe, tracing: Traces) -> list[Lever]:
+def layers_of(model: PreTrainedModel) -> int:
+    """Of a model that was just built; 1 for one that cannot be shortened."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    try:
+        shorten(model, max(1, layers - 1))
+    except ModelError:
+        return 1
+    return layers
+
+
+def possible(levers: list[Lever], recipe: Recipe, tracing: Traces, layers: int) -> list[Lever]:
     """Without those that are always taken, but cannot be with this model."""
     rows = rows_of(recipe)[0]
 
@@ -92,7 +111,7 @@ def possible(levers: list[Lever], recipe: Recipe, tracing: Traces) -> list[Lever
         tables = tuple({"use": lever.name, **lever.fit.settings[0]} for lever in some)
         accumulation = rows.accumulation if rows.chosen else None
         asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
-        return tracing.short(asked, 2) is not None
+        return tracing.short(asked, layers) is not None
 
     free = [lever for lever in levers if lever.fit.free]
     if not free or works(*free):

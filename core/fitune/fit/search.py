@@ -55,10 +55,18 @@ class Space:
     rows: Sequence[Rows]
     """Ways to cut a step; the first has the fewest rows to a micro-batch."""
     layers: int
+    """Of the model; 1 for one that cannot be shortened, which is then traced as it is."""
     usable: int
     """Bytes that the allocator can have."""
     quantizing: frozenset[str] = frozenset({"nf4"})
     """Strategies whose forecast needs the margin of a quantised model."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Layers of the models that are traced to estimate from; 0 for all of them."""
+        if self.layers == 1:
+            return (0,)
+        return SHORT if self.layers >= SHORT[1] else (1, self.layers)
 
     @property
     def counted(self) -> int | None:
@@ -96,7 +104,7 @@ class Space:
     def handicap(self, picks: Picks) -> float:
         """What its time is multiplied by, to be compared."""
         changed = sum(lever.changes_numbers for lever, pick in zip(self.levers, picks, strict=True) if pick >= 0)
-        return CHANGED**changed  # type: ignore[no-any-return]
+        return CHANGED**changed
 
 
 @dataclass(order=True)
@@ -316,8 +324,13 @@ def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate |
 def line(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Line | None:
     """Of a composition, its counted lever in all layers."""
     asked = space.asked(picks, rows, None)
-    few, more = (tracing.short(asked, layers) for layers in SHORT)
-    return None if few is None or more is None else Line.through(few, more)
+    seen = [tracing.short(asked, layers) for layers in space.depths]
+    found = [one for one in seen if one is not None]
+    if len(found) < len(seen):
+        return None
+    return (
+        Line.flat(found[0]) if len(found) == 1 else Line.through(found[0], found[1], (space.depths[0], space.depths[1]))
+    )
 
 
 def _with(picks: Picks, at: int, pick: int) -> Picks:

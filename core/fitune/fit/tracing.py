@@ -43,7 +43,7 @@ class Tracing(Protocol):
     """Looks at compositions; a test may have another way."""
 
     def short(self, asked: Asked, layers: int) -> Seen | None:
-        """With a model of so many layers; None where it cannot be composed."""
+        """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
 
     def whole(self, asked: Asked) -> tuple[Recipe, Forecast, Seen] | None:
         """With the model as it is."""
@@ -63,11 +63,11 @@ class Traces:
         self._whole: dict[str, tuple[Recipe, Forecast, Seen] | None] = {}
 
     def short(self, asked: Asked, layers: int) -> Seen | None:
-        """With a model of so many layers; None where it cannot be composed."""
+        """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
         key = asked.key, layers
         if key not in self._short:
             try:
-                _, rehearsal, shapes = self._rehearsed(asked, layers)
+                _, rehearsal, shapes = self._rehearsed(asked, layers or None)
                 self._short[key] = self._seen(rehearsal, shapes, asked)
             except FtError as error:
                 self._refuse(error)
