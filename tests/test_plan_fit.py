@@ -227,7 +227,7 @@ def test_a_difference_is_what_another_composition_does_otherwise() -> None:
     assert differences(considered({"use": "a", "n": 2}, {"use": "b"}), chosen) == "a (n = 2)"
     assert differences(considered({"use": "a"}, {"use": "b"}), chosen) == "a, its settings left out"
     smaller = considered({"use": "a", "n": 1}, {"use": "b"}, micro_batch=1, accumulation=2)
-    assert differences(smaller, chosen) == "micro_batch 1, accumulated 2 times"
+    assert differences(smaller, chosen) == "micro_batch 1, 2 to a step"
 
 
 def test_the_search_itself_finds_a_recipe_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def differences(other: Considered, chosen: Considered) -> str:
     ]
     said += [f"without {name}" for name in ours if name not in theirs]
     if (other.micro_batch, other.accumulation) != (chosen.micro_batch, chosen.accumulation):
-        said.append(f"micro_batch {other.micro_batch}, accumulated {other.accumulation} times")
+        said.append(_cut(other.micro_batch, other.accumulation))
     return "; ".join(said) or "the same strategies"
 
 
@@ -66,11 +66,14 @@ def _chosen(fitted: Fitted, asked: Recipe) -> Iterator[str]:
         yield f"  {_worded(use.record.name, _settings(use))}: {_summary(use)}{mark}"
     if not strategies:
         yield "  no memory strategy"
-    train = fitted.recipe.train
-    yield f"  micro_batch {train.micro_batch}, accumulated {fitted.chosen.accumulation} times"
+    yield f"  {_cut(fitted.chosen.micro_batch, fitted.chosen.accumulation)}"
     spare = fitted.card.usable - fitted.forecast.margin - fitted.forecast.reserved
     yield f"  to spare {size(spare)} with nothing given back, forecast"
     yield f"  time of a step {_pace(fitted)}"
+
+
+def _cut(micro_batch: int, accumulation: int) -> str:
+    return f"micro_batch {micro_batch}, {accumulation} to a step"
 
 
 def _pace(fitted: Fitted) -> str:
