@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def main() -> None:
         arguments.plan.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
     if arguments.measure:
         planned = json.loads(arguments.measure.read_text(encoding="utf-8"))
-        found = {name: measured(planned[name], CASES[name], arguments.at_once) for name in planned}
+        found = {name: {row: {"forecast": told} for row, told in rows.items()} for name, rows in planned.items()}
         command = "python benchmarks/fit/compositions.py --plan plan.json; ... --measure plan.json --out FILE"
-        whole = {**circumstances(LIMIT, command), "cases": found}
-        arguments.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        for name, rows in found.items():
+            for _ in measured(rows, CASES[name], arguments.at_once):
+                whole = {**circumstances(LIMIT, command), "cases": found}  # after each: a run that is cut short counts
+                arguments.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         for name, case in found.items():
             print_table(name, case)
 
@@ -95,17 +98,17 @@ def plan(case: Json, home: Path) -> Json:
     return rows
 
 
-def measured(rows: dict[str, Json], case: Json, at_once: int) -> dict[str, Json]:
-    """The planned rows, each with what was measured."""
+def measured(rows: dict[str, Json], case: Json, at_once: int) -> Iterator[str]:
+    """Add to the planned rows what is measured, and name each."""
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         model = write_model(home / "model")
         for limit, names in ((LIMIT, within(rows)), (ROOM, [name for name in rows if name not in within(rows)])):
-            runs = {name: recipe(model, rows[name]["strategies"], steps=STEPS, **case) for name in names}
+            runs = {name: recipe(model, rows[name]["forecast"]["strategies"], steps=STEPS, **case) for name in names}
             for name, found in measure_all(runs, home / str(limit), limit, at_once=at_once):
-                rows[name] = {"forecast": rows[name], "measured": found, "limit_gib": limit}
+                rows[name] |= {"measured": found, "limit_gib": limit}
                 print(name, {key: found.get(key) for key in ("failed", "tokens_per_second", "reserved")}, flush=True)
-    return rows
+                yield name
 
 
 def within(rows: dict[str, Json]) -> list[str]:
@@ -117,14 +120,14 @@ def print_table(name: str, rows: dict[str, Any]) -> None:
     """What was found, a line each; last what the chosen one gains."""
     print(name)
     for row, found in rows.items():
-        told, real = found["forecast"], found["measured"]
+        told, real = found["forecast"], found.get("measured", {"failed": "not measured"})
         if "failed" in real:
             print(f"  {row}: {real['failed']}")
             continue
         errors = [100 * (told[key] / real[key] - 1) for key in ("allocated", "reserved", "seconds")]
         sizes = f"{real['allocated'] / GIB:7.3f} {errors[0]:+6.2f} %  {real['reserved'] / GIB:7.3f} {errors[1]:+6.2f} %"
         print(f"  {sizes}  {real['tokens_per_second']:6d} tok/s {errors[2]:+6.1f} %  {row}")
-    speed = {row: found["measured"].get("tokens_per_second", 0) for row, found in rows.items()}
+    speed = {row: found.get("measured", {}).get("tokens_per_second", 0) for row, found in rows.items()}
     for usual in ("all layers checkpointed", "all layers checkpointed, fused"):
         if speed.get(usual):
             print(f"  chosen / {usual}: {speed['chosen'] / speed[usual]:.3f}")
