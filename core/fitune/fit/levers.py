@@ -88,7 +88,7 @@ def composed(
 ) -> Recipe:
     """The recipe with these strategies behind its own, and nothing left to be chosen. Raises `RecipeError`."""
     uses = list(recipe.strategies)
-    if accumulation is not None:
+    if accumulation is not None and accumulation > 1:
         tables = ({"use": "accumulation", "steps": accumulation}, *tables)
     uses += [_use(registry, table) for table in tables]
     made = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from fitune.fit.levers import combinations, levers_for, must_be_asked
 from fitune.fit.search import Search, Space, Sums
 from fitune.fit.tracing import Traces
 from fitune.forecast.cards import GIB, Card
+from fitune.options import toml_text
 from fitune.recipe import Recipe
 from fitune.records import MemoryStrategy
 from fitune.registry import Registry
@@ -36,10 +37,16 @@ def explain(
 
 
 def _miss(one: Considered, card: Card, number: int) -> str:
-    names = ", ".join(str(table["use"]) for table in one.tables) or "no strategy"
+    names = ", ".join(named(table) for table in one.tables) or "no strategy"
     missing = (one.reserved + one.margin - card.usable) / GIB
     how = "forecast" if one.confirmed else "estimated"
     return f"{'The nearest' if number == 0 else 'Next'} misses {missing:.2f} GiB ({how}): {names}"
+
+
+def named(table: Mapping[str, object]) -> str:
+    """A strategy with its options, in a few words."""
+    options = ", ".join(f"{key} = {toml_text(value)}" for key, value in table.items() if key != "use")
+    return f"{table['use']} ({options})" if options else str(table["use"])
 
 
 def _allowed(recipe: Recipe, registry: Registry, config: PreTrainedConfig, space: Space, tracing: Traces) -> str:

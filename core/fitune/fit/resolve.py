@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fitune.compose import planned
 from fitune.errors import ModelError, RunError
+from fitune.fit.estimate import SHORT
 from fitune.fit.fitted import Fitted
 from fitune.fit.levers import Lever, levers_for
 from fitune.fit.nothing import explain
@@ -63,9 +64,10 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
     gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
     try:
-        levers = possible(
-            levers_for(recipe, registry, config, recipe.memory.allow), recipe, tracing, 0 if layers == 1 else 2
-        )
+        if layers > 1 and not can_be_short(recipe, tracing):
+            layers = 1
+        levers = levers_for(recipe, registry, config, recipe.memory.allow)
+        levers = possible(levers, recipe, tracing, 0 if layers == 1 else SHORT[0])
         space = Space(
             levers=levers,
             named=frozenset(use.record.name for use in recipe.strategies),
@@ -103,22 +105,30 @@ def layers_of(model: PreTrainedModel) -> int:
     return layers
 
 
+def can_be_short(recipe: Recipe, tracing: Traces) -> bool:
+    """Whether the recipe's own strategies and adapter have what they name in a model of a few layers too."""
+    if _works(recipe, tracing, SHORT[0]):
+        return True
+    tracing.reasons.clear()  # they are of the short model; what the whole one cannot do is told when it is traced
+    return False
+
+
 def possible(levers: list[Lever], recipe: Recipe, tracing: Traces, layers: int) -> list[Lever]:
     """Without those that are always taken, but cannot be with this model."""
-    rows = rows_of(recipe)[0]
-
-    def works(*some: Lever) -> bool:
-        tables = tuple({"use": lever.name, **lever.fit.settings[0]} for lever in some)
-        accumulation = rows.accumulation if rows.chosen else None
-        asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
-        return tracing.short(asked, layers) is not None
-
     free = [lever for lever in levers if lever.fit.free]
-    if not free or works(*free):
+    if not free or _works(recipe, tracing, layers, *free):
         return levers
-    works()  # what the recipe itself cannot do is told of, and no lever is to blame
-    refused = [lever for lever in free if not works(lever)]
+    _works(recipe, tracing, layers)  # what the recipe itself cannot do is told of, and no lever is to blame
+    refused = [lever for lever in free if not _works(recipe, tracing, layers, lever)]
     return [lever for lever in levers if lever not in refused]
+
+
+def _works(recipe: Recipe, tracing: Traces, layers: int, *levers: Lever) -> bool:
+    rows = rows_of(recipe)[0]
+    tables = tuple({"use": lever.name, **lever.fit.settings[0]} for lever in levers)
+    accumulation = rows.accumulation if rows.chosen else None
+    asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
+    return tracing.short(asked, layers) is not None
 
 
 def rows_of(recipe: Recipe) -> list[Rows]:

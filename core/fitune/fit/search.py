@@ -31,6 +31,8 @@ CLOSE_LOOKS, TRACES = 12, 10
 """The most compositions that are looked at again, and the most traces in full depth."""
 NEAREST = 3
 """Compositions that are looked at closely where none seems to fit."""
+RUNNERS_UP = 5
+"""Compositions that are told of beside what was looked at closely."""
 STEPS = 4
 """Traces in full depth in which the number of layers of one composition is found."""
 
@@ -156,6 +158,7 @@ class Search:
                 break
         if best is None or best.found is None:
             raise NothingFits
+        self._note_runners_up(waiting)
         recipe, forecast, seen = best.found
         return recipe, forecast, self._note(best, best.count, seen, fits=True, confirmed=True)
 
@@ -248,6 +251,13 @@ class Search:
         return min(max(wanted or estimate.layers, count + 1), estimate.layers) if count < estimate.layers else None
 
     # ------------------------------------------------------------------------------------------------------------ notes
+
+    def _note_runners_up(self, waiting: Sequence[_Candidate]) -> None:
+        """Tell of the next ones too, by sums where nobody has looked closer."""
+        for other in heapq.nsmallest(RUNNERS_UP, waiting):
+            if other.stage == 0 and other.estimate is not None:
+                seen = other.estimate.at(other.count)
+                self._note_seen(other.picks, other.rows, other.count, seen, fits=True, confirmed=False)
 
     def _note(self, candidate: _Candidate, count: int, seen: Seen, *, fits: bool, confirmed: bool) -> Considered:
         return self._note_seen(candidate.picks, candidate.rows, count, seen, fits=fits, confirmed=confirmed)
