@@ -25,7 +25,14 @@ from fitune.testing import write_tiny_data, write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_RUN = {"README.md": 7, "docs/founding-case.md": 0, "docs/hooks.md": 0, "docs/plugins.md": 1, "docs/reference.md": 0}
+NOT_RUN = {
+    "README.md": 8,
+    "docs/fit.md": 0,
+    "docs/founding-case.md": 0,
+    "docs/hooks.md": 0,
+    "docs/plugins.md": 1,
+    "docs/reference.md": 0,
+}
 """Blocks of each page that are left out: each needs a reason, so each new one is counted here."""
 COMMANDS = {"ft": "fitune", "pytest": "pytest"}
 
