@@ -157,9 +157,7 @@ def found(directory: Path, name: str, card: Card) -> dict[str, Any]:
     try:
         fitted = fit(recipe, open_registry(), shapes, card)
     except RunError as error:
-        missing = re.search(r"misses ([\d.]+) GiB", error.message)
-        assert missing is not None, error.message
-        return {"misses_gib": float(missing[1])}
+        return {"misses_gib": [float(size) for size in re.findall(r"nearest misses ([\d.]+) GiB", error.message)]}
     return {
         "strategies": [toml_text(use.table()) for use in fitted.recipe.strategies],
         "allocated_mib": round(fitted.forecast.allocated / MIB),
