@@ -93,7 +93,7 @@ def train(directory: Path, signals: Path | None, *, dry: bool) -> None:
     recipe = read_recipe(Path(settings["recipe"]), registry, settings["overrides"])
     try:
         with beside_run(third_party=False, force=True) as forecaster:
-            run(recipe, registry, directory, forecaster=forecaster, refit=pretence and pretence.refit)
+            run(recipe, registry, directory, forecaster=forecaster, refit=None if pretence is None else pretence.refit)
     except FtError as error:
         sys.exit("\n".join(error.lines))
 
