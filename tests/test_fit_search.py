@@ -14,7 +14,8 @@ import pytest
 from fitune import Fit, MemoryStrategy, NoOptions, Strategy
 from fitune.fit.estimate import Estimate, Line, Seen
 from fitune.fit.levers import Lever, combinations
-from fitune.fit.search import NothingFits, Rows, Search, Space
+from fitune.fit.search import NothingFits, Search
+from fitune.fit.space import Rows, Space
 from fitune.fit.tracing import Asked
 
 LAYERS = 20

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from fitune.fit.fitted import Considered
 from fitune.fit.levers import combinations, levers_for, must_be_asked
-from fitune.fit.search import Search, Space, Sums
+from fitune.fit.search import Search, Sums
+from fitune.fit.space import Space
 from fitune.fit.tracing import Traces
 from fitune.forecast.cards import GIB, Card
 from fitune.options import toml_text

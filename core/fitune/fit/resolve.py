@@ -13,7 +13,8 @@ from fitune.fit.estimate import SHORT
 from fitune.fit.fitted import Fitted
 from fitune.fit.levers import Lever, levers_for
 from fitune.fit.nothing import explain
-from fitune.fit.search import NothingFits, Rows, Search, Space
+from fitune.fit.search import NothingFits, Search
+from fitune.fit.space import Rows, Space
 from fitune.fit.tracing import Asked, Shape, Traces
 from fitune.forecast.cards import Card, card_or_budget, local_card
 from fitune.forecast.rehearsal import built
