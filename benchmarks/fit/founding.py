@@ -87,9 +87,11 @@ def one(overrides: list[str], directory: Path, gib: float) -> Json:
     print(done.stdout[-1500:], done.stderr[-600:], flush=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        return {"exit_code": done.returncode, "error": said[-1] if said else done.stderr[-500:]}
+        error = said[-1] if said else done.stderr[-500:]
+        return {"exit_code": done.returncode, "error": without_places(error, directory, overrides)}
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step"]
+    recipe = (directory / "recipe.toml").read_text(encoding="utf-8")
     return {
         "exit_code": 0,
         "allocated": steps[-1]["gpu_memory_peak"],
@@ -97,9 +99,15 @@ def one(overrides: list[str], directory: Path, gib: float) -> Json:
         "tokens_per_second": round(statistics.median(step["tokens_per_second"] for step in steps[WARM_UP:])),
         "loss": [step["loss"] for step in steps],
         "seconds": round(time.perf_counter() - start, 1),
-        "recipe": (directory / "recipe.toml").read_text(encoding="utf-8"),
+        "recipe": without_places(recipe, directory, overrides),
         "memory": json.loads((directory / "memory.json").read_text(encoding="utf-8")),
     }
+
+
+def without_places(text: str, directory: Path, overrides: list[str]) -> str:
+    """A text that names no directory of this machine."""
+    model = next(value for key, _, value in (o.partition("=") for o in overrides) if key == "model.path")
+    return text.replace(str(directory.parent), "RUNS").replace(model, "DIR")
 
 
 def compared(results: dict[str, Json]) -> Json:

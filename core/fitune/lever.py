@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,14 @@ def with_strategy(recipe: Recipe, name: str, **options: object) -> Change:
     else:
         tables.append({"use": name, **options})
     return "memory.strategy", tables
+
+
+def halved(recipe: Recipe, name: str, option: str, what: str) -> Iterator[Lever]:
+    """Half of a memory strategy's option, a number of tokens, if the recipe uses the strategy; `what` they make up."""
+    number = (strategy_options(recipe, name) or {}).get(option)
+    if isinstance(number, int) and number > 1:
+        change = with_strategy(recipe, name, **{option: number // 2})
+        yield Lever(name=f"{name}, {what} of {number} to {number // 2} tokens", changes=(change,), exact=True)
 
 
 def without_strategy(recipe: Recipe, name: str) -> Change:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge
 
 from fitune import Fit, Lever, MemoryStrategy, ModelError, Recipe, Strategy, hookimpl
-from fitune.lever import strategy_options, with_strategy
+from fitune.lever import halved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,8 +124,4 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[TiledMlpOptions]]:
 @hookimpl
 def ft_levers(recipe: Recipe) -> Iterable[Lever]:
     """Smaller tiles."""
-    options = strategy_options(recipe, NAME)
-    tokens = options["tokens"] if options else 0
-    if isinstance(tokens, int) and tokens > 1:
-        change = with_strategy(recipe, NAME, tokens=tokens // 2)
-        yield Lever(name=f"{NAME}, tiles of {tokens} to {tokens // 2} tokens", changes=(change,), exact=True)
+    yield from halved(recipe, NAME, "tokens", "tiles")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fitune.fit.fitted import Considered
 from fitune.fit.levers import combinations, levers_for, must_be_asked
+from fitune.fit.report import options_of, worded
 from fitune.fit.search import Search, Sums
 from fitune.fit.space import Space
 from fitune.fit.tracing import Traces
 from fitune.forecast.cards import GIB, Card
-from fitune.options import toml_text
 from fitune.recipe import Recipe
 from fitune.records import MemoryStrategy
 from fitune.registry import Registry
@@ -38,16 +38,10 @@ def explain(
 
 
 def _miss(one: Considered, card: Card, number: int) -> str:
-    names = ", ".join(named(table) for table in one.tables) or "no strategy"
+    names = ", ".join(worded(str(table["use"]), options_of(table)) for table in one.tables) or "no strategy"
     missing = (one.reserved + one.margin - card.usable) / GIB
     how = "forecast" if one.confirmed else "estimated"
     return f"{'The nearest' if number == 0 else 'Next'} misses {missing:.2f} GiB ({how}): {names}"
-
-
-def named(table: Mapping[str, object]) -> str:
-    """A strategy with its options, in a few words."""
-    options = ", ".join(f"{key} = {toml_text(value)}" for key, value in table.items() if key != "use")
-    return f"{table['use']} ({options})" if options else str(table["use"])
 
 
 def _allowed(recipe: Recipe, registry: Registry, config: PreTrainedConfig, space: Space, tracing: Traces) -> str:

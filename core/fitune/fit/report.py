@@ -28,7 +28,7 @@ def lines(fitted: Fitted, asked: Recipe) -> Iterator[str]:
 
 def in_short(fitted: Fitted) -> str:
     """What was chosen, in a line."""
-    named = ", ".join(_worded(use.record.name, _settings(use)) for use in fitted.recipe.strategies) or "no strategy"
+    named = ", ".join(worded(use.record.name, _settings(use)) for use in fitted.recipe.strategies) or "no strategy"
     return f"[memory] fit: planned is what it chooses for {fitted.card.name}, {size(fitted.card.memory)}: {named}"
 
 
@@ -45,11 +45,11 @@ def json_of_fit(fitted: Fitted) -> dict[str, Any]:
 
 def differences(other: Considered, chosen: Considered) -> str:
     """What another composition does otherwise than the chosen one."""
-    theirs, ours = ({str(t["use"]): _options(t) for t in one.tables} for one in (other, chosen))
-    said = [f"with {_worded(name, options)}" for name, options in theirs.items() if name not in ours]
+    theirs, ours = ({str(t["use"]): options_of(t) for t in one.tables} for one in (other, chosen))
+    said = [f"with {worded(name, options)}" for name, options in theirs.items() if name not in ours]
     changed = {name: options for name, options in theirs.items() if name in ours and options != ours[name]}
     said += [
-        _worded(name, options) if options else f"{name}, its settings left out" for name, options in changed.items()
+        worded(name, options) if options else f"{name}, its settings left out" for name, options in changed.items()
     ]
     said += [f"without {name}" for name in ours if name not in theirs]
     if (other.micro_batch, other.accumulation) != (chosen.micro_batch, chosen.accumulation):
@@ -63,7 +63,7 @@ def _chosen(fitted: Fitted, asked: Recipe) -> Iterator[str]:
     yield "Chosen: the fastest composition that fits, by forecast"
     for use in strategies:
         mark = " (named by the recipe)" if use.record.name in named else ""
-        yield f"  {_worded(use.record.name, _settings(use))}: {_summary(use)}{mark}"
+        yield f"  {worded(use.record.name, _settings(use))}: {_summary(use)}{mark}"
     if not strategies:
         yield "  no memory strategy"
     yield f"  {_cut(fitted.chosen.micro_batch, fitted.chosen.accumulation)}"
@@ -115,7 +115,8 @@ def _json(one: Considered, chosen: Considered) -> dict[str, Any]:
     }
 
 
-def _options(table: Mapping[str, object]) -> dict[str, object]:
+def options_of(table: Mapping[str, object]) -> dict[str, object]:
+    """What a strategy's table says beside its name."""
     return {key: value for key, value in table.items() if key != "use"}
 
 
@@ -125,7 +126,8 @@ def _settings(use: Use[MemoryStrategy[Any]]) -> dict[str, object]:
     return {key: value for key, value in to_table(use.options).items() if toml_text(value) != plain[key]}
 
 
-def _worded(name: str, options: Mapping[str, object]) -> str:
+def worded(name: str, options: Mapping[str, object]) -> str:
+    """A strategy with these options, in a few words."""
     said: Iterable[str] = (f"{key} = {toml_text(value)}" for key, value in options.items())
     return f"{name} ({', '.join(said)})" if options else name
 

@@ -86,7 +86,7 @@ class Search:
             raise NothingFits
         self._note_runners_up(waiting)
         recipe, forecast, seen = best.found
-        return recipe, forecast, self._note(best, best.count, seen, fits=True, confirmed=True)
+        return recipe, forecast, self._note_seen(best.picks, best.rows, best.count, seen, fits=True, confirmed=True)
 
     # ---------------------------------------------------------------------------------------------------- by sums
 
@@ -184,9 +184,6 @@ class Search:
             if other.stage == 0 and other.estimate is not None:
                 seen = other.estimate.at(other.count)
                 self._note_seen(other.picks, other.rows, other.count, seen, fits=True, confirmed=False)
-
-    def _note(self, candidate: _Candidate, count: int, seen: Seen, *, fits: bool, confirmed: bool) -> Considered:
-        return self._note_seen(candidate.picks, candidate.rows, count, seen, fits=fits, confirmed=confirmed)
 
     def _note_seen(
         self, picks: Picks, rows: Rows, count: int, seen: Seen, *, fits: bool, confirmed: bool

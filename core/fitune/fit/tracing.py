@@ -12,7 +12,7 @@ from fitune.fit.levers import Table, composed
 from fitune.forecast.allocator import replay
 from fitune.forecast.cards import Card
 from fitune.forecast.forecast import Forecast, on_card
-from fitune.forecast.ledger import make_ledger
+from fitune.forecast.ledger import Ledger, make_ledger
 from fitune.forecast.rehearsal import Rehearsal, rehearse
 from fitune.forecast.shapes import Shapes
 from fitune.recipe import Recipe
@@ -68,7 +68,10 @@ class Traces:
         if key not in self._short:
             try:
                 _, rehearsal, shapes = self._rehearsed(asked, layers or None)
-                self._short[key] = self._seen(rehearsal, shapes, asked)
+                expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
+                taken = replay(list(rehearsal.log.sized()), expandable=expandable)
+                sizes = taken.peak_allocated, taken.peak_reserved
+                self._short[key] = self._seen(rehearsal, shapes, sizes, make_ledger(rehearsal.log))
             except FtError as error:
                 self._refuse(error)
                 self._short[key] = None
@@ -80,7 +83,8 @@ class Traces:
             try:
                 recipe, rehearsal, shapes = self._rehearsed(asked, None)
                 found = on_card(rehearsal, shapes, self._card)
-                self._whole[asked.key] = recipe, found, self._seen(rehearsal, shapes, asked)
+                sizes = found.allocated, found.reserved
+                self._whole[asked.key] = recipe, found, self._seen(rehearsal, shapes, sizes, found.ledger)
             except FtError as error:
                 self._refuse(error)
                 self._whole[asked.key] = None
@@ -98,15 +102,13 @@ class Traces:
         shapes = self._shapes[key]
         return recipe, rehearse(recipe, shapes, self._card, self._twins, layers=layers), shapes
 
-    def _seen(self, rehearsal: Rehearsal, shapes: Shapes, asked: Asked) -> Seen:
-        expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
-        taken = replay(list(rehearsal.log.sized()), expandable=expandable)
-        load = next((peak.bytes for peak in make_ledger(rehearsal.log).phases if peak.phase == "load"), 0)
+    def _seen(self, rehearsal: Rehearsal, shapes: Shapes, sizes: tuple[int, int], ledger: Ledger) -> Seen:
+        load = next((peak.bytes for peak in ledger.phases if peak.phase == "load"), 0)
         accumulation = rehearsal.plan.accumulation
         took = rehearsal.work.seconds(self._card, traced=len(shapes.training), accumulation=accumulation)
         return Seen(
-            allocated=taken.peak_allocated,
-            reserved=taken.peak_reserved,
+            allocated=sizes[0],
+            reserved=sizes[1],
             standing=load,
             card=took.card,
             host=took.host,
