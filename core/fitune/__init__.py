@@ -6,7 +6,18 @@ This module is what plugins import. It imports no torch.
 from fitune._version import __version__
 from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document, Example, Origin, Row
 from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
-from fitune.events import Answer, EvalReport, MemoryForecast, MemoryReport, Recovery, RehearsalReport, Run, StepReport
+from fitune.events import (
+    Answer,
+    CheckpointReport,
+    EvalReport,
+    MemoryForecast,
+    MemoryReport,
+    Notice,
+    Recovery,
+    RehearsalReport,
+    Run,
+    StepReport,
+)
 from fitune.hookspecs import hookimpl
 from fitune.lever import Lever
 from fitune.options import NoOptions
@@ -28,6 +39,7 @@ __all__ = [
     "Adapter",
     "Answer",
     "Batch",
+    "CheckpointReport",
     "Conversation",
     "DataContext",
     "DataError",
@@ -45,6 +57,7 @@ __all__ = [
     "ModelError",
     "ModelLoader",
     "NoOptions",
+    "Notice",
     "OptimizerSettings",
     "Origin",
     "Plan",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitune.recipe import Recipe
 from fitune.records import Plan
+from fitune.stopping import StopRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +65,10 @@ class Run:
     """Made beside a run on a GPU while its weights load; None on other devices."""
     fitted: tuple[str, ...] = ()
     """What `[memory] fit` chose and what for, in lines; empty where nothing was asked for."""
+    resumed: int | None = None
+    """Steps that were made before, where this goes on from a checkpoint; None for a run from its beginning."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Ask it, from any thread, and the run finishes its step, saves a checkpoint and ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,36 @@ class Recovery:
     """Of the run as it goes on, where one could be made."""
     seconds: float
     """From running out to being ready to go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointReport:
+    """A checkpoint that was written, whole."""
+
+    step: int
+    """Steps that were made."""
+    directory: Path
+    bytes: int
+    seconds: float
+    why: str
+    """"steps", "minutes", "end", "stop" (the run was asked to), "error" (something ended it) or "memory" (it ran out
+    of it)."""
+    best: bool
+    """Whether no evaluation so far was better than the one at this step."""
+    removed: tuple[Path, ...] = ()
+    """Older checkpoints that were deleted for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that a person should know of, and that ends nothing."""
+
+    step: int
+    """Steps that were made."""
+    kind: str
+    """In a word or two, e.g. "loss spike", "no gradient", "skipped", "not saved"."""
+    what: str
+    """In a sentence, with what to do about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

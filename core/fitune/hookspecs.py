@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from fitune.errors import Problem
-from fitune.events import EvalReport, Recovery, RehearsalReport, Run, StepReport
+from fitune.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
 from fitune.lever import Lever
 from fitune.recipe import Recipe
 from fitune.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
@@ -265,6 +265,33 @@ class Hooks:
             >>> @hookimpl
             ... def ft_evaluated(run, report):
             ...     print(report.step, report.loss, report.exact_match)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_noticed(self, run: Run, notice: Notice) -> None:
+        """Called where something is not as it should be and the run goes on: a loss spike, a step that was left out, a
+        checkpoint that could not be written.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_noticed(notice):
+            ...     print("after", notice.step, "steps:", notice.kind, notice.what)
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_checkpoint_saved(self, run: Run, report: CheckpointReport) -> None:
+        """Called after a checkpoint was written, whole, down to the disk.
+
+        Example:
+            >>> from fitune import hookimpl
+            >>> @hookimpl
+            ... def ft_checkpoint_saved(report):
+            ...     print("copy", report.directory, "to a safe place:", report.bytes, "bytes")
 
         .. versionadded:: 0.1
         """

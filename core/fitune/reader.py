@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from fitune.errors import FtError, PluginError, Problem, RecipeError
 from fitune.fit_keys import fit_problems, is_file
 from fitune.options import is_table, parse, toml_text
-from fitune.recipe import Data, Evaluation, General, Log, Memory, Recipe, Train, Use, Weight
+from fitune.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Recipe, Train, Use, Weight
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
 from fitune.registry import KINDS, Registry
 from fitune.stages import close_chain
@@ -20,7 +20,7 @@ from fitune.toml_source import Key, TomlSource
 T = TypeVar("T")
 P = TypeVar("P", bound=Provider)
 
-TABLES = ("model", "adapter", "memory", "data", "train", "eval", "log")
+TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "log")
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,6 +50,7 @@ class _Reader:
             "data": self._parse(Data, _without(data, "source", "stage"), ("data",), known=["source", "stage"]),
             "train": self._train(),
             "evaluation": self._evaluation(evaluation),
+            "checkpoint": self._parse(Checkpoint, self._table("checkpoint"), ("checkpoint",)),
             "log": self._log(),
         }
         parts |= self._data(data, evaluation, parts["data"])

@@ -25,6 +25,8 @@ class General:
     """Name of the run; part of its directory's name, so without a slash."""
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Seed of the adapter's initial weights, the order of the data, and dropout."""
+    deterministic: bool = False
+    """Compute with deterministic kernels alone, where torch has them, so that equal runs are equal to the bit."""
     plugins: tuple[Path, ...] = ()
     """Single-file plugins, as paths from the recipe's directory."""
 
@@ -93,6 +95,9 @@ class Train:
     master_weights: bool = True
     """Keep a float32 copy of trainable parameters of lower precision in the optimizer, so that small updates are
     not rounded away."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do where the loss or the norm of its gradient is no finite number: stop the run, or leave the step out.
+    Its weights are never changed by such a step, and the rows are kept for inspection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,22 @@ class Evaluation:
     side, so that no held-out row is trained on."""
     examples: Annotated[int, Ge(0)] = 3
     """Held-out prompts whose answers before and after training are printed side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """`[checkpoint]`: what a run keeps on the way, to go on from."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Steps between checkpoints."""
+    minutes: Annotated[float, Ge(0)] = 30.0
+    """Minutes of training between checkpoints; 0 for none by time."""
+    at_end: bool = True
+    """Whether to write one after the last step too, from which a longer run can go on."""
+    keep: Annotated[int, Ge(1)] = 2
+    """How many of the newest are kept."""
+    best: bool = True
+    """Whether that of the best evaluation is kept too: of the highest exact match, or else of the lowest loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +189,7 @@ class Recipe:
     train: Train
     evaluation: Evaluation
     eval_sources: tuple[Use[DataStage[Any]], ...]
+    checkpoint: Checkpoint
     log: Log
 
     def to_toml(self) -> dict[str, object]:
@@ -186,6 +208,7 @@ class Recipe:
             },
             "train": self._train(),
             **(held_out if self.eval_sources or self.evaluation.fraction else {}),
+            "checkpoint": to_table(self.checkpoint),
             "log": to_table(self.log),
         }
 

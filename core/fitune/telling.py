@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fitune.events import EvalReport, Recovery, RehearsalReport, Run, StepReport
+from fitune.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
 from fitune.processes import is_main_process
 from fitune.registry import Registry
 
@@ -34,6 +34,14 @@ class Teller:
     def evaluated(self, run: Run, report: EvalReport) -> None:
         """An evaluation is made."""
         self._tell("ft_evaluated", run, report=report)
+
+    def noticed(self, run: Run, notice: Notice) -> None:
+        """Something is not as it should be."""
+        self._tell("ft_noticed", run, notice=notice)
+
+    def checkpoint_saved(self, run: Run, report: CheckpointReport) -> None:
+        """A checkpoint is written."""
+        self._tell("ft_checkpoint_saved", run, report=report)
 
     def saved(self, run: Run, directory: Path) -> None:
         """What was trained is written."""
