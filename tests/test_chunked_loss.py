@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,8 +21,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from architectures import recipe_of
 from fitune import Batch, ModelError
+from fitune.forecast.allocator import replay
+from fitune.forecast.cards import find_card
+from fitune.forecast.rehearsal import rehearse
+from fitune.forecast.shapes import shapes_of_recipe
 from fitune.loss import plain_loss
+from fitune_plugins import chunked_cross_entropy
 from fitune_plugins.chunked_cross_entropy import chunked_loss, must_match
 from tiny import assert_close, loss_and_gradients, make_batch, with_lora
 
@@ -178,3 +185,20 @@ def test_a_float16_model_of_a_large_vocabulary_is_taken() -> None:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40000
     )
     must_match(LlamaForCausalLM(config).half())
+
+
+@pytest.mark.parametrize("length", [4096, 3900])
+def test_a_forecast_traces_a_few_chunks_and_counts_all(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight chunks, the last one whole or not."""
+    recipe = recipe_of(tmp_path, "llama", "chunked-loss", "expandable-segments", lora=True, length=length, rows=1)
+    shapes, card = shapes_of_recipe(recipe, 1), find_card("a10g")
+    few = rehearse(recipe, shapes, card)
+    monkeypatch.setattr(chunked_cross_entropy, "ALIKE", 10**9)
+    every = rehearse(recipe, shapes, card)
+    assert len(few.log.blocks) < len(every.log.blocks)
+    assert few.flops_per_token == every.flops_per_token
+    assert (few.work.micro, few.work.rest) == (every.work.micro, every.work.rest)
+    taken, expected = (replay(list(one.log.sized()), expandable=True) for one in (few, every))
+    assert (taken.peak_allocated, taken.peak_reserved) == (expected.peak_allocated, expected.peak_reserved)

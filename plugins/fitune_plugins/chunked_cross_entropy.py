@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fitune import IGNORED, Batch, ModelError
+from fitune.forecast.alike import standing_for
 from fitune.wrapping import has_values, unwrapped
 
 PROBE = 200.0
 """Largest logit that `must_match` tries: well beyond known soft caps (30 to 50)."""
+ALIKE = 4
+"""Chunks that a forecast traces: the first two, one that stands for the others, and the last, which may be shorter."""
 
 
 def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
@@ -92,6 +95,14 @@ class _Head:
         return logits.float()
 
 
+def _chunks(labels_N: Tensor, chunk: int) -> list[tuple[slice, int]]:
+    """Each chunk, and how many it stands for; without values not all of them are there."""
+    chunks = [(slice(start, start + chunk), 1) for start in range(0, len(labels_N), chunk)]
+    if labels_N.is_meta and len(chunks) > ALIKE:
+        chunks = [*chunks[: ALIKE - 2], (chunks[ALIKE - 2][0], len(chunks) - ALIKE + 1), chunks[-1]]
+    return chunks
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Takes the gradients of each chunk in the forward pass and scales them in the backward pass."""
 
@@ -103,16 +114,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants = ctx.needs_input_grad[0] or bool(parameters)
         grad_NH = torch.empty_like(hidden_NH) if wants else None
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for start in range(0, len(labels_N), chunk):
-            part = slice(start, start + chunk)
-            with torch.set_grad_enabled(wants):
-                piece = hidden_NH[part].detach().requires_grad_(wants)
-                loss = F.cross_entropy(head(piece), labels_N[part], reduction="sum")
-            total += loss.detach()
-            if grad_NH is not None:
-                grad_NH[part], *of_parameters = torch.autograd.grad(loss, (piece, *parameters))
-                for grad, one in zip(grads, of_parameters, strict=True):
-                    grad += one
+        for part, times in _chunks(labels_N, chunk):
+            with standing_for(times):
+                with torch.set_grad_enabled(wants):
+                    piece = hidden_NH[part].detach().requires_grad_(wants)
+                    loss = F.cross_entropy(head(piece), labels_N[part], reduction="sum")
+                total += loss.detach()
+                if grad_NH is not None:
+                    grad_NH[part], *of_parameters = torch.autograd.grad(loss, (piece, *parameters))
+                    for grad, one in zip(grads, of_parameters, strict=True):
+                        grad += one
         ctx.save_for_backward(*([] if grad_NH is None else [grad_NH]), *grads)
         ctx.dtypes = [p.dtype for p in parameters]
         return total
