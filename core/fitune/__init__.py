@@ -25,6 +25,7 @@ from fitune.recipe import Recipe
 from fitune.records import (
     Adapter,
     DataStage,
+    Dialogue,
     Fit,
     MemoryStrategy,
     MemoryTwin,
@@ -44,6 +45,7 @@ __all__ = [
     "DataContext",
     "DataError",
     "DataStage",
+    "Dialogue",
     "Document",
     "EvalReport",
     "Example",

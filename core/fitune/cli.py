@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fitune._version import __version__
+from fitune.commands_after import eval_command, generate_command, merge_command
 from fitune.commands_memory import explain_oom_command, plan_command
 from fitune.commands_run import run_command
 from fitune.errors import FtError, PluginError, nearest, sentences
@@ -146,6 +147,9 @@ def data(settings: Settings, /, recipe: Path, overrides: Sequence[str], **shown:
 cli.add_command(run_command(switches, recipe_argument, set_option))
 cli.add_command(plan_command(switches, recipe_argument, set_option))
 cli.add_command(explain_oom_command(switches, set_option))
+cli.add_command(generate_command(switches))
+cli.add_command(eval_command(switches))
+cli.add_command(merge_command(switches))
 
 
 @cli.group(invoke_without_command=True)

@@ -88,12 +88,7 @@ class RunConsole:
     def ft_evaluated(self, report: EvalReport) -> None:
         """Show the evaluation."""
         self._evaluations.append(report)
-        found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
-        if report.exact_match is not None:
-            right = sum(answer.exact for answer in report.answers)
-            found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
-        line = f"held out after {report.step} steps: {', '.join(found)}"
-        self.console.print(f"{line}  [{report.seconds:.1f} s]", highlight=False, soft_wrap=True, markup=False)
+        self.console.print(evaluation_text(report), highlight=False, soft_wrap=True, markup=False)
 
     @hookimpl
     def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
@@ -153,6 +148,15 @@ def forecast_text(forecast: MemoryForecast) -> str:
         f"{_gib(forecast.allocated)} allocated, {_gib(forecast.reserved)} reserved, {_gib(forecast.context)} context; "
         f"{'fits' if forecast.fits else 'does not fit'} on {forecast.card}"
     )
+
+
+def evaluation_text(report: EvalReport) -> str:
+    """What an evaluation found, in a line."""
+    found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
+    if report.exact_match is not None:
+        right = sum(answer.exact for answer in report.answers)
+        found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
+    return f"held out after {report.step} steps: {', '.join(found)}  [{report.seconds:.1f} s]"
 
 
 def recovery_text(recovery: Recovery) -> str:

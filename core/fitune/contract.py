@@ -43,7 +43,7 @@ PROVIDERS: dict[str, type[Any]] = {
 RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}
 """The hooks that give something, and of which type."""
 CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
-OPTIONAL = ("build_model", "load_quantized", "fingerprint")
+OPTIONAL = ("build_model", "load_quantized", "load", "merge", "fingerprint", "dialogue")
 """Fields that hold something to call, or None."""
 
 

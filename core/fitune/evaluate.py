@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from fitune.records import Loss
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was cut short: the run is asked to end."""
+
+
 class Evaluator:
     """Evaluates one model on one set of held-out rows, each process its share of them."""
 
@@ -41,6 +45,7 @@ class Evaluator:
     ) -> None:
         """`to_the_end` has each answer take as many tokens as it may, whatever the model says."""
         self.to_the_end = to_the_end
+        self._stop: Callable[[], bool] = lambda: False
         self.settings = settings
         self.examples = examples
         self.make_batches = make_batches
@@ -50,9 +55,13 @@ class Evaluator:
         self.accelerator = accelerator
 
     @torch.no_grad()
-    def evaluate(self, step: int) -> EvalReport:
-        """Measure loss and exact match, each if the recipe asks for it, after `step` steps."""
+    def evaluate(self, step: int, stop: Callable[[], bool] = lambda: False) -> EvalReport:
+        """Measure loss and exact match, each if the recipe asks for it, after `step` steps.
+
+        `stop` is asked before each batch; raises `EvaluationStopped` where it says so.
+        """
         start = time.perf_counter()
+        self._stop = stop
         self.model.eval()
         try:
             loss = self._loss() if self.settings.loss else None
@@ -74,11 +83,16 @@ class Evaluator:
         size = self.settings.micro_batch
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
+    def _go_on(self) -> None:
+        if self._stop():
+            raise EvaluationStopped
+
     def _loss(self) -> float:
         """Mean over all held-out target tokens."""
         device = self.accelerator.device
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         for batch in batches(self.examples, self._picks(range(len(self.examples))), self.make_batches):
+            self._go_on()
             total += self.loss(self.model, batch.to(device)).double().cpu()
         total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
         return total.item() / sum(example.targets for example in self.examples)
@@ -91,8 +105,9 @@ class Evaluator:
         by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
         stops = self._stops(parts)
         found: list[tuple[int, Answer]] = []
-        with _no_defaults(self.model):
+        with no_defaults(self.model):
             for pick in self._picks(by_length):
+                self._go_on()
                 prompts = [parts[row][0] for row in pick]
                 for row, text in zip(pick, self._generate(prompts, stops), strict=True):
                     prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
@@ -135,7 +150,7 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _no_defaults(model: PreTrainedModel) -> Iterator[None]:
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Keep the model's own generation settings out: a repetition penalty, say, would make decoding not greedy."""
     from transformers import GenerationConfig
 

@@ -23,17 +23,16 @@ P = TypeVar("P", bound=Provider)
 TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "log")
 
 
-def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe. Raises `RecipeError` with all of its problems, a line each."""
-    return _Reader(TomlSource.read(path, overrides), registry).read()
+def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = (), *, look: bool = True) -> Recipe:
+    """Read and check a recipe; without `look`, its data need not be there. Raises `RecipeError` with all problems."""
+    return _Reader(TomlSource.read(path, overrides), registry, look).read()
 
 
 class _Reader:
     """Collects problems while it goes through the tables; gives a recipe only if there are none."""
 
-    def __init__(self, source: TomlSource, registry: Registry) -> None:
-        self.source = source
-        self.registry = registry
+    def __init__(self, source: TomlSource, registry: Registry, look: bool) -> None:
+        self.source, self.registry, self.look = source, registry, look
         self.problems: list[tuple[int, str]] = []
         """Lines of the recipe, and what is wrong there."""
 
@@ -128,9 +127,9 @@ class _Reader:
         before = len(self.problems)
         path = plain.path if plain is not None else None
         # Sources that `path` replaces are read strictly all the same, but need not have their files here.
-        sources = self._uses(DataStage, data, ("data", "source"), look=path is None)
+        sources = self._uses(DataStage, data, ("data", "source"), look=self.look and path is None)
         stages = self._uses(DataStage, data, ("data", "stage"))
-        eval_sources = self._uses(DataStage, evaluation, ("eval", "source"))
+        eval_sources = self._uses(DataStage, evaluation, ("eval", "source"), look=self.look)
         if path is not None and sources is not None:
             sources = self._local(path)
         if len(self.problems) == before and not sources:
@@ -276,7 +275,8 @@ class _Reader:
             what = f"no source reads {path.suffix or 'files without a suffix'}: {path}"
             self._add(("data", "path"), Problem(what=what, fix=f"Known suffixes: {', '.join(plain)}"))
             return None
-        use = self._with_options(self.registry.find(DataStage, found[0].name), {"path": str(path)}, ("data",))
+        record = self.registry.find(DataStage, found[0].name)
+        use = self._with_options(record, {"path": str(path)}, ("data",), look=self.look)
         return None if use is None else (use,)
 
 

@@ -70,6 +70,13 @@ class Adapter(Generic[O]):
     """Writes what was trained into an empty directory, as safetensors."""
     directory: str = "adapter"
     """Name of that directory within the run's."""
+    load: Callable[[O, PreTrainedModel, Path], PreTrainedModel] | None = None
+    """Gives the base model with what `save` wrote into a directory, frozen; None for an adapter that cannot be asked,
+    evaluated or merged after its run. It may change the model. Raises `ModelError`, for a part that is missing too."""
+    merge: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] | None = None
+    """Gives a loaded model as a plain one of transformers: what the adapter adds becomes part of the weights, in
+    float32, and these are cast once, to the type. The weights that it does not touch may keep theirs. The base is
+    never quantised here. Raises `ModelError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
 
 
@@ -130,6 +137,18 @@ class MemoryTwin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """How a data stage writes conversations, for a trained model that is to answer."""
+
+    prompt: Callable[[Sequence[Mapping[str, Any]]], str]
+    """Messages as text with its special tokens, up to where the assistant's next answer begins. Raises `DataError`."""
+    end: str
+    """What the model writes behind an answer, e.g. "<|im_end|>"; empty where that cannot be told."""
+    template: str
+    """The chat template, as Jinja."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataStage(Generic[O]):
     """One step from files to batches: `[[data.source]]` (takes nothing) or `[[data.stage]] use = "NAME"`."""
 
@@ -148,6 +167,8 @@ class DataStage(Generic[O]):
     fingerprint: Callable[[O], str | None] | None = None
     """Of a source: a digest of the content that it would read now, or None where nobody can know it. Prepared data are
     cached only if every source has one. Other stages are known by their name, options and plugin version."""
+    dialogue: Callable[[O, DataContext], Dialogue] | None = None
+    """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`. Raises `DataError`."""
 
 
 Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fitune import Conversation, DataContext, DataError, DataStage, Document, Problem, hookimpl
+from fitune import Conversation, DataContext, DataError, DataStage, Dialogue, Document, Problem, hookimpl
 from fitune.dataflow import Stage
 from fitune.errors import nearest, sentences
 from fitune_plugins.chat_template import Messages, Refused, Template, Tools, names, open_template
@@ -54,9 +54,7 @@ class _Renderer:
 
     def document(self, conversation: Conversation) -> Document:
         """The conversation as text. Raises `DataError`."""
-        messages: Messages = conversation.messages
-        if self.options.system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.options.system}, *messages]
+        messages = self._with_system(conversation.messages)
         with_tools = bool(conversation.tools)
         masker = self.maskers.get(with_tools) or self.maskers.setdefault(with_tools, self._masker(tools=True))
         try:
@@ -74,6 +72,28 @@ class _Renderer:
             fix = "Use a template with {% generation %} marks, by template_file"
             raise DataError(f"{conversation.origin}: {sentences(str(error), fix)}") from error
         return Document(text=text, trained=tuple(spans), origin=conversation.origin)
+
+    def dialogue(self) -> Dialogue:
+        """How the template writes what a model is asked."""
+        masker = self.maskers[False]
+        shape = masker.last or masker.inner
+        end = shape.mark if shape is not None else ""
+        return Dialogue(prompt=self._prompt, end=end, template=masker.template.source)
+
+    def _prompt(self, messages: Messages) -> str:
+        """The text that a model is given to answer. Raises `DataError`."""
+        template, messages = self.maskers[False].template, self._with_system(messages)
+        try:
+            return template.render(messages, prompt=True)
+        except Refused as error:
+            what = f"{template.place} refuses these messages: {error}"
+            raise DataError(sentences(what, _fix(template, messages, ()))) from error
+
+    def _with_system(self, messages: Messages) -> Messages:
+        """The messages, with the options' system message if they have none of their own."""
+        if self.options.system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.options.system}, *messages]
 
     def _masker(self, *, tools: bool) -> Masker:
         options = self.options
@@ -128,4 +148,5 @@ def ft_data_stages() -> Iterable[DataStage[ChatOptions]]:
         gives="documents",
         make=_make,
         check=_check,
+        dialogue=lambda options, context: _Renderer(options, context).dialogue(),
     )

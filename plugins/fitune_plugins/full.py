@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from fitune import Adapter, NoOptions, hookimpl
+from fitune import Adapter, ModelError, NoOptions, hookimpl
+from fitune.after.generation_settings import mend
+from fitune_plugins.hf import DType, first_line, load_model
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def _attach(options: NoOptions, model: PreTrainedModel) -> PreTrainedModel:
@@ -18,28 +20,23 @@ def _attach(options: NoOptions, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:
-    _mend_generation_settings(model)
+    mend(model)
     model.save_pretrained(str(directory))
 
 
-def _mend_generation_settings(model: PreTrainedModel) -> None:
-    """Settings that transformers loads with a warning, it may refuse to save, and all that was trained with them."""
-    from transformers import GenerationConfig
-
-    settings = model.generation_config
-    if settings is None or _is_valid(settings):
-        return
-    settings.do_sample = True  # some models give a temperature, but not this, which alone makes it count
-    if not _is_valid(settings):
-        model.generation_config = GenerationConfig(eos_token_id=settings.eos_token_id)
-
-
-def _is_valid(settings: GenerationConfig) -> bool:
+def _load(options: NoOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    if not any(directory.glob("*.safetensors")):
+        raise ModelError(f"{directory} holds no .safetensors file, and no other kind is read. Give another checkpoint")
+    dtype = cast(DType, str(model.dtype).removeprefix("torch."))
+    trained = load_model(str(directory), dtype, model.device)
     try:
-        settings.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+        model.load_state_dict(trained.state_dict(), strict=True, assign=True)
+    except RuntimeError as error:  # torch's own message is as long as the model
+        raise ModelError(f"{directory} holds another model than the recipe: {first_line(error)}") from error
+    model.tie_weights()
+    model.requires_grad_(False)
+    model.eval()
+    return model
 
 
 @hookimpl
@@ -52,4 +49,6 @@ def ft_adapters() -> Iterable[Adapter[NoOptions]]:
         attach=_attach,
         save=_save,
         directory="model",
+        load=_load,
+        merge=lambda model, dtype: model,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from fitune import Adapter, Lever, ModelError, Recipe, hookimpl
 from fitune.errors import nearest
+from fitune_plugins.lora_merge import merge
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+WEIGHTS = "adapter_model.safetensors"
 Preset = Literal["all-linear", "attention", "mlp"]
 PRESETS: dict[str, tuple[str, ...]] = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -98,6 +102,60 @@ def _save(model: PreTrainedModel, directory: Path) -> None:
     cast("PeftModel", model).save_pretrained(str(directory), save_embedding_layers=False)
 
 
+def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = _read(directory)
+    _must_be_of(options, directory)
+    adapted = _attach(options, model)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wrong = sorted(
+        {*wanted.keys() ^ weights.keys()}
+        | {name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape}
+    )
+    if wrong:
+        raise ModelError(
+            f"{directory / WEIGHTS} is not of this recipe's [adapter] on this model: {len(wrong)} tensors are missing, "
+            f"of another shape, or known to one of them alone, e.g. {wrong[0]}"
+        )
+    set_peft_model_state_dict(adapted, weights)
+    adapted.requires_grad_(False)
+    adapted.eval()
+    return adapted
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    """The tensors that were saved. Raises `ModelError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = directory / WEIGHTS
+    if not file.is_file():
+        other = ", and a .bin file, which may run code, is not read" if any(directory.glob("*.bin")) else ""
+        raise ModelError(f"{directory} holds no {WEIGHTS}{other}. Give another checkpoint")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{file} is damaged, or cannot be read: {what}. Give another checkpoint") from error
+
+
+def _must_be_of(options: LoraOptions, directory: Path) -> None:
+    """The settings that no tensor tells must be those that were trained with. Raises `ModelError`."""
+    file = directory / "adapter_config.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        found = {"r": saved["r"], "alpha": saved["lora_alpha"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged, or cannot be read. Give another checkpoint") from error
+    for name, value in found.items():
+        if value != getattr(options, name):
+            raise ModelError(
+                f"{file}: the adapter was trained with {name} = {value}, but the run's recipe.toml says "
+                f"{getattr(options, name)}. One of them was changed: put it back"
+            )
+
+
 @hookimpl
 def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
     """Offer the adapter."""
@@ -107,6 +165,8 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
         options=LoraOptions,
         attach=_attach,
         save=_save,
+        load=_load,
+        merge=merge,
     )
 
 

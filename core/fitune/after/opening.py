@@ -1,0 +1,212 @@
+"""Opening a run: from its directory to the model that was trained, with its tokenizer, ready to be asked.
+
+RUN/recipe.toml            the recipe, every choice explicit
+RUN/adapter, or model      what was trained, once the run has ended
+RUN/checkpoints/step-N/    the same directory, as it was after N steps
+
+The model is composed as the run composed it: the base with what memory strategies do to it, e.g. quantise, then the
+adapter, loaded where a run attaches a new one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fitune.errors import ModelError, RunError, nearest, sentences
+from fitune.reader import read_recipe
+from fitune.recipe import Recipe
+from fitune.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fitune.compose import Strategies
+    from fitune.dataflow import DataContext
+    from fitune.records import Dialogue, Plan
+
+RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
+LAST = "last"
+"""What stands for the newest checkpoint."""
+STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run's directory holds."""
+
+    directory: Path
+    recipe: Recipe
+    weights: Path
+    """Directory of what was trained."""
+    checkpoint: str | None
+    """Name of the checkpoint that it belongs to; None for what the run ended with."""
+
+    @property
+    def notice(self) -> str | None:
+        """What a user should know who did not ask for a checkpoint."""
+        return f"the run has not ended: this is its checkpoint {self.checkpoint}" if self.checkpoint else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A trained model on its device, in evaluation mode."""
+
+    trained: Trained
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    context: DataContext
+    strategies: Strategies
+    plan: Plan
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return cast("torch.device", self.accelerator.device)
+
+
+def find(
+    directory: Path,
+    registry: Registry,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Trained:
+    """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest).
+
+    The data that the recipe names need not be there. Reads no weight. Raises the errors of `fitune.errors`.
+    """
+    if not (directory / RECIPE).is_file():
+        what = "no such directory" if not directory.exists() else f"it holds no {RECIPE}"
+        raise RunError(f"{directory} is no run's directory: {what}. Give a directory that ft run wrote")
+    recipe = read_recipe(directory / RECIPE, registry, overrides, look=False)
+    kind = recipe.adapter.record.directory
+    found = checkpoints(directory, kind)
+    if checkpoint is None and has_weights(directory / kind):
+        return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
+    if not found:
+        raise RunError(f"{directory}: {sentences(_nothing(directory, kind), 'Let the run end: ft run --resume')}")
+    name = found[-1] if checkpoint in (None, LAST) else str(checkpoint)
+    if name not in found:
+        raise RunError(f'{directory} has no whole checkpoint "{name}". {nearest(name, found)}')
+    return Trained(directory=directory, recipe=recipe, weights=directory / CHECKPOINTS / name / kind, checkpoint=name)
+
+
+def checkpoints(directory: Path, kind: str) -> list[str]:
+    """Names of a run's checkpoints that hold what was trained, those of steps last and in their order."""
+    place = directory / CHECKPOINTS
+    names = [p.name for p in place.iterdir() if has_weights(p / kind)] if place.is_dir() else []
+    steps = {name: int(match[1]) if (match := STEP.fullmatch(name)) else -1 for name in names}
+    return sorted((name for name in names if not name.startswith(".")), key=lambda name: (steps[name], name))
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights that may be read: in safetensors, which run no code."""
+    return directory.is_dir() and any(directory.glob("*.safetensors"))
+
+
+def _nothing(directory: Path, kind: str) -> str:
+    places = (directory / kind, *(directory / CHECKPOINTS).glob(f"*/{kind}"))
+    if any(file for place in places for file in place.glob("*.bin")):
+        return f"what is in {kind} is a .bin file, which may run code and is not read, and no .safetensors is there"
+    return f"nothing is trained yet: it has neither {kind} nor a checkpoint with one"
+
+
+def dialogue_of(recipe: Recipe, context: DataContext) -> Dialogue | None:
+    """How the recipe's data stages write conversations; None where it trains on text. Raises `DataError`."""
+    from fitune.compose import call_plugin
+
+    for use in recipe.stages:
+        if use.record.dialogue is not None:
+            return call_plugin(use, use.record.dialogue, use.options, context)
+    return None
+
+
+def open_base(trained: Trained, *, plain: bool = False) -> Opened:
+    """The base model that was trained on, quantised where the run's was; `plain` gives it with those numbers, but in
+    the model's own type. Raises the errors of `fitune.errors`.
+    """
+    import torch
+
+    from fitune.compose import base_model, call_plugin, planned
+    from fitune.devices import make_accelerator, set_allocator, set_deterministic
+    from fitune.prepare import context_of, tokenizer_of
+
+    recipe = trained.recipe
+    strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
+    set_allocator(plan)
+    set_deterministic(recipe.general.deterministic)
+    accelerator = make_accelerator()
+    tokenizer = tokenizer_of(recipe)
+    model = base_model(recipe, plan, accelerator.device)
+    for use, strategy in strategies:
+        model = call_plugin(use, strategy.loaded, model)
+    if plain and plan.quantization is not None:
+        model = dequantized(model)
+    model.eval()
+    return Opened(
+        trained=trained,
+        model=model,
+        tokenizer=tokenizer,
+        context=context_of(recipe, tokenizer),
+        strategies=strategies,
+        plan=plan,
+        accelerator=accelerator,
+    )
+
+
+def with_trained(opened: Opened) -> Opened:
+    """A base model that was opened, with what was trained. Raises `ModelError`."""
+    from fitune.compose import call_plugin
+
+    use, weights = opened.trained.recipe.adapter, opened.trained.weights
+    if use.record.load is None:
+        raise ModelError(
+            f'the adapter "{use.record.name}" cannot be loaded again: its plugin gives no "load" (fitune.Adapter)'
+        )
+    return replace(opened, model=call_plugin(use, use.record.load, use.options, opened.model, weights))
+
+
+def open_run(trained: Trained, *, base: bool = False) -> Opened:
+    """The trained model as its run evaluates it, with all that memory strategies do to it.
+
+    With `base`, as it was before the first step.
+    """
+    from accelerate.utils import set_seed
+
+    from fitune.attention import isolate_documents
+    from fitune.compose import call_plugin, prepared
+
+    opened, recipe = open_base(trained), trained.recipe
+    if base:
+        set_seed(recipe.general.seed)  # a new adapter draws its first weights
+        model = call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, opened.model)
+    else:
+        model = with_trained(opened).model
+    model = prepared(opened.strategies, model)
+    if any(use.record.packs for use in recipe.stages):
+        isolate_documents(model)
+    model.requires_grad_(False)
+    model.eval()
+    return replace(opened, model=model)
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A quantised model with the numbers, and in the type, that it computes with. Raises `ModelError`."""
+    import logging
+
+    log = logging.getLogger("transformers.integrations.bitsandbytes")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it tells of the type, which is the right one
+    try:
+        return cast("PreTrainedModel", cast(Any, model).dequantize())
+    except (NotImplementedError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{type(model).__name__} cannot be dequantised, which a merge needs: {what}") from error
+    finally:
+        log.setLevel(before)
