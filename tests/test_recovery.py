@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fitune import MemoryStrategy, NoOptions, OptimizerSettings, Recipe, Recovery, Run, RunError, Strategy, hookimpl
+from fitune.checkpoints.files import newest
 from fitune.console import RunConsole
 from fitune.fitting import Composition
 from fitune.listeners import MetricsFile
@@ -27,7 +28,7 @@ from fitune.recovery import out_of_memory
 from fitune.run import run
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from test_training_state import assert_same
-from tiny import adapter, losses, metrics
+from tiny import losses, metrics
 from tiny import train as train_run
 
 MESSAGE = "CUDA out of memory. Tried to allocate 172.00 MiB. GPU 0 has a total capacity of 22.30 GiB."
@@ -155,7 +156,7 @@ def _assert_equal_runs(found: Path, expected: Path) -> None:
 
 
 def _saved(directory: Path) -> list[torch.Tensor]:
-    (file,) = directory.rglob("*.safetensors")
+    (file,) = (file for file in directory.rglob("*.safetensors") if "checkpoints" not in file.parts)
     return list(load_file(file).values())
 
 
@@ -194,7 +195,7 @@ def test_a_run_goes_on_as_if_nothing_had_been(recipe: Path, tmp_path: Path, poin
     assert _checkpointed(recovery) == 1
     _assert_equal_runs(tmp_path / "run", tmp_path / "plain")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "adapter", "environment.json", "error.txt", "metrics.jsonl", "recipe.toml",
+        "adapter", "checkpoints", "environment.json", "error.txt", "identity.json", "metrics.jsonl", "recipe.toml",
     }  # fmt: skip
     assert read_recipe(tmp_path / "run" / "recipe.toml", open_registry(Traps())).strategies[-1].options.layers == 1
     (line,) = metrics(tmp_path / "run", "recovery")
@@ -250,10 +251,10 @@ def _ended(recipe: Path, directory: Path, traps: Traps, *overrides: str) -> RunE
 def test_a_step_that_changed_weights_cannot_be_undone(recipe: Path, tmp_path: Path) -> None:
     traps = Traps(("after the optimizer", 3), optimizer=_adamw)
     error = _ended(recipe, tmp_path / "run", traps)
-    saved = tmp_path / "run" / "adapter"
+    saved = tmp_path / "run" / "adapter.unfinished"
     assert "out of GPU memory in step 3" in error.message
     assert "The optimizer had begun to change weights, which cannot be undone" in error.message
-    assert f"What was trained in 2 steps is saved in {saved}" in error.message
+    assert f"checkpoint is that of step 2. What trains, in the midst of step 3, is in {saved}" in error.message
     assert (saved / "adapter_model.safetensors").is_file()
     assert traps.recoveries == []
 
@@ -273,7 +274,11 @@ def test_it_ends_once_nothing_takes_less(recipe: Path, tmp_path: Path) -> None:
     error = _ended(recipe, tmp_path / "run", traps)
     assert "Nothing takes less. What was trained in " in error.message
     assert len(traps.recoveries) == 2
-    assert len(adapter(tmp_path / "run")) > 0
+    checkpoint, damaged = newest(tmp_path / "run")
+    assert checkpoint is not None
+    assert not damaged
+    assert f"is saved in {checkpoint.directory}. Go on with: ft run {tmp_path / 'run'}" in error.message
+    assert not (tmp_path / "run" / "adapter").exists()
     assert MESSAGE in (tmp_path / "run" / "error.txt").read_text(encoding="utf-8")
     assert error.lines[1].startswith("torch asked for 172.00 MiB")  # as ft explain-oom says
 

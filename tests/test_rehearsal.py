@@ -177,7 +177,9 @@ def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_pa
     with pytest.raises(RunError, match=r"cannot be saved in .*run: No space left on device.*Make room"):
         train_run(recipe, tmp_path / "run", 'adapter={use="broken"}', plugins=[BrokenSave(), told])
     assert told.events == ["started"]
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"environment.json", "metrics.jsonl", "recipe.toml"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "environment.json", "identity.json", "metrics.jsonl", "recipe.toml",
+    }  # fmt: skip
 
 
 def test_an_evaluation_that_fails_is_found_before_the_first_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,8 @@ def test_saving_is_whole_or_not_at_all(recipe_path: Path, error: Exception, caus
     (final / "before").touch()
     with pytest.raises(RunError) as caught:
         save(parts)
-    assert caught.value.message == f"{final} could not be written: {cause}. What was trained is lost"
+    also = f"Nor could it be written to {tempfile.gettempdir()}: {cause}. What was trained is lost"
+    assert caught.value.message == f"{final} could not be written: {cause}. {also}"
     assert [p.name for p in parts.run.directory.rglob("*")] == ["adapter", "before"]
 
 

@@ -1,60 +1,43 @@
 """A run until it is done: composed, rehearsed and trained; and once memory runs out, composed again with less.
 
 Memory that runs out costs the step in which it does, and the time to load the model again; nothing that was learnt.
+Whatever else ends a run, what it has learnt is in a checkpoint, if it can be.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fitune.checkpoints.identity import identity_of, write_identity
+from fitune.checkpoints.keeper import Keeper
+from fitune.checkpoints.resuming import Resume, find
 from fitune.compose import Forecaster, Parts, compose, planned
-from fitune.errors import FtError, RunError, sentences
-from fitune.events import Recovery
+from fitune.durable import set_aside
+from fitune.errors import FtError, Interrupted, RunError, sentences
+from fitune.events import CheckpointReport, Notice
 from fitune.fitting import Composition, Foreseen, Refitter, fitted, refitter_of
 from fitune.materials import Materials, gather
 from fitune.module_state import ModuleState, module_state
 from fitune.prepare import Watch
-from fitune.processes import is_main_process
+from fitune.processes import process_index
 from fitune.provenance import write_environment, write_recipe
 from fitune.recipe import Recipe
 from fitune.recovery import Position, free_memory, out_of_memory, room_on
 from fitune.registry import Registry
 from fitune.rehearsal import rehearse
-from fitune.saving import save
+from fitune.saving import save_unfinished
+from fitune.shortage import Shortage, explained, log, recovery_of
+from fitune.stopping import StopRequest
 from fitune.telling import Teller
 from fitune.training_state import TrainingState, capture, restore
 
-KEPT = ".kept"
-"""Directory, in the run's, of what was trained until memory ran out; gone once the run goes on."""
-LOG = "error.txt"
-"""torch's message, for `ft explain-oom`."""
-
-Work = Callable[[Parts, Position], None]
+Work = Callable[[Keeper, Parts, Position], None]
 """Trains from a position to the end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortage:
-    """Memory that ran out."""
-
-    doing: str
-    """What it was asked for in: "loading", "rehearsal", "step" or "evaluation"."""
-    said: str
-    """By the GPU's libraries, in a line."""
-    composition: Composition
-    """What ran out."""
-    undone: bool
-    """Whether everything is as it was before."""
-    since: float
-    """When it was, in seconds of `time.perf_counter`."""
 
 
 class Attempts:
@@ -68,6 +51,7 @@ class Attempts:
         watch: Watch,
         forecaster: Forecaster | None,
         refit: Refitter | None,
+        resume: Resume | None = None,
     ) -> None:
         """`refit` finds what to go on with; without it, the search of `[memory] fit` does, on a GPU."""
         self.recipe, self.directory = recipe, directory
@@ -77,29 +61,46 @@ class Attempts:
         self.used: list[Composition] = []
         self._registry, self._watch, self._forecaster = registry, watch, forecaster
         self._refit = refit or (refitter_of(registry) if torch.cuda.is_available() else None)
+        self._resume, self._keeper, self._stop = resume, Keeper(), StopRequest()
         self._tell = Teller(registry)
+        self._notices: list[Notice] = []
         self._materials: Materials | None = None
         self._loaded: ModuleState | None = None
         self._state: TrainingState | None = None
         self._shortage: Shortage | None = None
+        self._unfinished: Path | None = None
 
     def make(self, work: Work) -> None:
         """Do the work, in as many compositions as it takes.
 
         Raises `RunError` where memory runs out and nothing takes less, and whatever else ends the work.
         """
+        if self._resume is not None:
+            self._go_back()
         self.used.append(self._choose())
-        try:
-            while (shortage := self._attempt(work)) is not None:
-                self._tighten(shortage)
-        except BaseException:
-            self._keep_for_good()
-            raise
+        while (shortage := self._attempt(work)) is not None:
+            self._tighten(shortage)
+
+    def _go_back(self) -> None:
+        """Take the newest checkpoint that is whole."""
+        process = process_index()
+        checkpoint, damaged = find(self.directory, process, main=process == 0)
+        where = "the beginning"
+        if checkpoint is not None:
+            progress = checkpoint.progress
+            self.position = Position(progress.step, progress.evaluated)
+            self._keeper, self._state = Keeper(progress), checkpoint.state
+            where = f"step {progress.step}"
+        for what in damaged:
+            what = f"{what}. It is left out, and the run goes on from {where}"
+            self._notices.append(Notice(step=self.position.step, kind="damaged checkpoint", what=what))
 
     def _choose(self) -> Composition:
-        """What `[memory] fit` chooses; without it the recipe as it is."""
+        """What `[memory] fit` chooses, or chose when the run began; without it the recipe as it is."""
         if not self.recipe.memory.fit:
             return Composition(recipe=self.recipe)
+        if self._resume is not None and (chosen := self._resume.composition(self.directory, self._registry)):
+            return Composition(recipe=chosen, lines=("as it was chosen when the run began",))
         planned(self.recipe, gpu=torch.cuda.is_available())  # what it names itself must be right before data are read
         self._materials = gather(self.recipe, self._watch)
         return fitted(self.recipe, self._registry, self._materials)
@@ -110,21 +111,25 @@ class Attempts:
         try:
             self.parts = self._compose()
             self._rehearse(self.parts)
-            work(self.parts, self.position)
+            self.position.doing = ""
+            work(self._keeper, self.parts, self.position)
         except BaseException as error:
             said = out_of_memory(error)
             if said is None:
+                self._rescue(error)
                 raise
-            self._log(error)
+            log(error, self.directory)
             if not self._may_go_on():
-                raise RunError(self._without_recovery(said)) from error
+                ending = RunError(self._without_recovery(said))
+                self._rescue(ending)
+                raise ending from error
             return self._cut_short(said)
         return None
 
     def _compose(self) -> Parts:
         """Compose the last of the compositions, with what was learnt before."""
-        composition = self.used[-1]
-        forecaster = self._forecaster if len(self.used) == 1 else None
+        composition, first = self.used[-1], len(self.used) == 1
+        forecaster = self._forecaster if first else None
         if composition.forecast is not None:  # it was made for the choice
             forecaster = Foreseen(composition.forecast)
         parts = compose(
@@ -134,19 +139,45 @@ class Attempts:
             forecaster,
             materials=self._materials,
             fitted=composition.lines,
+            resumed=None if self._resume is None else self.position.step,
+            stop=self._stop,
         )
         self.used[-1] = Composition(recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines)
         self._materials, self._loaded = parts.materials, module_state(parts.run.model)
+        if first:
+            self._be_same(parts)
         if self._state is not None:
             restore(parts, self._state)
+        self._keeper.begin(self._loaded)
         if parts.accelerator.is_main_process:
             write_recipe(composition.recipe, self.directory)
-            if self._shortage is None:
-                commit = getattr(parts.run.model.config, "_commit_hash", None)
-                write_environment(self.recipe, self._registry, self.directory, model_commit=commit)
-        if self._shortage is None and len(self.used) == 1:
+        if first and self._shortage is None:
             self._tell.started(parts.run)
+            for notice in self._notices:
+                self._tell.report(parts.run, notice)
         return parts
+
+    def _be_same(self, parts: Parts) -> None:
+        """Note what the run is; one that goes on must be what it was. Raises `RunError`."""
+        identity = identity_of(parts, self.recipe)
+        if self._resume is not None:
+            self._resume.must_be_same(self.directory, identity)
+            if others := self._resume.other_versions(identity):
+                what = f"other versions than when the run began: {'; '.join(others)}. Numbers may differ by rounding"
+                self._notices.append(Notice(step=self.position.step, kind="versions", what=what))
+        if not parts.accelerator.is_main_process:
+            return
+        write_environment(
+            self.recipe,
+            self._registry,
+            self.directory,
+            model_commit=getattr(parts.run.model.config, "_commit_hash", None),
+        )
+        write_identity(self.directory, identity)
+        moved = set_aside(self.directory / self.recipe.adapter.record.directory)
+        if moved is not None:
+            what = f"what this run had trained to its end before is now in {moved}"
+            self._notices.append(Notice(step=self.position.step, kind="moved", what=what))
 
     def _rehearse(self, parts: Parts) -> None:
         """Rehearse, if the recipe says so; then tell that the run goes on, if it had to be composed again."""
@@ -157,9 +188,8 @@ class Attempts:
             report = rehearse(parts, self._state)
             self._tell.rehearsed(parts.run, report)
         if self._shortage is not None:
-            self._tell.recovered(parts.run, _recovery(self._shortage, self.used[-1], self.position.step))
+            self._tell.recovered(parts.run, recovery_of(self._shortage, self.used[-1], self.position.step))
         self._shortage = self._state = None
-        shutil.rmtree(self.directory / KEPT, ignore_errors=True)
 
     def _may_go_on(self) -> bool:
         """Whether there is a way to go on at all: a run of one process, with something to go on from."""
@@ -174,9 +204,10 @@ class Attempts:
             undone = position.undo(parts)
             if undone:
                 self._state = capture(parts, position.step, self._loaded, position.random)
-            if position.step:
-                with contextlib.suppress(RunError):  # it is on the host, too
-                    save(parts, KEPT)
+                if position.step and position.step != self._keeper.saved:
+                    self._tell.report(parts.run, self._keeper.keep(parts, position, "memory", self._state))
+            elif position.step:
+                self._unfinished = save_unfinished(parts)
         shortage = Shortage(
             doing=position.doing,
             said=said,
@@ -186,6 +217,36 @@ class Attempts:
         )
         self._shortage = self._shortage or shortage
         return shortage
+
+    def _rescue(self, error: BaseException) -> None:
+        """Keep what was learnt, in a checkpoint, where a run of one process fails; its error then says so too."""
+        parts, at, keeper = self.parts, self.position, self._keeper
+        if not isinstance(error, Exception) or isinstance(error, Interrupted) or parts is None or at.step == 0:
+            return
+        if parts.run.processes > 1 or at.doing in ("loading", "rehearsal"):
+            return
+        if at.step != keeper.saved and (not at.doing or at.undo(parts)):
+            assert self._loaded is not None
+            random = at.random if at.doing else None
+            with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
+                state = capture(parts, at.step, self._loaded, random)
+                report = keeper.keep(parts, at, "error", state)
+                if isinstance(report, CheckpointReport):
+                    self._tell.report(parts.run, report)
+        if isinstance(error, FtError):
+            error.lines = (*error.lines, self._saved())
+
+    def _saved(self) -> str:
+        """What of the run is saved, and how it goes on."""
+        if self._unfinished is not None:
+            of_old = f"The newest checkpoint is that of step {self._keeper.saved}"
+            kept = of_old if self._keeper.saved else "Nothing is saved that it could go on from"
+            return f"{kept}. What trains, in the midst of step {self.position.step + 1}, is in {self._unfinished}"
+        if self._keeper.saved is None:
+            return "Nothing is saved"
+        place = self._keeper.place(self.directory)
+        what = f"What was trained in {self._keeper.saved} steps is saved in {place}"
+        return f"{what}. Go on with: ft run {self.directory}"
 
     def _tighten(self, shortage: Shortage) -> None:
         """Free the card and choose what takes less. Raises `RunError` where the run cannot go on."""
@@ -206,24 +267,15 @@ class Attempts:
 
     def _end(self, shortage: Shortage, why: str) -> RunError:
         """What ends the run, with the lines of `ft explain-oom`."""
-        kept = self._keep_for_good()
-        of_it = f"What was trained in {self.position.step} steps is saved in {kept}" if kept else "Nothing is saved"
         where = {"step": f"step {self.position.step + 1}", "evaluation": "an evaluation", "rehearsal": "the rehearsal"}
         error = RunError(
             f"out of GPU memory in {where.get(shortage.doing, shortage.doing)}: {shortage.said} "
-            + sentences(why[0].upper() + why[1:], of_it, f"What would make it fit: ft explain-oom {self.directory}")
+            + sentences(
+                why[0].upper() + why[1:], self._saved(), f"What would make it fit: ft explain-oom {self.directory}"
+            )
         )
-        error.lines = (*error.lines, *_explained(self.directory, self._registry))
+        error.lines = (*error.lines, *explained(self.directory, self._registry))
         return error
-
-    def _keep_for_good(self) -> Path | None:
-        """Give what was trained until memory ran out, if it is there, the adapter's name."""
-        kept = self.directory / KEPT
-        final = self.directory / self.recipe.adapter.record.directory
-        if not kept.is_dir() or final.exists():
-            return final if final.exists() else None
-        kept.replace(final)
-        return final
 
     def _without_recovery(self, said: str) -> str:
         """What was asked for, and what tells what a recipe can do about it."""
@@ -231,43 +283,7 @@ class Attempts:
             return f"out of GPU memory while loading: {said} What would make it fit: ft plan RECIPE --levers"
         return f"out of GPU memory in training: {said} What would make it fit: ft explain-oom {self.directory}"
 
-    def _log(self, error: BaseException) -> None:
-        """Leave the message in the run's directory; where that cannot be, it is told anyway."""
-        if is_main_process():
-            with contextlib.suppress(OSError):
-                text = "".join(traceback.format_exception(error))
-                (self.directory / LOG).write_text(text, encoding="utf-8")
-
 
 def on_gpu(parts: Parts) -> bool:
     """Whether a run is on a GPU."""
     return bool(parts.accelerator.device.type == "cuda")
-
-
-def _recovery(shortage: Shortage, now: Composition, step: int) -> Recovery:
-    before = shortage.composition
-    return Recovery(
-        step=step,
-        phase=shortage.doing,
-        error=shortage.said,
-        before=before.tables,
-        after=now.tables,
-        micro_batch=(before.recipe.train.micro_batch, now.recipe.train.micro_batch),
-        forecast=now.forecast,
-        seconds=time.perf_counter() - shortage.since,
-    )
-
-
-def _explained(directory: Path, registry: Registry) -> tuple[str, ...]:
-    """What `ft explain-oom` says of this run; nothing where it cannot tell."""
-    from fitune.forecast.explain import explain
-    from fitune.forecast.oom_message import read_message
-    from fitune.forecast.oom_report import lines
-    from fitune.reader import read_recipe
-
-    try:
-        message = read_message((directory / LOG).read_bytes(), LOG)
-        said = lines(explain(read_recipe(directory / "recipe.toml", registry), registry, message))
-        return tuple(line for line in said if line.strip())
-    except (FtError, OSError):
-        return ()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from transformers import get_scheduler
 
 from fitune.attention import isolate_documents
 from fitune.contract import blame
 from fitune.dataflow import DataContext, Example
-from fitune.devices import make_accelerator, set_allocator
+from fitune.devices import make_accelerator, set_allocator, set_deterministic
 from fitune.errors import ModelError, PluginError
 from fitune.evaluate import Evaluator
 from fitune.events import MemoryForecast, Run
@@ -27,6 +27,7 @@ from fitune.recipe import Recipe, Use
 from fitune.records import MemoryStrategy, OptimizerSettings, Plan, Strategy
 from fitune.registry import KINDS
 from fitune.step import Step
+from fitune.stopping import StopRequest
 from fitune.trainables import Trainables, decay_groups
 
 if TYPE_CHECKING:
@@ -83,15 +84,20 @@ def compose(
     *,
     materials: Materials | None = None,
     fitted: tuple[str, ...] = (),
+    resumed: int | None = None,
+    stop: StopRequest | None = None,
 ) -> Parts:
     """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
-    weights are read. `fitted` says what `[memory] fit` chose.
+    weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before; `stop` is what
+    can ask the run to end.
 
     Raises the errors of `fitune.errors`.
     """
     strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
     set_allocator(plan)
+    set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
+    directory = broadcast_object_list([directory])[0]  # it may be named by the time
 
     materials = materials or gather(recipe, watch)
     data, held_out = materials.data, materials.held_out
@@ -127,6 +133,8 @@ def compose(
         parameters=sum(p.numel() for p in model.parameters()),
         forecast=None if forecaster is None else forecaster.result(),
         fitted=fitted,
+        resumed=resumed,
+        stop=stop or StopRequest(),
     )
     make_batches = batch_maker(recipe.stages, materials.context)
     return Parts(
@@ -143,24 +151,24 @@ def compose(
 
 def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
     """The recipe's memory strategies, and what they decide before a weight is read."""
-    strategies = tuple((use, _by(use, use.record.make, use.options)) for use in recipe.strategies)
+    strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in recipe.strategies)
     plan = Plan(gpu=gpu)
     for use, strategy in strategies:
-        plan = _by(use, strategy.plan, plan)
+        plan = call_plugin(use, strategy.plan, plan)
     return strategies, plan
 
 
 def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The base model, changed by the strategies, with its adapter."""
     for use, strategy in strategies:
-        model = _by(use, strategy.loaded, model)
-    return _by(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+        model = call_plugin(use, strategy.loaded, model)
+    return call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
 
 
 def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The model, with its adapter and on its device, changed by the strategies, in training mode."""
     for use, strategy in strategies:
-        model = _by(use, strategy.prepare, model)
+        model = call_plugin(use, strategy.prepare, model)
     model.train()
     return model
 
@@ -209,7 +217,7 @@ def _with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, da
     return replace(plan, notices=(*plan.notices, apart, efficiency))
 
 
-def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
+def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
     """Call what a plugin provides; what it raises, but for memory, gets the plugin's name."""
     with blame(f'{KINDS[type(use.record)]} "{use.record.name}"', but=torch.OutOfMemoryError):
         return function(*arguments)
@@ -218,23 +226,23 @@ def _by(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
 def _model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = prepared(strategies, adapted(recipe, strategies, _loaded(recipe, plan, accelerator.device)))
+    model = prepared(strategies, adapted(recipe, strategies, base_model(recipe, plan, accelerator.device)))
     if accelerator.num_processes > 1:
         broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
     return model
 
 
-def _loaded(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
+def base_model(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
     """The base model, quantised as the plan says. Raises `ModelError` if its loader cannot quantise."""
     record, options = recipe.model.record, recipe.model.options
     if plan.quantization is None:
-        return _by(recipe.model, record.load_model, options, device)
+        return call_plugin(recipe.model, record.load_model, options, device)
     if record.load_quantized is None:
         raise ModelError(
             f'the model loader "{record.name}" cannot quantise, which a [[memory.strategy]] asks for. Remove that '
             'strategy, or load with use = "hf"'
         )
-    return _by(recipe.model, record.load_quantized, options, device, plan.quantization)
+    return call_plugin(recipe.model, record.load_quantized, options, device, plan.quantization)
 
 
 def make_optimizer(
@@ -250,7 +258,7 @@ def make_optimizer(
         fused=fused,
     )
     made = [
-        (use.record.name, _by(use, strategy.make_optimizer, trainables.masters, settings))
+        (use.record.name, call_plugin(use, strategy.make_optimizer, trainables.masters, settings))
         for use, strategy in strategies
     ]
     found = [(name, optimizer) for name, optimizer in made if optimizer is not None]

@@ -36,6 +36,17 @@ def set_allocator(plan: Plan) -> None:
     (renamed or torch.cuda.memory._set_allocator_settings)(os.environ[name])
 
 
+def set_deterministic(wanted: bool) -> None:
+    """Have torch compute with deterministic kernels alone, or as it does by itself.
+
+    An operation that has none computes as ever, and torch warns of it once. cuBLAS is deterministic only with
+    workspaces of a fixed size, which it reads from the environment before it is first used.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+
+
 def _check_processes(accelerator: Accelerator) -> None:
     """The loop sums gradients itself; sharded and offloaded engines do it in a way of their own. Raises `RunError`."""
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

@@ -6,6 +6,7 @@
     ├── DataError           a row, a file or a data set that cannot be trained on
     ├── ModelError          a model, tokenizer or adapter that cannot be loaded or is not what it should be
     └── RunError            a run that cannot start, go on or be written
+        └── Interrupted     a run that was asked to stop, and can go on
 
 A traceback on a user's screen is a bug: whatever a user can cause is raised as one of these.
 """
@@ -68,6 +69,12 @@ class ModelError(FtError):
 
 class RunError(FtError):
     """A run that cannot start, go on or be written."""
+
+
+class Interrupted(RunError):
+    """A run that was asked to stop, by a signal or a plugin: it finished its step, and can go on from there."""
+
+    exit_code = 3
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -128,8 +128,8 @@ class CheckpointReport:
     bytes: int
     seconds: float
     why: str
-    """"steps", "minutes", "end", "stop" (the run was asked to), "error" (something ended it) or "memory" (it ran out
-    of it)."""
+    """"steps", "minutes", "best" (the best evaluation so far), "end", "stop" (the run was asked to), "error" (something
+    ended it) or "memory" (it ran out of it)."""
     best: bool
     """Whether no evaluation so far was better than the one at this step."""
     removed: tuple[Path, ...] = ()

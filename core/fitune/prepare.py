@@ -77,6 +77,11 @@ class Prepared:
         return int(self.rows.meta["tokens"])
 
     @property
+    def digest(self) -> str:
+        """Of the content of all rows."""
+        return str(self.rows.meta["digest"])
+
+    @property
     def highest(self) -> int:
         """The highest token id in the rows."""
         return int(self.rows.meta["highest"])

@@ -7,4 +7,9 @@ import os
 
 def is_main_process() -> bool:
     """Whether this is the first of the launched processes, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_index() == 0
+
+
+def process_index() -> int:
+    """Which of the launched processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))

@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from fitune._version import __version__
+from fitune.durable import write_file
 from fitune.recipe import Recipe
 from fitune.registry import Registry
 
@@ -21,7 +22,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenize
 
 def write_recipe(recipe: Recipe, directory: Path) -> None:
     """Write `recipe.toml`, every choice explicit; `ft run` takes it as it is."""
-    (directory / "recipe.toml").write_text(tomli_w.dumps(recipe.to_toml()), encoding="utf-8")
+    write_file(directory / "recipe.toml", tomli_w.dumps(recipe.to_toml()))
 
 
 def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:
@@ -38,7 +39,12 @@ def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, mo
         "git": _git(recipe.path.resolve()),
         "devices": _devices(),
     }
-    (directory / "environment.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_file(directory / "environment.json", json.dumps(values, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what a run computes; None for one that is not installed."""
+    return {"fitune": __version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str | None:

@@ -88,6 +88,10 @@ class Position:
         self.evaluated = self.step
         self.doing = ""
 
+    def cut_evaluation(self) -> None:
+        """The evaluation was cut short, and is still to be made."""
+        self.doing = ""
+
     def undo(self, parts: Parts) -> bool:
         """Undo what has begun; whether that is possible. Generators are left to `random`."""
         for parameter in (*parts.step.trainables.parameters, *parts.step.trainables.masters):

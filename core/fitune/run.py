@@ -6,22 +6,23 @@ of the step's micro-batches, in every process, divided by their number. What hap
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
 
 from fitune.attempts import Attempts
+from fitune.checkpoints.keeper import Keeper
+from fitune.checkpoints.resuming import Resume
 from fitune.compose import Forecaster, Parts
-from fitune.dataflow import Batch
-from fitune.errors import RunError
-from fitune.events import EvalReport, Run, StepReport
+from fitune.evaluate import EvaluationStopped
+from fitune.events import CheckpointReport, EvalReport, Notice, Run, StepReport
 from fitune.fitting import Refitter
+from fitune.judging import Judge
 from fitune.measure import measure_memory
 from fitune.order import share, windows
 from fitune.prepare import UNWATCHED, Watch, batches
@@ -30,12 +31,15 @@ from fitune.recipe import Evaluation, Recipe
 from fitune.recovery import Position
 from fitune.registry import Registry
 from fitune.saving import save
-from fitune.step import always
+from fitune.stopping import asked_by_signals
 from fitune.telling import Teller
+from fitune.watching import Watcher
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Report = StepReport | EvalReport | CheckpointReport | Notice
 
 
 def run(
@@ -45,14 +49,15 @@ def run(
     watch: Watch = UNWATCHED,
     forecaster: Forecaster | None = None,
     refit: Refitter | None = None,
+    resume: Resume | None = None,
 ) -> Run:
     """Train as the recipe says and save what was trained in `directory`; `watch` is told of data being prepared.
 
     A forecaster says what the run will take of the card, before its first step, and may refuse it; `refit` finds what
-    to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes. Raises the
-    errors of `fitune.errors`.
+    to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes. With `resume`
+    the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
     """
-    attempts = Attempts(recipe, registry, directory, watch, forecaster, refit)
+    attempts = Attempts(recipe, registry, directory, watch, forecaster, refit, resume)
     error: BaseException | None = None
     try:
         attempts.make(partial(_work, Teller(registry)))
@@ -71,35 +76,43 @@ def run(
     return attempts.parts.run
 
 
-def _work(tell: Teller, parts: Parts, at: Position) -> None:
-    """Train from there to the end, and save."""
-    for report in train(parts, at):
-        if isinstance(report, StepReport):
-            tell.step_done(parts.run, report)
-        else:
-            tell.evaluated(parts.run, report)
+def _work(tell: Teller, keeper: Keeper, parts: Parts, at: Position) -> None:
+    """Train from there to the end, and save. Raises `Interrupted` where the run is asked to stop before that."""
+    with asked_by_signals(parts.run.stop):
+        for report in train(parts, at, keeper):
+            tell.report(parts.run, report)
+    if not _is_done(parts, at):
+        raise keeper.interrupted(parts, at)
     if parts.accelerator.is_main_process:
-        tell.saved(parts.run, save(parts))
+        saved = save(parts)
+        tell.saved(parts.run, saved)
     parts.accelerator.wait_for_everyone()
     parts.accelerator.end_training()
 
 
-def train(parts: Parts, at: Position | None = None) -> Iterator[StepReport | EvalReport]:
-    """Make every step of the run that is left at a position; gives a report of each step and each evaluation."""
-    at = at or Position()
+def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None) -> Iterator[Report]:
+    """Make every step of the run that is left at a position; gives a report of each step, evaluation and checkpoint,
+    and notices. Ends early where the run is asked to stop; without a keeper nothing is written.
+    """
+    at, watcher = at or Position(), Watcher() if keeper is None else keeper.watcher
     rows_of_steps = windows(len(parts.examples), parts.window, parts.run.recipe.general.seed, start=at.step)
     while True:
-        if parts.evaluator and _is_due(parts.run.recipe.evaluation, at, parts.run.steps):
-            at.begin(parts, "evaluation")
-            evaluated = parts.evaluator.evaluate(at.step)
-            at.end_evaluation()
-            yield evaluated
-        if at.step == parts.run.steps:
+        if parts.evaluator and not _wishes(parts)[0] and _is_due(parts.run.recipe.evaluation, at, parts.run.steps):
+            evaluated = _evaluate(parts, at)
+            if evaluated is not None:
+                if keeper is not None:
+                    keeper.saw(evaluated)
+                yield evaluated
+        stop, late = _wishes(parts, keeper)
+        if keeper is not None and (why := keeper.due(parts, at, stop=stop, late=late)) is not None:
+            yield keeper.keep(parts, at, why)
+        if stop or at.step == parts.run.steps:
             return
         at.begin(parts, "step")
-        report = _step(parts, at, *next(rows_of_steps))
+        report, judge = _step(parts, at, watcher, *next(rows_of_steps))
         at.end_step()
         yield report
+        yield from watcher.saw(parts, report, judge)
 
 
 def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
@@ -111,7 +124,44 @@ def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
     return at.step == steps or (settings.every is not None and at.step % settings.every == 0)
 
 
-def _step(parts: Parts, at: Position, epoch: float, window: NDArray[np.int64]) -> StepReport:
+def _is_done(parts: Parts, at: Position) -> bool:
+    """Whether nothing is left to do but to save."""
+    return at.step == parts.run.steps and not (
+        parts.evaluator and _is_due(parts.run.recipe.evaluation, at, parts.run.steps)
+    )
+
+
+def _wishes(parts: Parts, keeper: Keeper | None = None) -> tuple[bool, bool]:
+    """Whether any of the processes is asked to stop, and whether the first finds that it is time for a checkpoint; the
+    same in each.
+    """
+    stop, late = parts.run.stop.is_asked(), keeper is not None and keeper.late(parts)
+    if parts.run.processes > 1:
+        flags = torch.tensor([stop, late and parts.accelerator.is_main_process], dtype=torch.float32)
+        flags = parts.accelerator.reduce(flags.to(parts.accelerator.device), reduction="sum")
+        stop, late = (bool(flag > 0) for flag in flags.tolist())
+        if stop:
+            parts.run.stop.ask("another process of the run was asked to stop")
+    return stop, late
+
+
+def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
+    """Evaluate; None where the run is asked to stop in the midst of it, and it is to be made when the run goes on."""
+    assert parts.evaluator is not None
+    at.begin(parts, "evaluation")
+    alone = parts.run.processes == 1  # others would wait for this one
+    try:
+        report = parts.evaluator.evaluate(at.step, parts.run.stop.is_asked if alone else lambda: False)
+    except EvaluationStopped:
+        at.cut_evaluation()
+        return None
+    at.end_evaluation()
+    return report
+
+
+def _step(
+    parts: Parts, at: Position, watcher: Watcher, epoch: float, window: NDArray[np.int64]
+) -> tuple[StepReport, Judge]:
     """Make the next step, over the rows of this window."""
     start = time.perf_counter()
     accelerator, number = parts.accelerator, at.step + 1
@@ -121,11 +171,21 @@ def _step(parts: Parts, at: Position, epoch: float, window: NDArray[np.int64]) -
     micro_batch = parts.run.recipe.train.micro_batch
     picks = share(window, micro_batch, accelerator.process_index, accelerator.num_processes)
     learning_rate = parts.step.optimizer.param_groups[0]["lr"]
-    loss_scale = parts.step.scaling.scale if parts.step.scaling else None
-    micro_batches = batches(parts.examples, picks, parts.make_batches)
-    loss_sum, norm, skipped = _make_step(parts, at, micro_batches, targets)
-    mean = loss_sum.item() / targets  # waits for the device, so the time below is the step's own
-    _must_be_finite(number, mean, norm.item(), skipped=skipped)
+    scaling = parts.step.scaling
+    loss_scale = scaling.scale if scaling else None
+    judge = Judge(accelerator, scaling, parts.step.trainables.masters, look=number == 1)
+    _, norm = parts.step.make(
+        batches(parts.examples, picks, parts.make_batches),
+        targets,
+        reduce=partial(parts.step.trainables.reduce, accelerator),
+        enter=partial(at.enter, parts),
+        accept=judge.accept,
+    )
+    if judge.made:
+        parts.scheduler.step()  # which goes on only with steps that are made, as in accelerate
+    mean = judge.loss_sum / targets
+    if not judge.finite:
+        watcher.must_go_on(parts, number, rows, mean, norm.item())
     return StepReport(
         step=number,
         epoch=epoch,
@@ -137,37 +197,5 @@ def _step(parts: Parts, at: Position, epoch: float, window: NDArray[np.int64]) -
         seconds=time.perf_counter() - start,
         memory=measure_memory(accelerator.device),
         loss_scale=loss_scale,
-        skipped=skipped,
-    )
-
-
-def _make_step(parts: Parts, at: Position, micro_batches: Iterable[Batch], targets: int) -> tuple[Tensor, Tensor, bool]:
-    """Make a step: the sum of all processes' losses, the gradient's norm, and whether its overflow had it skipped.
-
-    The schedule goes on only with steps that are made, as in accelerate.
-    """
-    scaling = parts.step.scaling
-    loss_sum, norm = parts.step.make(
-        micro_batches,
-        targets,
-        reduce=partial(parts.step.trainables.reduce, parts.accelerator),
-        enter=partial(at.enter, parts),
-        accept=scaling.accept if scaling else always,
-    )
-    skipped = scaling is not None and scaling.skipped > 0
-    if not skipped:
-        parts.scheduler.step()
-    return cast(Tensor, parts.accelerator.reduce(loss_sum, reduction="sum")), norm, skipped
-
-
-def _must_be_finite(step: int, loss: float, norm: float, *, skipped: bool) -> None:
-    """Stop a run whose weights are no numbers any more, which every later step would only hide."""
-    if math.isfinite(loss) and (math.isfinite(norm) or skipped):
-        return
-    fix = "Try a lower [train] learning_rate, or warmup_steps"
-    if skipped:  # whatever the scale is, the forward pass is the same
-        fix = 'In float16 the model itself may overflow: set its dtype to "bfloat16" or "float32"'
-    raise RunError(
-        f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}, so training cannot go on. Nothing is "
-        f"saved. {fix}"
-    )
+        skipped=not judge.made,
+    ), judge

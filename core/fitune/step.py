@@ -33,8 +33,8 @@ def alone() -> None:
     """The reduction of gradients where there is one process: nothing to do."""
 
 
-def always(norm: Tensor) -> bool:
-    """Makes every step, and does not look at the norm of its gradient."""
+def always(norm: Tensor, loss_sum: Tensor) -> bool:
+    """Makes every step, and looks at nothing."""
     return True
 
 
@@ -61,13 +61,13 @@ class Step:
         *,
         reduce: Callable[[], None] = alone,
         enter: Callable[[Phase], None] = nobody,
-        accept: Callable[[Tensor], bool] = always,
+        accept: Callable[[Tensor, Tensor], bool] = always,
     ) -> tuple[Tensor, Tensor]:
         """Make a step over these micro-batches, on the host; `targets` are the step's, over all processes.
 
         `reduce` sums the gradients over processes; `enter` is told of each phase; where `accept`, given the norm of the
-        gradient, says no, no weight is changed. Gives the sum of this process' losses and that norm, float32 scalars
-        on the device.
+        gradient and the sum of this process' losses, says no, no weight is changed. Gives that sum and that norm,
+        float32 scalars on the device.
         """
         factor = None if self.scaling is None else self.scaling.factor(targets)
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -83,8 +83,8 @@ class Step:
         enter("gradients")
         reduce()
         norm = self.trainables.finish(targets if factor is None else targets * factor, self.max_grad_norm)
-        enter("optimizer")
-        if accept(norm):
+        if accept(norm, loss_sum):
+            enter("optimizer")
             self.optimizer.step()
         self.trainables.publish()
         return loss_sum, norm

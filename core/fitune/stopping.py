@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
 
 class StopRequest:
     """What a run looks at between two steps. Once asked, it finishes the step, saves a checkpoint and ends."""
@@ -20,3 +27,33 @@ class StopRequest:
     def reason(self) -> str | None:
         """Why the run is to stop; None if it is not."""
         return self._reason
+
+    def is_asked(self) -> bool:
+        """Whether the run is to stop."""
+        return self._reason is not None
+
+
+@contextlib.contextmanager
+def asked_by_signals(stop: StopRequest) -> Iterator[None]:
+    """While this lasts, SIGTERM and SIGINT ask the run to stop; a second one ends the process at once, with the exit
+    code that shells give it (128 and its number).
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main one alone
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_asked():
+            os._exit(128 + number)
+        name = signal.Signals(number).name
+        stop.ask(name)
+        # Straight to the terminal: what prints may be in the midst of it.
+        os.write(2, f"\n{name}: the run finishes its step, saves and ends. A second one ends it at once\n".encode())
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -8,6 +8,7 @@ want the same one wait for a single build. An entry that cannot be read is built
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -117,6 +118,7 @@ class Writer:
             }
         )
         self._file = file
+        self._digest = hashlib.sha256()
         self.files: dict[str, int] = {}
 
     def write(self, examples: Iterable[Example]) -> int:
@@ -130,9 +132,18 @@ class Writer:
                 written += len(part)
         return written
 
+    @property
+    def digest(self) -> str:
+        """Of the content of all rows that were written."""
+        return self._digest.hexdigest()
+
     def _batch(self, part: Sequence[Example]) -> pa.RecordBatch:
         import pyarrow as pa
 
+        for example in part:
+            for values in (example.input_ids, example.labels):
+                self._digest.update(f"{len(values)} ".encode() + values.astype("<i4").tobytes())
+            self._digest.update(repr(tuple(map(int, example.lengths))).encode())
         files = [self.files.setdefault(example.origin.file, len(self.files)) for example in part]
         columns = [
             _lists([example.input_ids for example in part]),
@@ -228,7 +239,7 @@ def _write(directory: Path, build: Build) -> None:
     rows, meta = directory / "rows.arrow", directory / "meta.json"
     writer = Writer(rows)
     said = build(writer)
-    meta.write_text(json.dumps({**said, "files": list(writer.files)}), encoding="utf-8")
+    meta.write_text(json.dumps({**said, "files": list(writer.files), "digest": writer.digest}), encoding="utf-8")
     for file in (rows, meta):
         with file.open("rb") as written:
             os.fsync(written.fileno())

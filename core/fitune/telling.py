@@ -15,6 +15,17 @@ class Teller:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
 
+    def report(self, run: Run, report: StepReport | EvalReport | CheckpointReport | Notice) -> None:
+        """Something happened in the loop."""
+        if isinstance(report, StepReport):
+            self._tell("ft_step_done", run, step=report)
+        elif isinstance(report, EvalReport):
+            self._tell("ft_evaluated", run, report=report)
+        elif isinstance(report, CheckpointReport):
+            self._tell("ft_checkpoint_saved", run, report=report)
+        else:
+            self._tell("ft_noticed", run, notice=report)
+
     def started(self, run: Run) -> None:
         """The run is ready."""
         self._tell("ft_run_started", run)
@@ -26,22 +37,6 @@ class Teller:
     def recovered(self, run: Run, recovery: Recovery) -> None:
         """It goes on after it ran out of memory."""
         self._tell("ft_recovered", run, recovery=recovery)
-
-    def step_done(self, run: Run, step: StepReport) -> None:
-        """A step is made."""
-        self._tell("ft_step_done", run, step=step)
-
-    def evaluated(self, run: Run, report: EvalReport) -> None:
-        """An evaluation is made."""
-        self._tell("ft_evaluated", run, report=report)
-
-    def noticed(self, run: Run, notice: Notice) -> None:
-        """Something is not as it should be."""
-        self._tell("ft_noticed", run, notice=notice)
-
-    def checkpoint_saved(self, run: Run, report: CheckpointReport) -> None:
-        """A checkpoint is written."""
-        self._tell("ft_checkpoint_saved", run, report=report)
 
     def saved(self, run: Run, directory: Path) -> None:
         """What was trained is written."""

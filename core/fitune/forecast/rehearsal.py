@@ -83,7 +83,8 @@ def rehearse(
     model = adapted(recipe, strategies, base)
     notices: list[str] = []
     modules = ModuleTracker(model)
-    tracer = Tracer(modules, scratch=scratch_table(card.capability), cublas_workspace=cublas_workspace(card.capability))
+    workspace = cublas_workspace(card.capability, deterministic=recipe.general.deterministic)
+    tracer = Tracer(modules, scratch=scratch_table(card.capability), cublas_workspace=workspace)
     packed = any(batch.positions is not None for batch in shapes.training)
 
     def isolate(model: nn.Module) -> None:

@@ -23,8 +23,10 @@ from fitune.forecast.versions import large_workspaces, torch_version
 MIB = 2**20
 
 
-def cublas_workspace(capability: tuple[int, int]) -> int:
+def cublas_workspace(capability: tuple[int, int], *, deterministic: bool = False) -> int:
     """Bytes of workspace that torch gives each cuBLAS handle (`getChosenWorkspaceSize`, CublasHandlePool.cpp)."""
+    if deterministic:
+        return 32 * MIB  # :4096:8, in KiB (`fitune.devices`)
     return 32 * MIB if capability[0] in large_workspaces(torch_version()) else 8519680  # :4096:2:16:8, in KiB
 
 

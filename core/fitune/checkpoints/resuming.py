@@ -1,0 +1,70 @@
+"""Going on with a run: what it was, what of it is whole, and whether it is still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fitune.checkpoints.identity import (
+    Identity,
+    content_differences,
+    must_be_allowed,
+    must_keep_place,
+)
+from fitune.durable import sweep
+from fitune.errors import FtError
+from fitune.reader import read_recipe
+from fitune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fitune.checkpoints.files import Checkpoint
+    from fitune.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """What `ft run` knows of a run that goes on, before anything is loaded."""
+
+    identity: Identity | None
+    """As the run began; None where it never did."""
+    allowed: Sequence[str] = ()
+    """Keys that may differ."""
+    refit: bool = False
+    """Whether the keys that `[memory] fit` depends on were changed, so that it chooses anew."""
+
+    def must_be_same(self, run: Path, now: Identity) -> None:
+        """Raise `RunError` if the data, the model or the processes are others, and that is not allowed."""
+        if self.identity is None:
+            return
+        must_keep_place(run, self.identity, now)
+        must_be_allowed(run, content_differences(self.identity, now), self.allowed)
+
+    def other_versions(self, now: Identity) -> list[str]:
+        """Packages that are of other versions than when the run began."""
+        before = {} if self.identity is None else self.identity.versions
+        return [f"{name} {one}, now {now.versions.get(name)}" for name, one in before.items()
+                if one != now.versions.get(name)]  # fmt: skip
+
+    def composition(self, run: Path, registry: Registry) -> Recipe | None:
+        """The memory strategies that the run last used, where `[memory] fit` chose them; None if they cannot be known,
+        or are to be chosen anew.
+        """
+        if self.refit:
+            return None
+        try:
+            found = read_recipe(run / "recipe.toml", registry)
+        except FtError:
+            return None
+        return None if found.memory.fit else found
+
+
+def find(run: Path, process: int, *, main: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones; what a killed process left is deleted."""
+    from fitune.checkpoints.files import HOME, newest
+
+    if main:
+        sweep(run)
+        sweep(run / HOME)
+    return newest(run, process)
