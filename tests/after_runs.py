@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fitune.cli import main
 from fitune.listeners import MetricsFile
 from fitune.reader import read_recipe
 from fitune.run import run
 from fitune.testing import open_registry, write_recipe, write_tiny_data
+
+torch.set_num_threads(1)  # a tiny model's threads only wait for each other
 
 TRAINED: dict[str, object] = {
     "adapter": {"use": "lora", "targets": "all-linear"},
@@ -60,10 +63,11 @@ def ft(*arguments: object, stdin: str | None = None) -> tuple[str, str]:
 def refused(*arguments: object, stdin: str | None = None) -> str:
     """The one line with which `ft` refuses."""
     err = StringIO()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as raised:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", err)
         patch.setattr(sys, "stdin", StringIO(stdin or ""))
-        main([*map(str, arguments), "--no-third-party"])
+        with pytest.raises(SystemExit) as raised:
+            main([*map(str, arguments), "--no-third-party"])
     assert raised.value.code == 2
     (line,) = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
     return line.removeprefix("error: ")

@@ -62,6 +62,7 @@ def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `merge` unties them
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
         except ValueError as error:  # e.g. a target that is no layer with weights

@@ -33,8 +33,7 @@ def write_card(directory: Path, target: Path, *, name: str | None = None, parity
     its lines out; nothing that is wrong here raises: the model is worth more than its card.
     """
     with contextlib.suppress(Exception):
-        recipe = published(_toml(directory / "recipe.toml"))
-        facts = _Facts(directory, recipe, target)
+        facts = _Facts(directory, target)
         text = "\n".join([_head(facts), *_body(facts, name or target.name, parity)])
         write_file(target / CARD, text.rstrip("\n") + "\n")
 
@@ -42,33 +41,30 @@ def write_card(directory: Path, target: Path, *, name: str | None = None, parity
 class _Facts:
     """What a run's files tell."""
 
-    def __init__(self, directory: Path, recipe: Values, target: Path) -> None:
-        self.recipe = recipe
+    def __init__(self, directory: Path, target: Path) -> None:
+        recipe = _toml(directory / "recipe.toml")
+        self.recipe: Values = published(recipe)
         self.environment = _json(directory / "environment.json")
         self.memory = _json(directory / "memory.json")
         self.metrics = metrics(directory)
         self.is_adapter = (target / "adapter_config.json").is_file()
-        self.license = _license(self._table("model"), self.environment.get("model_commit"))
+        self.license = _license(recipe.get("model"), self.environment.get("model_commit"))
 
     def _table(self, name: str) -> Values:
         table = self.recipe.get(name)
         return table if isinstance(table, dict) else {}
 
     @property
-    def model(self) -> Values:
-        """`[model]`."""
-        return self._table("model")
-
-    @property
     def base(self) -> str:
         """What the base model is called."""
-        found = self.model.get("path") or self.model.get("id") or self.model.get("package")
-        return str(found or self.model.get("use") or "unknown")
+        model = self._table("model")
+        return str(model.get("path") or model.get("id") or model.get("package") or model.get("use") or "unknown")
 
     @property
     def hub_id(self) -> str | None:
         """Its name on the hub, if it came from there."""
-        found = None if self.model.get("path") else self.model.get("id")
+        model = self._table("model")
+        found = None if model.get("path") else model.get("id")
         return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
 
     def of(self, event: str) -> list[Values]:
@@ -117,8 +113,9 @@ def _body(facts: _Facts, name: str, parity: Parity | None) -> Iterator[str]:
         found = {"python": facts.environment.get("python"), **packages}
         yield "## Versions\n"
         yield ", ".join(f"{package} {number}" for package, number in found.items() if number) + "\n"
-    yield "## Recipe\n"
-    yield f"```toml\n{tomli_w.dumps(facts.recipe)}```"
+    if facts.recipe:
+        yield "## Recipe\n"
+        yield f"```toml\n{tomli_w.dumps(facts.recipe)}```"
 
 
 def _use(facts: _Facts, name: str) -> Iterator[str]:
@@ -194,10 +191,11 @@ def published(value: Any) -> Any:
         return value
     if "://" in value:
         return re.sub(r"://[^/@\s]*@", "://", value)
-    return Path(value).name if value.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", value) else value
+    place = re.match(r"(/|~|[A-Za-z]:[\\/])", value)
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if place else value
 
 
-def _license(model: Values, commit: object) -> str | None:
+def _license(model: Any, commit: object) -> str | None:
     """The base model's license, by its own card, if that is on this machine."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 

@@ -52,6 +52,8 @@ class Merge:
     file: bool = False
     """Whether the recipe's sources are a file that was named for the comparison."""
     shard_size: str = "5GB"
+    lenient: bool = False
+    """Whether figures that are over a limit are only reported."""
 
 
 def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
@@ -60,7 +62,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         name = trained.recipe.adapter.record.name
         raise ModelError(f'the adapter "{name}" cannot be merged: its plugin gives no "merge" (fitune.Adapter)')
     must_be_free(asked.to)
-    rows, source = _rows(trained, asked, watch)
+    rows, source = rows_of(trained, asked, watch)
     opened = open_base(trained)
     base = see(opened.model, rows)
     trained_dtype = opened.model.dtype
@@ -81,7 +83,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         found = compare(
             base, adapter, merged, source=source, trained=trained_dtype, dtype=asked.dtype, limit=asked.limit
         )
-        if found.wrong is not None:
+        if found.wrong is not None and not asked.lenient:
             raise RunError(_refusal(found, trained, asked))
         (partial / FIGURES).write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
         write_card(trained.directory, partial, name=asked.to.name, parity=found)
@@ -111,7 +113,7 @@ def see_written(directory: Path, rows: Sequence[Example], device: torch.device) 
     return see(load(str(directory), device_map={"": device}, trust_remote_code=False), rows)
 
 
-def _rows(trained: Trained, asked: Merge, watch: Watch) -> tuple[list[Example], str]:
+def rows_of(trained: Trained, asked: Merge, watch: Watch) -> tuple[list[Example], str]:
     """Rows to compare on, and what they are: held-out ones if there are any. Raises the errors of `fitune.errors`."""
     recipe = trained.recipe
     context = context_of(recipe, tokenizer_of(recipe))
