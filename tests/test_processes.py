@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from fitune import RunError
@@ -27,13 +28,14 @@ class Runs(NamedTuple):
     progress: str
 
 
-def _launch(recipe: Path, directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def _launch(recipe: Path, directory: Path | None, *overrides: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     how = ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "fitune"]
-    what = ["run", str(recipe), "--out", str(directory), *(part for o in overrides for part in ("--set", o))]
+    out = [] if directory is None else ["--out", str(directory)]
+    what = ["run", str(recipe), *out, *(part for o in overrides for part in ("--set", o))]
     # --multi_gpu is accelerate's word for several local processes: with --cpu, it starts one. HF_HOME: no
     # configuration of this user's.
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)}
@@ -96,8 +98,54 @@ def test_the_main_process_alone_prints_and_writes(runs: Runs) -> None:
         assert sum(line.startswith(once) for line in runs.printed.splitlines()) == 1
     assert "x 2 process(es)" in runs.printed
     assert runs.progress.count("Loading weights: 100%") == 1
-    names = [sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (runs.one, runs.two)]
-    assert names[0] == names[1]  # nothing of a second writer, and no half file
+    names = [{str(p.relative_to(run)) for p in run.rglob("*")} for run in (runs.one, runs.two)]
+    generators = {f"checkpoints/step-{step}/process-1.json" for step in (2, 4)}
+    assert names[1] - names[0] == generators  # nothing else of a second writer, and no half file
+    assert names[0] <= names[1]
+
+
+SECOND = '''
+"""Has the second process get a signal in its third step."""
+import os
+import signal
+
+from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
+
+
+class Signalled(Strategy):
+    steps = 0
+
+    def around_step(self):
+        self.steps += 1
+        if os.environ["RANK"] == "1" and self.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().around_step()
+
+
+@hookimpl
+def ft_memory_strategies():
+    yield MemoryStrategy(name="signalled", summary="Stops", options=NoOptions, make=lambda options: Signalled())
+'''
+
+
+def test_both_stop_and_go_on_together(runs: Runs, tmp_path: Path) -> None:
+    """With dropout, so that each process needs its own generators back."""
+    (tmp_path / "second.py").write_text(SECOND, encoding="utf-8")
+    recipe, dropout = runs.two / "recipe.toml", "adapter.dropout=0.3"
+    plain = _launch(recipe, tmp_path / "plain", dropout)
+    assert plain.returncode == 0, plain.stderr
+    strategies = 'memory.strategy=[{use="accumulation", steps=2}, {use="signalled"}]'
+    stopped = _launch(recipe, tmp_path / "run", dropout, strategies, f'plugins=["{tmp_path / "second.py"}"]')
+    assert stopped.returncode != 0
+    assert "stopped after 3 of 4 steps: another process of the run was asked to stop" in stopped.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert len(list((tmp_path / "run" / "checkpoints" / "step-3").glob("process-*.json"))) == 2
+    # It goes on in two processes, and the second is not signalled again: it has one step to go.
+    done = _launch(tmp_path / "run", None)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    one, two = adapter(tmp_path / "run"), adapter(tmp_path / "plain")
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 EVERYWHERE = '''
