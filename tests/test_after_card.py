@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli
@@ -28,7 +29,7 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def _card(run: Path) -> ModelCard:
+def _card(run: Path) -> Any:
     write_card(run, run / "adapter")
     return ModelCard.load(run / "adapter" / "README.md")
 
@@ -124,7 +125,7 @@ def test_the_license_and_name_of_the_base_model(run: Path, tmp_path: Path) -> No
 
 def test_a_merged_model_has_its_parity(run: Path, tmp_path: Path) -> None:
     out, _ = ft("merge", run, "--to", tmp_path / "mine", "--dtype", "float32")
-    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    card: Any = ModelCard.load(tmp_path / "mine" / "README.md")
     assert card.data.library_name == "transformers"
     assert 'AutoModelForCausalLM.from_pretrained("mine")' in card.text
     shown = card.text.partition("## Parity of the merged model\n\n```text\n")[2].partition("```")[0]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from after_runs import evaluations, finished, ft, refused
+from fitune.checkpoints.manifest import write_manifest
 from fitune.testing import write_tiny_data
 
 EQUAL = ("loss", "exact_match", "rows", "target_tokens")
@@ -86,6 +87,7 @@ def test_a_checkpoint(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
     (copy / "checkpoints" / "step-5").mkdir(parents=True)
     shutil.move(copy / "adapter", copy / "checkpoints" / "step-5" / "adapter")
+    write_manifest(copy / "checkpoints" / "step-5", 5)
     found = _eval(copy, "--checkpoint", "last")
     assert (found["checkpoint"], found["step"], found["loss"]) == ("step-5", 5, evaluations(run)[-1]["loss"])
     assert "note: the run has not ended: this is its checkpoint step-5" in ft("eval", copy)[1]

@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from after_runs import evaluations, finished, ft, refused
 from fitune import ModelError, RunError
-from fitune.after import merging
 from fitune.after.merging import Merge, merge
-from fitune.after.opening import Trained, find, open_base, open_run
+from fitune.after.opening import Trained, find, open_base, open_run, with_trained
 from fitune.testing import open_registry, write_recipe
 
 IDS = torch.arange(1, 60)[None]
@@ -89,7 +88,8 @@ def test_weights_are_rounded_once(tmp_path: Path) -> None:
     run = finished(tmp_path, "model.dtype='bfloat16'", "train.learning_rate=1e-3", "eval.exact_match=false")
     ft("merge", run, "--to", tmp_path / "merged", "--dtype", "bfloat16")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
-    base = _plain(tmp_path / "recipe" / "model").to(torch.bfloat16).state_dict()
+    plain: Any = _plain(tmp_path / "recipe" / "model")
+    base = plain.to(torch.bfloat16).state_dict()
     changed = 0
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         exact = base[f"{name}.weight"].double() + _delta(run, name)
@@ -112,7 +112,8 @@ def test_an_nf4_base_is_merged_into_what_is_left_of_it(quantized: Path, tmp_path
     name = "model.layers.0.mlp.up_proj"
     layer: Any = base.get_submodule(name)
     assert isinstance(layer, Linear4bit)
-    trained_on = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    weight: Any = layer.weight
+    trained_on = dequantize_4bit(weight.data, weight.quant_state)
     assert trained_on.dtype == torch.bfloat16
     original = _plain(quantized.parent / "recipe" / "model").state_dict()[f"{name}.weight"].double()
     delta = _delta(quantized, name)
@@ -211,7 +212,7 @@ def test_what_is_there_is_not_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_are_refused(run: Path, tmp_path: Path) -> None:
     trained = _found(run)
-    model: Any = merging.with_trained(open_base(trained)).model
+    model: Any = with_trained(open_base(trained)).model
     _no_numbers(model)
     with pytest.raises(ModelError, match=r"the adapter of .*v_proj cannot be merged: NaNs detected"):
         trained.recipe.adapter.record.merge(model, torch.float32)  # type: ignore[misc]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from after_runs import finished, refused
 from fitune import Adapter, ModelError, NoOptions, RunError, hookimpl
 from fitune.after.opening import Trained, find, open_base, open_run, with_trained
+from fitune.checkpoints.manifest import write_manifest
 from fitune.testing import open_registry
 
 WEIGHTS = "adapter_model.safetensors"
@@ -35,6 +36,7 @@ def run(whole: Path, tmp_path: Path) -> Path:
 def _checkpoint(run: Path, name: str) -> Path:
     place = run / "checkpoints" / name / "adapter"
     shutil.copytree(run / "adapter", place)
+    write_manifest(place.parent, 1)
     return place
 
 
@@ -45,7 +47,7 @@ def _find(run: Path, checkpoint: str | None = None) -> Trained:
 def test_the_end_of_a_run_goes_before_its_checkpoints(run: Path) -> None:
     _checkpoint(run, "step-3")
     found = _find(run)
-    assert (found.weights, found.checkpoint, found.notice) == (run / "adapter", None, None)
+    assert (found.weights, found.checkpoint, found.notices) == (run / "adapter", None, ())
     assert _find(run, "last").weights == run / "checkpoints" / "step-3" / "adapter"
 
 
@@ -67,7 +69,25 @@ def test_a_run_that_has_not_ended_is_opened_at_its_newest_checkpoint(run: Path) 
     shutil.rmtree(run / "adapter")
     found = _find(run)
     assert found.checkpoint == "step-4"
-    assert found.notice == "the run has not ended: this is its checkpoint step-4"
+    assert found.notices == ("the run has not ended: this is its checkpoint step-4",)
+
+
+def test_a_damaged_checkpoint_is_named_and_left_out(run: Path) -> None:
+    for name in ("step-2", "step-4", "step-6"):
+        _checkpoint(run, name)
+    file = run / "checkpoints" / "step-6" / "adapter" / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # loads as well as ever
+    file.write_bytes(content)
+    (run / "checkpoints" / "step-4" / "manifest.json").unlink()
+    found = _find(run, "last")
+    assert found.checkpoint == "step-2"
+    assert [notice.partition(", and left out: ")[0] for notice in found.notices] == [
+        "the checkpoint step-6 is damaged",
+        "the checkpoint step-4 is damaged",
+    ]
+    with pytest.raises(RunError, match=r"step-6 is damaged.*adapter_model.*SHA-256 differs\)\. Give another"):
+        _find(run, "step-6")
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fitune.registry
-from fitune import Adapter, MemoryStrategy, NoOptions, PluginError, RunError
+from fitune import Adapter, DataStage, MemoryStrategy, NoOptions, PluginError, RunError, hookimpl
 from fitune.contract import blame
 from fitune.registry import Plugin, Registry
 from made_plugins import STRATEGY, giving, install, strategy
@@ -128,6 +129,28 @@ def test_a_stage_takes_and_gives_what_is_known(load: Callable[..., Plugin], fiel
     )
     assert plugin.cause is not None
     assert f'the DataStage "s" {cause}' in plugin.cause
+
+
+@pytest.mark.parametrize("field", ["load", "merge"])
+def test_what_an_adapter_may_leave_out_must_be_callable_where_it_is_given(
+    load: Callable[..., Plugin], field: str
+) -> None:
+    plugin = load(
+        HEAD + "@hookimpl\ndef ft_adapters():\n    yield Adapter(name='a', summary='s', options=NoOptions, "
+        f"attach=print, save=print, {field}='it')"
+    )
+    assert plugin.cause == f'the Adapter "a" has a {field} that cannot be called'
+
+
+def test_the_dialogue_of_a_stage_must_be_callable() -> None:
+    class Giving:
+        @hookimpl
+        def ft_data_stages(self) -> list[object]:
+            fields: dict[str, Any] = {"takes": "conversations", "gives": "documents", "dialogue": "it"}
+            return [DataStage(name="s", summary="s", options=NoOptions, make=lambda o, c: iter, **fields)]
+
+    with pytest.raises(PluginError, match='the DataStage "s" has a dialogue that cannot be called'):
+        Registry().register(Giving(), "given")
 
 
 def test_blame_names_what_failed_and_the_line_of_the_plugin_not_of_what_it_called() -> None:

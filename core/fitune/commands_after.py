@@ -116,7 +116,7 @@ def eval_command(switches: Decorator) -> click.Command:
         from fitune.after.evaluation import evaluate, find_to_evaluate
 
         trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data)
-        _tell_of(trained, checkpoint)
+        _tell_of(trained)
         report = evaluate(trained, base=base, watch=_watch())
         _print_evaluation(trained, report, base, as_json)
 
@@ -173,7 +173,7 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Aske
 
     prompts = _prompts(asked)
     trained = find(run, settings.registry(), checkpoint)
-    _tell_of(trained, checkpoint)
+    _tell_of(trained)
     opened = open_run(trained, base=asked.base)
     generator = _generator(opened, asked)
     if asked.seed is not None:
@@ -256,7 +256,7 @@ def _merge(
 
     registry = settings.registry()
     trained = find(run, registry, checkpoint) if data is None else find_to_evaluate(run, registry, checkpoint, (), data)
-    _tell_of(trained, checkpoint)
+    _tell_of(trained)
     import torch
 
     from fitune.after.merging import Merge, merge
@@ -267,10 +267,10 @@ def _merge(
     click.echo(f"merged {to}")
 
 
-def _tell_of(trained: Trained, asked: str | None) -> None:
-    """Say which checkpoint it is, where nobody asked for one."""
-    if asked is None and trained.notice is not None:
-        click.echo(f"note: {trained.notice}", err=True)
+def _tell_of(trained: Trained) -> None:
+    """Say what is to be known of the checkpoint that was opened."""
+    for notice in trained.notices:
+        click.echo(f"note: {notice}", err=True)
 
 
 def _watch() -> Watch:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.hf import DType, build_model, load_model, load_tokenizer
@@ -75,7 +75,11 @@ def _tokenizer(options: GgufOptions) -> PreTrainedTokenizerBase:
 
 def _model(options: GgufOptions, device: torch.device) -> PreTrainedModel:
     file = _file(options)
-    return load_model(str(file.parent), options.dtype, device, gguf_file=file.name)
+    model = load_model(str(file.parent), options.dtype, device, gguf_file=file.name)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:  # its weights are plain ones by now, but transformers would refuse to save them
+        quantizer.remove_quantization_config(model)
+    return model
 
 
 def _built(options: GgufOptions) -> PreTrainedModel:

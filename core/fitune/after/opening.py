@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fitune.checkpoints.manifest import damage
 from fitune.errors import ModelError, RunError, nearest, sentences
 from fitune.reader import read_recipe
 from fitune.recipe import Recipe
@@ -47,10 +48,8 @@ class Trained:
     checkpoint: str | None
     """Name of the checkpoint that it belongs to; None for what the run ended with."""
 
-    @property
-    def notice(self) -> str | None:
-        """What a user should know who did not ask for a checkpoint."""
-        return f"the run has not ended: this is its checkpoint {self.checkpoint}" if self.checkpoint else None
+    notices: tuple[str, ...] = ()
+    """What the user should know, e.g. that a checkpoint is damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +90,13 @@ def find(
         return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
     if not found:
         raise RunError(f"{directory}: {sentences(_nothing(directory, kind), 'Let the run end: ft run --resume')}")
-    name = found[-1] if checkpoint in (None, LAST) else str(checkpoint)
-    if name not in found:
-        raise RunError(f'{directory} has no whole checkpoint "{name}". {nearest(name, found)}')
-    return Trained(directory=directory, recipe=recipe, weights=directory / CHECKPOINTS / name / kind, checkpoint=name)
+    if checkpoint not in (None, LAST, *found):
+        raise RunError(f'{directory} has no whole checkpoint "{checkpoint}". {nearest(str(checkpoint), found)}')
+    name, notices = _sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
+    if checkpoint is None:
+        notices.append(f"the run has not ended: this is its checkpoint {name}")
+    weights = directory / CHECKPOINTS / name / kind
+    return Trained(directory=directory, recipe=recipe, weights=weights, checkpoint=name, notices=tuple(notices))
 
 
 def checkpoints(directory: Path, kind: str) -> list[str]:
@@ -103,6 +105,20 @@ def checkpoints(directory: Path, kind: str) -> list[str]:
     names = [p.name for p in place.iterdir() if has_weights(p / kind)] if place.is_dir() else []
     steps = {name: int(match[1]) if (match := STEP.fullmatch(name)) else -1 for name in names}
     return sorted((name for name in names if not name.startswith(".")), key=lambda name: (steps[name], name))
+
+
+def _sound(directory: Path, names: Sequence[str]) -> tuple[str, list[str]]:
+    """The last of these checkpoints whose files are as they were written, and what is wrong with those behind it.
+
+    Raises `RunError` if none is.
+    """
+    notices: list[str] = []
+    for name in reversed(names):
+        wrong = damage(directory / CHECKPOINTS / name)
+        if wrong is None:
+            return name, notices
+        notices.append(f"the checkpoint {name} is damaged, and left out: {wrong}")
+    raise RunError(f"{directory}: {'; '.join(notices)}. Give another --checkpoint")
 
 
 def has_weights(directory: Path) -> bool:
