@@ -38,8 +38,8 @@ def test_lines_and_keys(recipe: Path, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run", "eval.every=2")
     lines = _lines(tmp_path / "run")
     assert [(line["event"], line["step"]) for line in lines] == [
-        ("evaluation", 0), ("step", 1), ("step", 2), ("evaluation", 2), ("step", 3), ("step", 4), ("evaluation", 4),
-        ("step", 5), ("evaluation", 5),
+        ("evaluation", 0), ("step", 1), ("step", 2), ("evaluation", 2), ("checkpoint", 2), ("step", 3), ("step", 4),
+        ("evaluation", 4), ("checkpoint", 4), ("step", 5), ("evaluation", 5), ("checkpoint", 5),
     ]  # fmt: skip
     step = metrics(tmp_path / "run")[0]
     assert step.keys() == STEP_KEYS

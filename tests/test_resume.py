@@ -272,7 +272,7 @@ def _refused(run: Path, *overrides: str, **asked: Any) -> tuple[str, ...]:
 
 
 def test_another_recipe_is_refused_key_by_key(stopped: Path) -> None:
-    lines = _refused(stopped, "train.learning_rate=0.5", 'memory.strategy.0.use="gradient-checkpointing"')[:-1]
+    lines = _refused(stopped, "train.learning_rate=0.5", 'memory.strategy=[{use="gradient-checkpointing"}]')[:-1]
     assert lines[0] == f"{stopped} cannot go on: it would not be the same run"
     assert f"{stopped}: train.learning_rate: 0.01 before, 0.5 now" in lines
 
@@ -347,7 +347,7 @@ def test_other_versions_are_told(recipe: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path, recipe: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match="holds no run: there is no identity.json in it"):
+    with pytest.raises(RunError, match=r"holds no run: there is no identity\.json in it"):
         go(tmp_path / "empty")
     with pytest.raises(RunError, match="--out has no effect"):
         go(recipe.parent, out=tmp_path / "run")

@@ -140,6 +140,7 @@ class Attempts:
             materials=self._materials,
             fitted=composition.lines,
             resumed=None if self._resume is None else self.position.step,
+            evaluated=self.position.evaluated,
             stop=self._stop,
         )
         self.used[-1] = Composition(recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines)

@@ -85,11 +85,12 @@ def compose(
     materials: Materials | None = None,
     fitted: tuple[str, ...] = (),
     resumed: int | None = None,
+    evaluated: int = -1,
     stop: StopRequest | None = None,
 ) -> Parts:
     """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
-    weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before; `stop` is what
-    can ask the run to end.
+    weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before, and
+    `evaluated` after how many the last evaluation; `stop` is what can ask the run to end.
 
     Raises the errors of `fitune.errors`.
     """
@@ -134,6 +135,7 @@ def compose(
         forecast=None if forecaster is None else forecaster.result(),
         fitted=fitted,
         resumed=resumed,
+        evaluated=evaluated,
         stop=stop or StopRequest(),
     )
     make_batches = batch_maker(recipe.stages, materials.context)

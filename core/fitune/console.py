@@ -35,6 +35,7 @@ class RunConsole:
         batch = f"{recipe.train.micro_batch} row(s) x {plan.accumulation} accumulated x {run.processes} process(es)"
         lines = [
             f"[bold]{escape(recipe.general.name)}[/bold]  {run.steps} steps on {run.device}",
+            *([] if run.resumed is None else [f"goes on after {run.resumed} steps"]),
             f"model    {escape(recipe.model.record.name)}, {run.parameters:,} parameters",
             f"adapter  {escape(recipe.adapter.record.name)}, {run.trainable:,} parameters train ({share:.2f} %)",
             f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",

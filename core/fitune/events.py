@@ -67,6 +67,8 @@ class Run:
     """What `[memory] fit` chose and what for, in lines; empty where nothing was asked for."""
     resumed: int | None = None
     """Steps that were made before, where this goes on from a checkpoint; None for a run from its beginning."""
+    evaluated: int = -1
+    """After how many of them the last evaluation was made that need not be made again; -1 for none."""
     stop: StopRequest = field(default_factory=StopRequest)
     """Ask it, from any thread, and the run finishes its step, saves a checkpoint and ends."""
 

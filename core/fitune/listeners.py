@@ -5,17 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
-from fitune.events import EvalReport, MemoryForecast, Recovery, RehearsalReport, Run, StepReport
+from fitune.durable import write_file
+from fitune.events import (
+    CheckpointReport,
+    EvalReport,
+    MemoryForecast,
+    Notice,
+    Recovery,
+    RehearsalReport,
+    Run,
+    StepReport,
+)
 from fitune.hookspecs import hookimpl
 
 
 class MetricsFile:
     """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
 
-    A rehearsal has its line, and a run that goes on after it ran out of memory.
+    A rehearsal has its line, and a run that goes on after it ran out of memory. A run that goes on from a checkpoint
+    keeps the lines up to there, so that a step has one line however often the run was killed.
 
     `examples.json` holds the answers of the last evaluation that generated any.
     """
@@ -26,7 +39,13 @@ class MetricsFile:
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
         """Open the file."""
-        self._file = (run.directory / "metrics.jsonl").open("w", encoding="utf-8")
+        file = run.directory / "metrics.jsonl"
+        if run.resumed is None:
+            self._file = file.open("w", encoding="utf-8")
+            return
+        write_file(file, "".join(f"{line}\n" for line in _lines_until(file, run.resumed, run.evaluated)))
+        self._file = file.open("a", encoding="utf-8")
+        self._write({"event": "resume", "step": run.resumed})
 
     @hookimpl
     def ft_rehearsed(self, report: RehearsalReport) -> None:
@@ -54,6 +73,17 @@ class MetricsFile:
             (run.directory / "examples.json").write_text(text + "\n", encoding="utf-8")
 
     @hookimpl
+    def ft_checkpoint_saved(self, report: CheckpointReport) -> None:
+        """Write a checkpoint."""
+        values = {"step": report.step, "directory": report.directory.name, "why": report.why, "best": report.best}
+        self._write({"event": "checkpoint", **values, "bytes": report.bytes, "seconds": report.seconds})
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Write a notice."""
+        self._write({"event": "notice", **dataclasses.asdict(notice)})
+
+    @hookimpl
     def ft_run_finished(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -61,7 +91,8 @@ class MetricsFile:
 
     def _write(self, values: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(values) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps(finite) + "\n")  # JSON knows no infinity
         self._file.flush()
 
 
@@ -124,6 +155,24 @@ class Tracker:
         """Close the tracker."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def _lines_until(file: Path, step: int, evaluated: int) -> list[str]:
+    """The whole lines of a metrics file that tell of what was made until then, and need not be made again."""
+    try:
+        whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    kept = []
+    for line in whole:
+        try:
+            values = json.loads(line)
+            at, event = values.get("step", 0), values["event"]
+        except (ValueError, KeyError, AttributeError):
+            continue  # what a full disk or a power failure left of it
+        if isinstance(at, int) and at <= (evaluated if event == "evaluation" else step):
+            kept.append(line)
+    return kept
 
 
 def _is_of_this_card(forecast: MemoryForecast) -> bool:
