@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,15 @@ def test_nothing_fits_is_said_with_what_would(directory: Path) -> None:
     assert "no composition of memory strategies fits" in text
     assert "GiB" in text.split("misses")[1]
     assert "allow = [" in text or "tokens would fit" in text
+
+
+def test_where_all_is_allowed_shorter_rows_would_fit(directory: Path) -> None:
+    every = 'memory.allow=["nf4", "adamw-8bit", "offload-checkpoints", "host-embeddings"]'
+    with pytest.raises(RunError) as caught:
+        resolve(recipe(directory, f'memory.fit="{HOPELESS}"', every), open_registry(), shapes)
+    found = re.search(r"Rows of about (\d+) tokens would fit", caught.value.message)
+    assert found is not None
+    assert 1 < int(found[1]) < 4096
 
 
 def test_a_step_is_cut_into_micro_batches(directory: Path) -> None:

@@ -39,6 +39,9 @@ EFFECTS: Mapping[str, Effect] = {
     "keep": Effect(kept=0.3, seconds=0.7),
     "offload": Effect(kept=0.2, seconds=0.2),
     "four-bit": Effect(weights=0.3, seconds=0.15),
+    "extra": Effect(kept=0.8, seconds=0.2),
+    **{f"small-{number}": Effect(kept=0.99, seconds=0.002) for number in range(4)},
+    "idle": Effect(),
 }
 
 
@@ -64,6 +67,8 @@ class Machine:
     layers: int = LAYERS
     surplus: float = 0.0
     """GiB that the whole model takes beyond what short ones tell."""
+    together: Mapping[frozenset[str], float] = field(default_factory=dict)
+    """GiB that levers take together beyond what each of them takes alone, at any number of layers."""
     short_calls: list[str] = field(default_factory=list)
     whole_calls: list[tuple[str, ...]] = field(default_factory=list)
     refused: frozenset[str] = frozenset()
@@ -95,6 +100,7 @@ class Machine:
                 in_worked, extra = in_worked * EFFECTS["offload"].kept, extra + EFFECTS["offload"].seconds
         weights = 0.4 * times(effect.weights for effect in plain)
         once = 1 + sum(effect.once for effect in plain)
+        once += sum(more for names, more in self.together.items() if names <= set(used))
         rows = asked.micro_batch
         size = once + weights * layers + rows * (kept * (layers - worked) + in_worked * worked)
         took = 0.1 * (seconds * layers + extra * worked)
@@ -219,6 +225,39 @@ def test_few_compositions_are_traced_in_full_depth() -> None:
     assert len(set(machine.short_calls)) < len(
         list(combinations([ALLOCATOR, POINTWISE, CHECKPOINTING, OFFLOAD, FOUR_BIT], set()))
     )
+
+
+@pytest.mark.parametrize(("gib", "most"), [(14, 40), (12, 20)])
+def test_what_a_sum_was_wrong_by_is_learnt(gib: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many compositions seem alike and all their sums are wrong, one look tells of all that are like it."""
+    levers = (ALLOCATOR, POINTWISE, CHECKPOINTING, *(lever(f"small-{number}") for number in range(4)))
+    surprise = {frozenset({"pointwise", "checkpointing"}): 1.0}
+    learning, ignorant = Machine(together=surprise), Machine(together=surprise)
+    tables, _ = chosen(gib, *levers, machine=learning)
+    assert len(set(learning.short_calls)) <= most
+    monkeypatch.setattr(Search, "_know_better", Search._look)
+    assert chosen(gib, *levers, machine=ignorant)[0] == tables
+    assert len(set(ignorant.short_calls)) > 2 * len(set(learning.short_calls))
+
+
+def test_what_was_wrongly_doubted_is_found_where_nothing_else_fits() -> None:
+    """All pairs take more than their sums say, as much as leaves no room for the three; together they do not."""
+    pairs = {frozenset({"pointwise", "extra"}): 5.0, frozenset({"pointwise", "four-bit"}): 10.0}
+    machine = Machine(together={**pairs, frozenset({"pointwise", "extra", "four-bit"}): -15.0})
+    tables, search = chosen(18, ALLOCATOR, POINTWISE, lever("extra"), FOUR_BIT, machine=machine)
+    assert list(tables) == ["allocator", "pointwise", "extra", "four-bit"]
+    assert any(not one.fits for one in search.considered.values())
+
+
+def test_a_setting_that_changes_nothing_is_not_combined() -> None:
+    """`same` is nothing that the machine knows of."""
+    idle, twice = lever("idle", settings=({}, {"same": True})), lever("four-bit", settings=({}, {"same": True}))
+    machine = Machine()
+    chosen(12, ALLOCATOR, idle, twice, CHECKPOINTING, machine=machine)
+    for key in machine.short_calls:
+        assert "idle" not in key or "four-bit" not in key
+        assert "same" not in key or key.count("'use'") <= 3
+    assert any("four-bit" in key and "checkpointing" in key for key in machine.short_calls)
 
 
 def test_an_estimate_is_a_line_through_two_traces() -> None:

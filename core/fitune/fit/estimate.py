@@ -90,6 +90,13 @@ class Estimate:
             values[name] = max(values[name], getattr(last, name) + weights)
         return Seen(**values)
 
+    def plus(self, other: Estimate, times: float = 1.0) -> Estimate:
+        """The sum with a multiple of another; both have layers that are worked on, or neither has."""
+        worked = None
+        if self.worked is not None and other.worked is not None:
+            worked = self.worked.plus(other.worked, times)
+        return Estimate(layers=self.layers, plain=self.plain.plus(other.plain, times), worked=worked)
+
     def smallest(self, limit: float, correction: float = 0.0) -> int | None:
         """The smallest number of layers with which no more than `limit` bytes are reserved; None if there is none."""
         counts = (0,) if self.worked is None else range(1, self.layers + 1)

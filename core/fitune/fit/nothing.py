@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from fitune.fit.fitted import Considered
 from fitune.fit.levers import combinations, levers_for, must_be_asked
 from fitune.fit.report import options_of, worded
-from fitune.fit.search import Search, Sums
+from fitune.fit.search import Search
 from fitune.fit.space import Space
+from fitune.fit.sums import Sums
 from fitune.fit.tracing import Traces
 from fitune.forecast.cards import GIB, Card
 from fitune.recipe import Recipe
@@ -33,7 +34,7 @@ def explain(
         return f"{said[0]}: none could be traced. {tracing.reasons[0]}"
     nearest = sorted(search.considered.values(), key=lambda one: one.reserved + one.margin)[:NEAREST]
     said += [_miss(one, card, number) for number, one in enumerate(nearest)]
-    said.append(_allowed(recipe, registry, config, search.space, tracing) or _shorter(recipe, search.space, tracing))
+    said.append(_allowed(recipe, registry, config, search.space, tracing) or _shorter(recipe, search))
     return ". ".join(said)
 
 
@@ -76,16 +77,14 @@ def fitting(space: Space, tracing: Traces) -> Iterator[tuple[tuple[int, ...], fl
             yield picks, estimate.at(count).seconds
 
 
-def _shorter(recipe: Recipe, space: Space, tracing: Traces) -> str:
+def _shorter(recipe: Recipe, search: Search) -> str:
     """How long rows may be at most, roughly."""
-    sums, best = Sums(space, tracing), 0.0
-    for picks in combinations(space.levers, set(space.named)):
-        estimate = sums.estimate(picks)
-        if estimate is not None:
-            seen = estimate.at(estimate.layers if estimate.worked else 0)
-            share = (space.limit(picks) - seen.standing) / max(1.0, seen.reserved - seen.standing)
-            best = max(best, share)
-    tokens = int(recipe.train.length * best)
+    best = 0.0
+    for picks, estimate in search.looked.items():
+        seen = estimate.at(estimate.layers if estimate.worked else 0)
+        share = (search.space.limit(picks) - seen.standing) / max(1.0, seen.reserved - seen.standing)
+        best = max(best, share)
+    tokens = min(int(recipe.train.length * best), recipe.train.length - 1)  # all of it does not fit
     if tokens < 2:
         return "The weights alone do not fit: take a smaller model, or a larger card"
     rows = f" at micro_batch {recipe.train.micro_batch}" if recipe.train.micro_batch > 1 else ""

@@ -1,8 +1,9 @@
 """The search: of all compositions that fit a card the one that takes least time, each looked at no closer than needed.
 
 Every composition is first estimated by sums: what a plain one takes, and what each lever alone changes of that. The one
-that seems fastest is looked at again, by short models of its own; the one that seems fastest then by a trace in full
-depth, in which the smallest number of layers is found. What was looked at closely and still is the fastest is chosen.
+that seems fastest is looked at again, by short models of its own, and what its sum was wrong by corrects the sums of
+those that are like it; the one that seems fastest then is looked at by a trace in full depth, in which the smallest
+number of layers is found. What was looked at closely and still is the fastest is chosen.
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fitune.fit.estimate import Estimate, Line, Seen
+from fitune.fit.estimate import Estimate, Seen
 from fitune.fit.fitted import Considered
 from fitune.fit.levers import Picks, combinations
 from fitune.fit.space import Rows, Space
+from fitune.fit.sums import Sums, look
 from fitune.fit.tracing import Tracing
 from fitune.forecast.forecast import Forecast
 from fitune.recipe import Recipe
 
 LENIENCE = 1.06
 """How far over the card's memory a sum may be for the composition to be looked at again: sums overestimate."""
+CORRECTED = 1.02
+"""The same of a corrected sum, for each lever in which it differs from what corrects it; no more than the above."""
 ALIKE = 1.01
 """Times that differ by less are alike: of two such compositions the one of fewer levers is taken."""
 CLOSE_LOOKS, TRACES = 12, 10
 """The most compositions that are looked at again, and the most traces in full depth."""
 NEAREST = 3
 """Compositions that are looked at closely where none seems to fit."""
+LEAST = 1e-9
+"""Seconds: a sum of differences may come to less than nothing."""
 RUNNERS_UP = 5
 """Compositions that are told of beside what was looked at closely."""
 STEPS = 4
@@ -43,8 +49,24 @@ class _Candidate:
     picks: Picks = field(compare=False)
     rows: Rows = field(compare=False)
     count: int = field(compare=False)
-    estimate: Estimate | None = field(compare=False, default=None)
+    estimate: Estimate = field(compare=False)
     found: tuple[Recipe, Forecast, Seen] | None = field(compare=False, default=None)
+    distance: float = field(compare=False, default=math.inf)
+    """Levers in which it differs from the composition whose look has corrected its sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What the sum of a composition was wrong by."""
+
+    picks: Picks
+    rows: Rows
+    error: Estimate
+
+    def distance(self, other: _Candidate) -> float:
+        """In how many levers another differs; no end where only one has worked layers, or rows are cut otherwise."""
+        alike = self.rows == other.rows and (self.error.worked is None) == (other.estimate.worked is None)
+        return sum(a != b for a, b in zip(self.picks, other.picks, strict=True)) if alike else math.inf
 
 
 class NothingFits(Exception):
@@ -57,7 +79,13 @@ class Search:
     def __init__(self, space: Space, tracing: Tracing) -> None:
         self.space, self.tracing = space, tracing
         self.considered: dict[str, Considered] = {}
-        """By key: all that was looked at closely."""
+        """By key: what was looked at closely, and runners-up."""
+        self.looked: dict[Picks, Estimate] = {}
+        """What short models say of those, at the fewest rows."""
+        self._sums = Sums(space, tracing)
+        self._lessons: list[_Lesson] = []
+        self._doubtful: list[_Candidate] = []
+        """What fits by its sum alone, but not by that and what was learnt."""
         self._looks = self._traces = 0
 
     def run(self) -> tuple[Recipe, Forecast, Considered]:
@@ -65,13 +93,13 @@ class Search:
         waiting = self._first_look()
         heapq.heapify(waiting)
         best: _Candidate | None = None
-        while waiting:
+        while waiting or (best is None and self._in_doubt(waiting)):
             candidate = heapq.heappop(waiting)
             if candidate.found is not None:
                 best = candidate
                 break
             if candidate.stage == 0:
-                closer = self._look(candidate)
+                closer = self._know_better(candidate)
             else:
                 closer = self._confirm(candidate)
                 if closer is not None and (best is None or closer < best):
@@ -93,21 +121,23 @@ class Search:
     def _first_look(self) -> list[_Candidate]:
         """Every composition, by what its levers change alone."""
         space = self.space
-        sums = Sums(space, self.tracing)
         candidates: list[_Candidate] = []
         beyond: list[_Candidate] = []
         for picks, rows in itertools.product(combinations(space.levers, set(space.named)), space.rows):
-            estimate = sums.estimate(picks)
+            estimate = None if self._sums.idle(picks) else self._sum(picks, rows)
             if estimate is None:
                 continue
-            estimate = estimate.scaled(rows.micro_batch // space.rows[0].micro_batch)
             found = self._candidate(picks, rows, estimate, stage=0, limit=LENIENCE * space.limit(picks))
             candidates += found
             if not found:
                 most = space.layers if estimate.worked else 0
                 beyond.append(self._made(picks, rows, estimate, most, estimate.at(most), 0))
-        beyond.sort(key=lambda one: one.estimate.at(one.count).reserved if one.estimate else 0.0)
+        beyond.sort(key=_reserved)
         return candidates or beyond[:NEAREST]
+
+    def _sum(self, picks: Picks, rows: Rows) -> Estimate | None:
+        estimate = self._sums.estimate(picks)
+        return None if estimate is None else estimate.scaled(rows.micro_batch // self.space.rows[0].micro_batch)
 
     def _candidate(self, picks: Picks, rows: Rows, estimate: Estimate, *, stage: int, limit: float) -> list[_Candidate]:
         count = estimate.smallest(limit)
@@ -122,28 +152,53 @@ class Search:
         return [self._made(picks, rows, estimate, count, seen, stage)]
 
     def _made(self, picks: Picks, rows: Rows, estimate: Estimate, count: int, seen: Seen, stage: int) -> _Candidate:
-        seconds = seen.seconds * self.space.handicap(picks)
+        seconds = max(seen.seconds, LEAST) * self.space.handicap(picks)
         order = (math.floor(math.log(seconds, ALIKE)), sum(pick >= 0 for pick in picks), seconds, *picks)
         return _Candidate(order, seconds, stage, picks, rows, count, estimate)
 
     # ------------------------------------------------------------------------------------------------- by short models
 
+    def _know_better(self, candidate: _Candidate) -> _Candidate | None:
+        """Correct a sum by what that of the nearest composition was wrong by; where that is done, look closer."""
+        lesson = min(self._lessons, key=lambda one: one.distance(candidate), default=None)
+        estimate = self._sum(candidate.picks, candidate.rows)
+        if lesson is None or estimate is None or lesson.distance(candidate) >= candidate.distance:
+            return self._look(candidate)
+        picks, rows = candidate.picks, candidate.rows
+        limit = min(LENIENCE, CORRECTED ** lesson.distance(candidate)) * self.space.limit(picks)
+        found = self._candidate(picks, rows, estimate.plus(lesson.error), stage=0, limit=limit)
+        if not found:
+            self._doubtful.append(candidate)
+            return None
+        found[0].distance = lesson.distance(candidate)
+        return found[0]
+
     def _look(self, candidate: _Candidate) -> _Candidate | None:
         self._looks += 1
-        estimate = look(self.space, self.tracing, candidate.picks, candidate.rows)
-        if estimate is None:
+        picks, rows = candidate.picks, candidate.rows
+        estimate, expected = look(self.space, self.tracing, picks, rows), self._sum(picks, rows)
+        if estimate is None or expected is None:
             return None
-        found = self._candidate(
-            candidate.picks, candidate.rows, estimate, stage=1, limit=self.space.limit(candidate.picks)
-        )
+        if rows == self.space.rows[0]:
+            self.looked[picks] = estimate
+        self._lessons.append(_Lesson(picks, rows, estimate.plus(expected, -1.0)))
+        found = self._candidate(picks, rows, estimate, stage=1, limit=self.space.limit(picks))
         return found[0] if found else None
+
+    def _in_doubt(self, waiting: list[_Candidate]) -> bool:
+        """Nothing has been found: have what takes least looked at after all."""
+        number = max(NEAREST, CLOSE_LOOKS - self._looks)
+        for candidate in heapq.nsmallest(number, self._doubtful, key=_reserved):
+            candidate.distance = -math.inf
+            heapq.heappush(waiting, candidate)
+        self._doubtful.clear()
+        return bool(waiting)
 
     # --------------------------------------------------------------------------------------------------- in full depth
 
     def _confirm(self, candidate: _Candidate) -> _Candidate | None:
         """Find the smallest number of layers that fits, in full depth; None if none does."""
         space, estimate = self.space, candidate.estimate
-        assert estimate is not None
         limit, count = space.limit(candidate.picks), candidate.count
         best: _Candidate | None = None
         misses: set[int] = set()
@@ -181,7 +236,7 @@ class Search:
     def _note_runners_up(self, waiting: Sequence[_Candidate]) -> None:
         """Tell of the next ones too, by sums where nobody has looked closer."""
         for other in heapq.nsmallest(RUNNERS_UP, waiting):
-            if other.stage == 0 and other.estimate is not None:
+            if other.stage == 0:
                 seen = other.estimate.at(other.count)
                 self._note_seen(other.picks, other.rows, other.count, seen, fits=True, confirmed=False)
 
@@ -207,64 +262,5 @@ class Search:
         return noted
 
 
-class Sums:
-    """Estimates by what each lever alone changes of a composition with nothing but the free ones."""
-
-    def __init__(self, space: Space, tracing: Tracing) -> None:
-        self.space, self.tracing = space, tracing
-        self.base: Picks = tuple(0 if lever.fit.free else -1 for lever in space.levers)
-        self._lines: dict[Picks, Line | None] = {}
-
-    def estimate(self, picks: Picks) -> Estimate | None:
-        """Of a composition; None where one of its levers cannot be had."""
-        space = self.space
-        counted = space.counted
-        plain = self._sum(space.unworked(picks), self.base)
-        if plain is None:
-            return None
-        if counted is None or picks[counted] < 0:
-            return Estimate(layers=space.layers, plain=plain)
-        worked = self._sum(picks, _with(self.base, counted, 0))
-        return None if worked is None else Estimate(layers=space.layers, plain=plain, worked=worked)
-
-    def _sum(self, picks: Picks, base: Picks) -> Line | None:
-        start = total = self._line(base)
-        if start is None or total is None:
-            return None
-        for at, pick in enumerate(picks):
-            if pick != base[at]:
-                alone = self._line(_with(base, at, pick))
-                if alone is None:
-                    return None
-                total = total.plus(alone).plus(start, -1.0)
-        return total
-
-    def _line(self, picks: Picks) -> Line | None:
-        if picks not in self._lines:
-            self._lines[picks] = line(self.space, self.tracing, picks, self.space.rows[0])
-        return self._lines[picks]
-
-
-def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate | None:
-    """The estimate of a composition by short models of its own."""
-    plain = line(space, tracing, space.unworked(picks), rows)
-    if plain is None or space.counted is None or picks[space.counted] < 0:
-        return None if plain is None else Estimate(layers=space.layers, plain=plain)
-    worked = line(space, tracing, picks, rows)
-    return None if worked is None else Estimate(layers=space.layers, plain=plain, worked=worked)
-
-
-def line(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Line | None:
-    """Of a composition, its counted lever in all layers."""
-    asked = space.asked(picks, rows, None)
-    seen = [tracing.short(asked, layers) for layers in space.depths]
-    found = [one for one in seen if one is not None]
-    if len(found) < len(seen):
-        return None
-    return (
-        Line.flat(found[0]) if len(found) == 1 else Line.through(found[0], found[1], (space.depths[0], space.depths[1]))
-    )
-
-
-def _with(picks: Picks, at: int, pick: int) -> Picks:
-    return (*picks[:at], pick, *picks[at + 1 :])
+def _reserved(candidate: _Candidate) -> float:
+    return candidate.estimate.at(candidate.count).reserved
