@@ -149,7 +149,7 @@ class Attempts:
             self._be_same(parts)
         if self._state is not None:
             restore(parts, self._state)
-        self._keeper.begin(self._loaded)
+        self._keeper.begin(parts, self._loaded)
         if parts.accelerator.is_main_process:
             write_recipe(composition.recipe, self.directory)
         if first and self._shortage is None:

@@ -39,10 +39,12 @@ class Keeper:
         """The newest checkpoint that is known to be whole."""
         return None if self.saved is None else place_of(run, self.saved)
 
-    def begin(self, loaded: ModuleState) -> None:
+    def begin(self, parts: Parts, loaded: ModuleState) -> None:
         """Training begins, or goes on: `loaded` is what the model's modules were before it."""
         self._loaded = loaded
         self._since = self._clock()
+        if self.saved is not None and parts.accelerator.is_main_process:
+            self._thin_out(parts)  # a process that was killed may not have come to it
 
     def saw(self, report: EvalReport) -> None:
         """Remember the best evaluation."""
