@@ -195,6 +195,15 @@ def test_a_wrong_merge_is_refused(run: Path, tmp_path: Path, wrong: Any, dtype: 
     assert list(tmp_path.iterdir()) == [tmp_path / "cache"] or not any("merged" in p.name for p in tmp_path.iterdir())
 
 
+def test_an_adapter_without_merge_is_named(run: Path, tmp_path: Path) -> None:
+    trained = _found(run)
+    use = trained.recipe.adapter
+    record = replace(use.record, merge=None)
+    trained = replace(trained, recipe=replace(trained.recipe, adapter=replace(use, record=record)))
+    with pytest.raises(ModelError, match=r'the adapter "lora" cannot be merged: its plugin gives no "merge"'):
+        merge(trained, Merge(to=tmp_path / "merged", dtype=torch.float32))
+
+
 def test_a_limit_of_ones_own(run: Path, tmp_path: Path) -> None:
     said = refused("merge", run, "--to", tmp_path / "merged", "--limit", 1e-9)
     assert "over 1e-09" in said

@@ -222,3 +222,4 @@ def test_smollm2_from_its_package() -> None:
     out = loaded.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0, inputs.input_ids.shape[1] :])
     assert sum(p.numel() for p in loaded.parameters()) == 134_515_008
+    assert getattr(loaded, "hf_quantizer", None) is None  # with one, transformers would refuse to save it

@@ -167,8 +167,6 @@ def merge_command(switches: Decorator) -> click.Command:
 
 
 def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Asked) -> None:
-    from accelerate.utils import set_seed
-
     from fitune.after.opening import find, open_run
 
     prompts = _prompts(asked)
@@ -177,6 +175,8 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Aske
     opened = open_run(trained, base=asked.base)
     generator = _generator(opened, asked)
     if asked.seed is not None:
+        from accelerate.utils import set_seed
+
         set_seed(asked.seed)
     if asked.interactive:
         from fitune.after.conversation import converse

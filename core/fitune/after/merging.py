@@ -52,8 +52,6 @@ class Merge:
     file: bool = False
     """Whether the recipe's sources are a file that was named for the comparison."""
     shard_size: str = "5GB"
-    lenient: bool = False
-    """Whether figures that are over a limit are only reported."""
 
 
 def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
@@ -75,7 +73,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         opened = with_trained(open_base(trained, plain=True))
     partial = _begin(asked.to)
     try:
-        _write(opened, partial, asked, trained_dtype)
+        write_merged(opened, partial, asked, trained_dtype)
         device = opened.device
         del opened
         free_memory(device)
@@ -83,7 +81,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         found = compare(
             base, adapter, merged, source=source, trained=trained_dtype, dtype=asked.dtype, limit=asked.limit
         )
-        if found.wrong is not None and not asked.lenient:
+        if found.wrong is not None:
             raise RunError(_refusal(found, trained, asked))
         (partial / FIGURES).write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
         write_card(trained.directory, partial, name=asked.to.name, parity=found)
@@ -133,8 +131,11 @@ def _begin(to: Path) -> Path:
         raise RunError(f"--to {to} cannot be made: {cause_of(error)}. Give another") from error
 
 
-def _write(opened: Opened, directory: Path, asked: Merge, own: torch.dtype) -> None:
-    """Merge in place, and write the model with its tokenizer. Raises `ModelError` or `RunError`."""
+def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype) -> None:
+    """Merge in place, and write the model with its tokenizer; `own` is the type of the base that was trained on.
+
+    Raises `OSError`, `ModelError` or `RunError`.
+    """
     recipe = opened.trained.recipe
     use = recipe.adapter
     assert use.record.merge is not None
