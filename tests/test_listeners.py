@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from fitune import hookimpl
-from fitune.listeners import Tracker
+from fitune.tracking import Tracker
 from fitune.testing import write_recipe, write_tiny_data
 from tiny import metrics, train
 

@@ -65,10 +65,11 @@ def _train(start: Start, registry: Registry, third_party: bool, force: bool) -> 
 
     from fitune.console import RunConsole
     from fitune.forecast.beside import beside_run
-    from fitune.listeners import MemoryFile, MetricsFile, Tracker
+    from fitune.listeners import MemoryFile, MetricsFile
     from fitune.prepare import UNWATCHED
     from fitune.progress import Progress
     from fitune.run import run
+    from fitune.tracking import Tracker
 
     console, main_process = Console(), is_main_process()
     if main_process:

@@ -1,16 +1,19 @@
-"""What fitune itself does with a run's events: metrics as JSON lines, examples, and an experiment tracker."""
+"""What fitune itself keeps of a run's events: metrics as JSON lines, examples, and memory, forecast and measured.
+
+A file that cannot be written is told of, and ends no run.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import math
-from io import TextIOWrapper
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from fitune.answers_file import Answered, first_answers, write_answers
+from fitune.complaints import Complaints, cause
 from fitune.durable import write_file
+from fitune.errors import RunError
 from fitune.events import (
     CheckpointReport,
     EvalReport,
@@ -22,29 +25,38 @@ from fitune.events import (
     StepReport,
 )
 from fitune.hookspecs import hookimpl
+from fitune.line_file import LineFile
+from fitune.metrics_lines import NAME, read_metrics, until
 
 
 class MetricsFile:
     """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
 
-    A rehearsal has its line, and a run that goes on after it ran out of memory. A run that goes on from a checkpoint
-    keeps the lines up to there, so that a step has one line however often the run was killed.
+    A rehearsal, a checkpoint and a notice have their lines, and a run that goes on after it ran out of memory. A run
+    that goes on from a checkpoint keeps the lines up to there, so that a step has one line however often the run was
+    killed.
 
-    `examples.json` holds the answers of the last evaluation that generated any.
+    `examples.json` holds the answers of the last evaluation that generated any, and of the first.
     """
 
     def __init__(self) -> None:
-        self._file: TextIOWrapper | None = None
+        self._file: LineFile | None = None
+        self._first: Answered | None = None
+        self._complaints = Complaints()
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
-        """Open the file."""
-        file = run.directory / "metrics.jsonl"
+        """Open the file. Raises `RunError` if there is one to go on with, and it cannot be read."""
+        file = run.directory / NAME
         if run.resumed is None:
-            self._file = file.open("w", encoding="utf-8")
+            self._file = LineFile(file)
             return
-        write_file(file, "".join(f"{line}\n" for line in _lines_until(file, run.resumed, run.evaluated)))
-        self._file = file.open("a", encoding="utf-8")
+        try:
+            metrics = read_metrics(run.directory)
+        except OSError as error:  # it would be lost
+            raise RunError(f"{file} cannot be read: {cause(error)}. Mend that, or move it away") from error
+        self._file = LineFile(file, [line.text for line in until(metrics, run.resumed, run.evaluated)])
+        self._first = first_answers(run.directory, run.evaluated)
         self._write({"event": "resume", "step": run.resumed})
 
     @hookimpl
@@ -60,23 +72,31 @@ class MetricsFile:
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Write a step."""
-        if _is_logged(run, step):
+        if is_logged(run, step):
             self._write({"event": "step", **step_values(step)})
 
     @hookimpl
     def ft_evaluated(self, run: Run, report: EvalReport) -> None:
         """Write an evaluation."""
         self._write({"event": "evaluation", "step": report.step, **eval_values(report)})
-        if report.answers:
-            answers = [dataclasses.asdict(answer) for answer in report.answers]
-            text = json.dumps({"step": report.step, "answers": answers}, ensure_ascii=False, indent=2)
-            (run.directory / "examples.json").write_text(text + "\n", encoding="utf-8")
+        if not report.answers:
+            return
+        last = Answered(step=report.step, answers=report.answers)
+        try:
+            write_answers(run.directory, last, self._first)
+            self._complaints.mended("answers", "the held-out answers are written again")
+        except OSError as error:
+            what = f"the held-out answers of step {report.step} cannot be written: {cause(error)}. Training goes on"
+            self._complaints.tell("answers", what)
+        self._first = self._first or last
 
     @hookimpl
     def ft_checkpoint_saved(self, report: CheckpointReport) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; what it holds of the run, the file then holds on the disk, too."""
         values = {"step": report.step, "directory": report.directory.name, "why": report.why, "best": report.best}
         self._write({"event": "checkpoint", **values, "bytes": report.bytes, "seconds": report.seconds})
+        assert self._file is not None
+        self._file.keep()
 
     @hookimpl
     def ft_noticed(self, notice: Notice) -> None:
@@ -89,15 +109,16 @@ class MetricsFile:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, values: dict[str, Any]) -> None:
+    def _write(self, values: Mapping[str, Any]) -> None:
         assert self._file is not None
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps(finite) + "\n")  # JSON knows no infinity
-        self._file.flush()
+        self._file.append(values)
 
 
 class MemoryFile:
     """Keeps a GPU run's forecast beside what was measured, in `memory.json`, and what that shows of the card."""
+
+    def __init__(self) -> None:
+        self._complaints = Complaints()
 
     @hookimpl
     def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
@@ -113,66 +134,13 @@ class MemoryFile:
         context = measure_context(run.device)
         measured = {"allocated": memory.peak, "reserved": memory.reserved, "context": context}
         kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
-        (run.directory / "memory.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        if run.forecast.error is None and memory.reserved and _is_of_this_card(run.forecast):
-            with contextlib.suppress(
-                OSError
-            ):  # the run is done: what the next forecast could learn is no reason to fail
-                note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
-
-
-class Tracker:
-    """Hands numbers to the experiment tracker that the recipe names, through accelerate."""
-
-    def __init__(self) -> None:
-        self._accelerator: Any = None
-
-    @hookimpl
-    def ft_run_started(self, run: Run) -> None:
-        """Start the tracker, with the recipe as its configuration."""
-        from accelerate import Accelerator
-
-        if run.recipe.log.tracker is not None:
-            self._accelerator = Accelerator(log_with=run.recipe.log.tracker, project_dir=str(run.directory))
-            config = {key: value for key, value in _flat("", run.recipe.to_toml()) if not isinstance(value, list)}
-            self._accelerator.init_trackers(run.recipe.general.name, config=config)
-
-    @hookimpl
-    def ft_step_done(self, run: Run, step: StepReport) -> None:
-        """Log a step."""
-        if self._accelerator is not None and _is_logged(run, step):
-            values = step_values(step)
-            self._accelerator.log({f"train/{k}": v for k, v in values.items() if k != "step"}, step=step.step)
-
-    @hookimpl
-    def ft_evaluated(self, report: EvalReport) -> None:
-        """Log an evaluation."""
-        if self._accelerator is not None:
-            self._accelerator.log({f"eval/{k}": v for k, v in eval_values(report).items()}, step=report.step)
-
-    @hookimpl
-    def ft_run_finished(self) -> None:
-        """Close the tracker."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
-
-
-def _lines_until(file: Path, step: int, evaluated: int) -> list[str]:
-    """The whole lines of a metrics file that tell of what was made until then, and need not be made again."""
-    try:
-        whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    kept = []
-    for line in whole:
         try:
-            values = json.loads(line)
-            at, event = values.get("step", 0), values["event"]
-        except (ValueError, KeyError, AttributeError):
-            continue  # what a full disk or a power failure left of it
-        if isinstance(at, int) and at <= (evaluated if event == "evaluation" else step):
-            kept.append(line)
-    return kept
+            write_file(run.directory / "memory.json", json.dumps(kept, indent=2) + "\n")
+            if run.forecast.error is None and memory.reserved and _is_of_this_card(run.forecast):
+                note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
+        except OSError as failure:  # the run is done: what the next forecast could learn is no reason to fail
+            what = f"what was measured of the run's memory cannot be written: {cause(failure)}"
+            self._complaints.tell("memory", f"{what}. It is done, and nothing else is missing")
 
 
 def _is_of_this_card(forecast: MemoryForecast) -> bool:
@@ -183,7 +151,8 @@ def _is_of_this_card(forecast: MemoryForecast) -> bool:
     return card is not None and card.name == forecast.card
 
 
-def _is_logged(run: Run, step: StepReport) -> bool:
+def is_logged(run: Run, step: StepReport) -> bool:
+    """Whether the numbers of a step are kept (`[log] every`); those of the last are."""
     return step.step % run.recipe.log.every == 0 or step.step == run.steps
 
 
@@ -235,11 +204,3 @@ def eval_values(report: EvalReport) -> dict[str, int | float]:
     if report.exact_match is not None:
         values["exact_match"] = report.exact_match
     return values
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else key, inner)]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [pair for number, inner in enumerate(value) for pair in _flat(f"{prefix}.{number}", inner)]
-    return [(prefix, value)]
