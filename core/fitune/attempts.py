@@ -168,13 +168,13 @@ class Attempts:
                 self._notices.append(Notice(step=self.position.step, kind="versions", what=what))
         if not parts.accelerator.is_main_process:
             return
+        write_identity(self.directory, identity)  # the first file of all: with it, a run can go on
         write_environment(
             self.recipe,
             self._registry,
             self.directory,
             model_commit=getattr(parts.run.model.config, "_commit_hash", None),
         )
-        write_identity(self.directory, identity)
         moved = set_aside(self.directory / self.recipe.adapter.record.directory)
         if moved is not None:
             what = f"what this run had trained to its end before is now in {moved}"

@@ -12,7 +12,9 @@ import tomli_w
 
 from fitune.checkpoints.identity import FILE, Identity, must_be_allowed, read_identity, recipe_differences
 from fitune.checkpoints.resuming import Resume
+from fitune.durable import PARTIAL
 from fitune.errors import RunError
+from fitune.lock import LEFT_OVER
 from fitune.reader import read_recipe, read_recipe_text
 from fitune.recipe import Recipe
 from fitune.registry import Registry
@@ -67,7 +69,7 @@ def make_directory(start: Start) -> list[Path]:
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if start.resume is None and any(directory.iterdir()):
+        if start.resume is None and any(not _is_left_over(place) for place in directory.iterdir()):
             again = f"To go on with what it holds: ft run {directory}. " if (directory / FILE).exists() else ""
             raise RunError(f"{directory} is not empty: nothing in it is overwritten. {again}Give another --out")
     except OSError as error:
@@ -75,6 +77,11 @@ def make_directory(start: Start) -> list[Path]:
     if not os.access(directory, os.W_OK):
         raise RunError(f"{directory} cannot be written to: permission denied. Give another --out")
     return made
+
+
+def _is_left_over(place: Path) -> bool:
+    """Whether it is what a run may leave that was killed before it had written anything whole."""
+    return place.name in LEFT_OVER or (place.name.startswith(".") and place.name.endswith(PARTIAL))
 
 
 def remove_if_empty(directories: Sequence[Path]) -> None:
