@@ -165,7 +165,7 @@ def test_nothing_trains(model: Any) -> None:
 def test_experts_without_a_token_are_well(kind: str) -> None:
     norms = {f"model.layers.3.mlp.experts.{kind.format(number)}": float(number == 5) for number in range(8)}
     assert zero_gradients({**norms, "model.layers.3.mlp.gate.weight": 1.0}) is None
-    dead = {name: 0.0 for name in norms}
+    dead = dict.fromkeys(norms, 0.0)
     said = zero_gradients({**dead, "model.norm.weight": 1.0})
     assert said is not None
     assert "8 of the 9 parameters" in said
