@@ -68,11 +68,13 @@ def _train(start: Start, registry: Registry, third_party: bool, force: bool) -> 
     from fitune.listeners import MemoryFile, MetricsFile
     from fitune.prepare import UNWATCHED
     from fitune.progress import Progress
+    from fitune.record_file import RecordFile
     from fitune.run import run
     from fitune.tracking import Tracker
 
     console, main_process = Console(), is_main_process()
     if main_process:
+        registry.register(RecordFile(), "fitune.record")
         registry.register(MetricsFile(), "fitune.metrics")
         registry.register(MemoryFile(), "fitune.memory")
         registry.register(Tracker(), "fitune.tracker")

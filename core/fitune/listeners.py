@@ -5,6 +5,7 @@ A file that cannot be written is told of, and ends no run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -136,11 +137,12 @@ class MemoryFile:
         kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
         try:
             write_file(run.directory / "memory.json", json.dumps(kept, indent=2) + "\n")
-            if run.forecast.error is None and memory.reserved and _is_of_this_card(run.forecast):
-                note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
-        except OSError as failure:  # the run is done: what the next forecast could learn is no reason to fail
+        except OSError as failure:
             what = f"what was measured of the run's memory cannot be written: {cause(failure)}"
             self._complaints.tell("memory", f"{what}. It is done, and nothing else is missing")
+        if run.forecast.error is None and memory.reserved and _is_of_this_card(run.forecast):
+            with contextlib.suppress(OSError):  # it is for the next forecast, and the run is done
+                note(run.forecast.card, context=context, reserved=memory.reserved, forecast=run.forecast.reserved)
 
 
 def _is_of_this_card(forecast: MemoryForecast) -> bool:
