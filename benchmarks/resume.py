@@ -26,11 +26,12 @@ from measure import circumstances
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "deepseek7b_g5.toml"
 COMMAND = "python benchmarks/resume.py --model DIR --data gsm8k.jsonl --out FILE"
-STEPS, KILLS, SEED = 16, 2, 20261124
+STEPS, KILLS, SEED = 10, 1, 20261124
 CASES = {
     "recipe": [],
     "deterministic": ["deterministic=true"],
-    "dropout, NF4, 8-bit AdamW": [
+    "deterministic, dropout, NF4, 8-bit AdamW": [
+        "deterministic=true",
         "adapter.dropout=0.1",
         "memory.strategy=[{use='accumulation',steps=4},{use='chunked-loss'},{use='nf4'},{use='adamw-8bit'}]",
     ],
@@ -53,8 +54,10 @@ def main() -> None:
         found["cases"] = {}
         for number, (name, overrides) in enumerate(CASES.items()):
             kills = sorted(draw.sample(range(2, STEPS), KILLS))
-            found["cases"][name] = case(recipe, [*common, *overrides], Path(directory) / str(number), kills)
-            print(name, json.dumps({k: v for k, v in found["cases"][name].items() if k != "loss"}), flush=True)
+            changes = [*common, *overrides]
+            done = case(recipe, changes, Path(directory) / str(number), kills, dry=arguments.dry)
+            found["cases"][name] = done
+            print(name, {key: value for key, value in done.items() if key not in ("loss", "memory")}, flush=True)
             if arguments.out:
                 arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -79,7 +82,7 @@ def ready(arguments: argparse.Namespace, home: Path) -> tuple[Path, list[str]]:
     return RECIPE, [f"model.path={arguments.model.resolve()}", *data, f"memory.strategy={strategies}", *steps]
 
 
-def case(recipe: Path, overrides: list[str], home: Path, kills: list[int]) -> Json:
+def case(recipe: Path, overrides: list[str], home: Path, kills: list[int], *, dry: bool) -> Json:
     """One recipe, undisturbed and killed."""
     sets = [part for one in overrides for part in ("--set", one)]
     start = time.perf_counter()
@@ -100,6 +103,7 @@ def case(recipe: Path, overrides: list[str], home: Path, kills: list[int]) -> Js
         "steps": len(pairs),
         "largest_relative_difference": max(abs(a / b - 1) for a, b in pairs),
         "adapter_equal_to_the_bit": digest(home / "plain") == digest(home / "run"),
+        "memory": json.loads((home / "plain" / "memory.json").read_text()) if not dry else None,
         "checkpoint_bytes": max(line["bytes"] for line in checkpoints),
         "checkpoint_seconds": [round(line["seconds"], 3) for line in checkpoints],
         "step_seconds": [round(line["seconds"], 3) for line in lines(home / "plain", "step")],

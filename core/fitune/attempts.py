@@ -17,6 +17,7 @@ from fitune.checkpoints.identity import identity_of, write_identity
 from fitune.checkpoints.keeper import Keeper
 from fitune.checkpoints.resuming import Resume, find
 from fitune.compose import Forecaster, Parts, compose, planned
+from fitune.devices import NONE_DETERMINISTIC
 from fitune.durable import set_aside
 from fitune.errors import FtError, Interrupted, RunError, sentences
 from fitune.events import CheckpointReport, Notice
@@ -116,8 +117,9 @@ class Attempts:
         except BaseException as error:
             said = out_of_memory(error)
             if said is None:
-                self._rescue(error)
-                raise
+                ending = _not_deterministic(error) or error
+                self._rescue(ending)
+                raise ending from (error if ending is not error else error.__cause__)
             log(error, self.directory)
             if not self._may_go_on():
                 ending = RunError(self._without_recovery(said))
@@ -283,6 +285,14 @@ class Attempts:
         if self.parts is None:
             return f"out of GPU memory while loading: {said} What would make it fit: ft plan RECIPE --levers"
         return f"out of GPU memory in training: {said} What would make it fit: ft explain-oom {self.directory}"
+
+
+def _not_deterministic(error: BaseException) -> RunError | None:
+    """Where `deterministic = true` asks for what torch does not have."""
+    if not isinstance(error, RuntimeError) or NONE_DETERMINISTIC not in str(error):
+        return None
+    operation = str(error).split(NONE_DETERMINISTIC)[0].strip()
+    return RunError(f"deterministic = true, but {operation} can only be computed otherwise here. Set it to false")
 
 
 def on_gpu(parts: Parts) -> bool:

@@ -12,6 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from fitune.errors import RunError
 from fitune.records import Plan
 
+NONE_DETERMINISTIC = "does not have a deterministic implementation"
+"""What torch says of an operation that cannot be computed so."""
+
 
 def make_accelerator() -> Accelerator:
     """The processes and devices of this run. Raises `RunError` if they are set up in a way that cannot be run under."""
@@ -39,12 +42,13 @@ def set_allocator(plan: Plan) -> None:
 def set_deterministic(wanted: bool) -> None:
     """Have torch compute with deterministic kernels alone, or as it does by itself.
 
-    An operation that has none computes as ever, and torch warns of it once. cuBLAS is deterministic only with
-    workspaces of a fixed size, which it reads from the environment before it is first used.
+    An operation that has none fails with `NONE_DETERMINISTIC`: told only to warn, torch leaves flash attention as it
+    is. cuBLAS is deterministic only with workspaces of a fixed size, which it reads from the environment before it is
+    first used.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.use_deterministic_algorithms(wanted)
 
 
 def _check_processes(accelerator: Accelerator) -> None:

@@ -26,7 +26,8 @@ class General:
     seed: Annotated[int, Ge(0), Lt(2**32)] = 42
     """Seed of the adapter's initial weights, the order of the data, and dropout."""
     deterministic: bool = False
-    """Compute with deterministic kernels alone, where torch has them, so that equal runs are equal to the bit."""
+    """Compute with deterministic kernels alone, so that equal runs are equal to the bit. An operation that has none
+    ends the run."""
     plugins: tuple[Path, ...] = ()
     """Single-file plugins, as paths from the recipe's directory."""
 

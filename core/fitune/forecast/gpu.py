@@ -25,11 +25,18 @@ class Gpu:
     multiprocessors: int = 132
     threads: int = 2048
     """Threads that a multiprocessor holds."""
+    deterministic: bool = False
+    """Whether its kernels are to be deterministic."""
 
     @classmethod
-    def of(cls, capability: tuple[int, int]) -> Gpu:
+    def of(cls, capability: tuple[int, int], *, deterministic: bool = False) -> Gpu:
         """A usual card of this compute capability; the numbers of one that is not known are those of an A100."""
         smaller = 1024 if capability == (7, 5) else 1536
         full = capability[1] == 0 and capability[0] != 12
         number = MULTIPROCESSORS.get(capability, 108)
-        return cls(capability=capability, multiprocessors=number, threads=2048 if full else smaller)
+        return cls(
+            capability=capability,
+            multiprocessors=number,
+            threads=2048 if full else smaller,
+            deterministic=deterministic,
+        )

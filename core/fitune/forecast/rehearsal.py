@@ -83,8 +83,12 @@ def rehearse(
     model = adapted(recipe, strategies, base)
     notices: list[str] = []
     modules = ModuleTracker(model)
-    workspace = cublas_workspace(card.capability, deterministic=recipe.general.deterministic)
-    tracer = Tracer(modules, scratch=scratch_table(card.capability), cublas_workspace=workspace)
+    deterministic = recipe.general.deterministic
+    tracer = Tracer(
+        modules,
+        scratch=scratch_table(card.capability, deterministic=deterministic),
+        cublas_workspace=cublas_workspace(card.capability, deterministic=deterministic),
+    )
     packed = any(batch.positions is not None for batch in shapes.training)
 
     def isolate(model: nn.Module) -> None:

@@ -30,9 +30,9 @@ def cublas_workspace(capability: tuple[int, int], *, deterministic: bool = False
     return 32 * MIB if capability[0] in large_workspaces(torch_version()) else 8519680  # :4096:2:16:8, in KiB
 
 
-def scratch_table(capability: tuple[int, int]) -> dict[str, Scratch]:
+def scratch_table(capability: tuple[int, int], *, deterministic: bool = False) -> dict[str, Scratch]:
     """By operation, on a usual card of this compute capability."""
-    gpu = Gpu.of(capability)
+    gpu = Gpu.of(capability, deterministic=deterministic)
     return {
         **attention_table(gpu),
         **reduce_table(gpu),

@@ -23,11 +23,11 @@ def attention_table(gpu: Gpu) -> dict[str, Scratch]:
         "aten._scaled_dot_product_cudnn_attention.default": cudnn_forward,
         "aten._scaled_dot_product_cudnn_attention_backward.default": cudnn_backward,
         "aten._scaled_dot_product_flash_attention.default": partial(flash_forward, gpu),
-        "aten._scaled_dot_product_flash_attention_backward.default": flash_backward,
+        "aten._scaled_dot_product_flash_attention_backward.default": partial(flash_backward, gpu),
         "aten._flash_attention_forward.default": dropout_forward,
-        "aten._flash_attention_backward.default": varlen_backward,
+        "aten._flash_attention_backward.default": partial(varlen_backward, gpu),
         "torch_attn._varlen_attn.default": varlen_forward,
-        "torch_attn._varlen_attn_backward.default": varlen_backward,
+        "torch_attn._varlen_attn_backward.default": partial(varlen_backward, gpu),
         "aten._scaled_dot_product_efficient_attention.default": efficient_forward,
         "aten._scaled_dot_product_efficient_attention_backward.default": partial(efficient_backward, gpu),
     }
@@ -90,17 +90,23 @@ def _rounded_head(size: int) -> int:
     return up(size, 32) if size <= 128 else up(size, 64)
 
 
-def flash_backward(args: Sequence[Any], results: Any) -> list[int]:
-    """Each row's delta and a float32 sum of the queries' gradient; for grouped heads gradients of keys and values a
-    query head; copies of what is not contiguous as [B, S, H, D] (`mha_bwd`, flash_api.cpp).
+def flash_backward(gpu: Gpu, args: Sequence[Any], results: Any) -> list[int]:
+    """Each row's delta and a float32 sum of the queries' gradient, or several where it must be deterministic; for
+    grouped heads gradients of keys and values a query head; copies of what is not contiguous as [B, S, H, D]
+    (`mha_bwd`, flash_api.cpp).
     """
     query, key = args[1], args[2]
     B, H, S, D = query.shape
     copies = [tensor.nbytes for tensor in (args[0], args[4]) if not tensor.transpose(1, 2).is_contiguous()]
     tokens = up(S, 128)
-    sums = [4 * B * H * tokens, 4 * B * tokens * H * _rounded_head(D)]
+    sums = [4 * B * H * tokens, 4 * _sums(gpu, B * H) * B * tokens * H * _rounded_head(D)]
     grouped = [B * key.shape[2] * H * D * query.element_size()] * 2 if key.shape[1] != H else []
     return [*copies, *sums, *grouped]
+
+
+def _sums(gpu: Gpu, heads: int) -> int:
+    """Blocks that share a head each have a sum of their own where their order must not count."""
+    return -(-gpu.multiprocessors // heads) if gpu.deterministic else 1
 
 
 def dropout_forward(args: Sequence[Any], results: Any) -> list[int]:
@@ -113,16 +119,17 @@ def varlen_forward(args: Sequence[Any], results: Any) -> list[int]:
     return [16]
 
 
-def varlen_backward(args: Sequence[Any], results: Any) -> list[int]:
+def varlen_backward(gpu: Gpu, args: Sequence[Any], results: Any) -> list[int]:
     """As `flash_backward`, with 128 tokens more a document (`mha_varlen_bwd`, flash_api.cpp). Heads: [T, H, D]."""
     query, key, ends = args[1], args[2], args[6]
     if ends is None:
         dense = [tensor.transpose(1, 2) for tensor in args[:5]]
-        return flash_backward(dense, results)
+        return flash_backward(gpu, dense, results)
     T, H, D = query.shape
-    tokens = T + 128 * (ends.numel() - 1)
+    documents = ends.numel() - 1
+    tokens = T + 128 * documents
     copies = [tensor.nbytes for tensor in (args[0], args[4]) if not tensor.is_contiguous()]
-    sums = [4 * H * tokens, 4 * tokens * H * _rounded_head(D)]
+    sums = [4 * H * tokens, 4 * _sums(gpu, documents * H) * tokens * H * _rounded_head(D)]
     grouped = [key.shape[0] * H * D * query.element_size()] * 2 if key.shape[1] != H else []
     return [*copies, *sums, *grouped]
 
