@@ -41,13 +41,14 @@ def main() -> None:
     """Plan, or measure what was planned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, help="write here what is to be measured")
+    parser.add_argument("--card", default="h200", help="by name, the card that it is measured on")
     parser.add_argument("--measure", type=Path, help="measure what is planned here")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--at-once", type=int, default=2, help="runs that get ready at once")
     arguments = parser.parse_args()
     if arguments.plan:
         with tempfile.TemporaryDirectory() as home:
-            planned = {name: plan(case, Path(home)) for name, case in CASES.items()}
+            planned = {name: plan(case, Path(home), arguments.card) for name, case in CASES.items()}
         arguments.plan.write_text(json.dumps(planned, indent=1) + "\n", encoding="utf-8")
     if arguments.measure:
         planned = json.loads(arguments.measure.read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ def main() -> None:
             print_table(name, case)
 
 
-def plan(case: Json, home: Path) -> Json:
+def plan(case: Json, home: Path, card: str) -> Json:
     """What the search considers, and what is forecast of each; the first is the chosen one."""
     import forecast_rows
     import tomli_w
@@ -92,8 +93,8 @@ def plan(case: Json, home: Path) -> Json:
     rows["all layers checkpointed, fused"] = {"strategies": [*FUSED, *USUAL]}
     for row in rows.values():
         made = composed(read, registry, row["strategies"], 1, None)
-        told = forecast(made, of_recipe(made), find_card("h100"))
-        work = told.rehearsal.work.seconds(find_card("h100"), traced=1, accumulation=1)
+        told = forecast(made, of_recipe(made), find_card(card))
+        work = told.rehearsal.work.seconds(find_card(card), traced=1, accumulation=1)
         row |= {"allocated": told.allocated, "reserved": told.reserved, "seconds": round(work.step, 4)}
     return rows
 

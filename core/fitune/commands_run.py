@@ -43,6 +43,7 @@ def run_command(switches: Decorator, recipe_argument: Decorator, set_option: Dec
         RECIPE may be the directory of a run, which then goes on from its newest checkpoint. Exit codes: 0 if it is
         done, 2 for an error, 3 if it was asked to stop (SIGINT, SIGTERM), has saved and can go on.
         """
+        from fitune.lock import RunLock
         from fitune.starting import make_directory, remove_if_empty, start_of
 
         registry = settings.registry()
@@ -52,7 +53,8 @@ def run_command(switches: Decorator, recipe_argument: Decorator, set_option: Dec
             return
         made = make_directory(start) if is_main_process() else []
         try:
-            _train(start, registry, settings.third_party, force)
+            with RunLock(start.directory) if is_main_process() else contextlib.nullcontext():
+                _train(start, registry, settings.third_party, force)
         finally:
             remove_if_empty(made)
 

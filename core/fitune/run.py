@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from fitune.after.card import write_card
 from fitune.attempts import Attempts
 from fitune.checkpoints.keeper import Keeper
 from fitune.checkpoints.resuming import Resume
 from fitune.compose import Forecaster, Parts
+from fitune.dataflow import Example
 from fitune.evaluate import EvaluationStopped
 from fitune.events import CheckpointReport, EvalReport, Notice, Run, StepReport
 from fitune.fitting import Refitter
@@ -73,7 +75,10 @@ def run(
             if failures and error is None:
                 raise failures[0]
     assert attempts.parts is not None
-    return attempts.parts.run
+    made = attempts.parts.run
+    if is_main_process():
+        write_card(made.directory, made.directory / recipe.adapter.record.directory)  # which tells of all files
+    return made
 
 
 def _work(tell: Teller, keeper: Keeper, parts: Parts, at: Position) -> None:
@@ -109,10 +114,13 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
         if stop or at.step == parts.run.steps:
             return
         at.begin(parts, "step")
-        report, judge = _step(parts, at, watcher, *next(rows_of_steps))
+        epoch, window = next(rows_of_steps)
+        rows = [parts.examples[row] for row in window]
+        report, judge = _step(parts, at, epoch, window, rows)
+        notices = list(watcher.saw(parts, report, judge, rows))  # which may end the run, with the step not made
         at.end_step()
         yield report
-        yield from watcher.saw(parts, report, judge)
+        yield from notices
 
 
 def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
@@ -160,12 +168,11 @@ def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
 
 
 def _step(
-    parts: Parts, at: Position, watcher: Watcher, epoch: float, window: NDArray[np.int64]
+    parts: Parts, at: Position, epoch: float, window: NDArray[np.int64], rows: Sequence[Example]
 ) -> tuple[StepReport, Judge]:
     """Make the next step, over the rows of this window."""
     start = time.perf_counter()
     accelerator, number = parts.accelerator, at.step + 1
-    rows = [parts.examples[row] for row in window]
     targets = sum(example.targets for example in rows)
 
     micro_batch = parts.run.recipe.train.micro_batch
@@ -183,13 +190,10 @@ def _step(
     )
     if judge.made:
         parts.scheduler.step()  # which goes on only with steps that are made, as in accelerate
-    mean = judge.loss_sum / targets
-    if not judge.finite:
-        watcher.must_go_on(parts, number, rows, mean, norm.item())
     return StepReport(
         step=number,
         epoch=epoch,
-        loss=mean,
+        loss=judge.loss_sum / targets,
         learning_rate=float(learning_rate),
         grad_norm=norm.item(),
         tokens=sum(len(example.input_ids) for example in rows),
