@@ -137,7 +137,7 @@ def merge_command(switches: Decorator) -> click.Command:
         "--limit",
         type=click.FloatRange(min=0, min_open=True),
         metavar="X",
-        help="Largest relative difference of logits.  [default: by type]",
+        help="Largest relative difference, and distance of the share from 1.  [default: by type]",
     )
     @click.option(
         "--rows", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows to compare on."

@@ -46,7 +46,7 @@ class Merge:
     to: Path
     dtype: torch.dtype
     limit: float | None = None
-    """Of the relative difference, in place of that of the types."""
+    """Of the relative difference and of the share, in place of those of the types."""
     rows: int = 16
     """Most rows that the models are compared on."""
     file: bool = False

@@ -89,7 +89,7 @@ def find(
     if checkpoint is None and has_weights(directory / kind):
         return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
     if not found:
-        raise RunError(f"{directory}: {sentences(_nothing(directory, kind), 'Let the run end: ft run --resume')}")
+        raise RunError(f"{directory}: {sentences(_nothing(directory, kind), f'Let the run end: ft run {directory}')}")
     if checkpoint not in (None, LAST, *found):
         raise RunError(f'{directory} has no whole checkpoint "{checkpoint}". {nearest(str(checkpoint), found)}')
     name, notices = _sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
