@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from rich.console import Console
@@ -9,7 +10,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fitune.events import EvalReport, MemoryForecast, MemoryReport, Recovery, RehearsalReport, Run, StepReport
+from fitune.answers_file import Answered, first_answers
+from fitune.events import (
+    CheckpointReport,
+    EvalReport,
+    MemoryForecast,
+    MemoryReport,
+    Notice,
+    Recovery,
+    RehearsalReport,
+    Run,
+    StepReport,
+)
 from fitune.hookspecs import hookimpl
 
 PLAIN_LINES = 20
@@ -23,7 +35,8 @@ class RunConsole:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._evaluations: list[EvalReport] = []
+        self._first: Answered | None = None
+        self._answered: Answered | None = None
         self._start = time.perf_counter()
         self._last: StepReport | None = None
 
@@ -47,10 +60,12 @@ class RunConsole:
             f"files    {escape(str(run.directory))}",
         ]
         self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        if run.resumed is not None:
+            self._first = first_answers(run.directory, run.evaluated)
         if self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
             self._progress = Progress(*columns, console=self.console)
-            self._task = self._progress.add_task("", total=run.steps, state="")
+            self._task = self._progress.add_task("", total=run.steps, completed=run.resumed or 0, state="")
             self._progress.start()
 
     @hookimpl
@@ -88,8 +103,21 @@ class RunConsole:
     @hookimpl
     def ft_evaluated(self, report: EvalReport) -> None:
         """Show the evaluation."""
-        self._evaluations.append(report)
+        if report.answers:
+            self._answered = Answered(step=report.step, answers=report.answers)
+            self._first = self._first or self._answered
         self.console.print(evaluation_text(report), highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Say it."""
+        what = escape(f"{notice.kind} after {notice.step} steps: {notice.what}")
+        self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def ft_checkpoint_saved(self, report: CheckpointReport) -> None:
+        """Say so, in a line."""
+        self.console.print(checkpoint_text(report), style="dim", highlight=False, soft_wrap=True, markup=False)
 
     @hookimpl
     def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
@@ -106,6 +134,8 @@ class RunConsole:
         seconds = time.perf_counter() - self._start
         self.console.print(f"done in {seconds:.0f} s{memory}", highlight=False, soft_wrap=True)
         self.console.print(f"saved {escape(str(adapter))}", highlight=False, soft_wrap=True)
+        if hint := next_commands(run):
+            self.console.print(f"next  {escape(hint)}", highlight=False, soft_wrap=True)
 
     def _beside(self, forecast: MemoryForecast, measured: MemoryReport) -> None:
         """The forecast beside what was measured."""
@@ -121,10 +151,11 @@ class RunConsole:
 
     def _compare(self, number: int) -> None:
         """Held-out answers before and after training, side by side, and both figures."""
-        with_answers = [report for report in self._evaluations if report.answers]
-        if len(with_answers) < 2:
+        first, last = self._first, self._answered
+        if first is None or last is None or first.step == last.step:
             return
-        first, last = with_answers[0], with_answers[-1]
+        if [answer.prompt for answer in first.answers] != [answer.prompt for answer in last.answers]:
+            return  # the held-out rows were changed while the run stood still
         table = Table(
             "prompt", "right answer", f"after {first.step} steps", f"after {last.step} steps", show_lines=True
         )
@@ -133,12 +164,31 @@ class RunConsole:
             table.add_row(*(escape(cell.strip()) for cell in cells))
         if number:
             self.console.print(table)
+        when = f"after {first.step} steps" if first.step else "before training"
+        shares = f"{_right(first):.1f} % {when}, {_right(last):.1f} % after"
         self.console.print(
-            f"held-out exact match: {100 * (first.exact_match or 0):.1f} % before training, "
-            f"{100 * (last.exact_match or 0):.1f} % after ({len(last.answers)} rows)",
-            highlight=False,
-            soft_wrap=True,
+            f"held-out exact match: {shares} ({len(last.answers)} rows)", highlight=False, soft_wrap=True
         )
+
+
+def _right(answered: Answered) -> float:
+    """Exact answers, in per cent."""
+    return 100 * sum(answer.exact for answer in answered.answers) / len(answered.answers)
+
+
+def checkpoint_text(report: CheckpointReport) -> str:
+    """What was kept, in a line."""
+    size = f"{report.bytes / 2**20:,.1f} MiB"
+    parts = [f"checkpoint {report.directory.name}", size, f"{report.seconds:.1f} s", *(["best so far"] * report.best)]
+    return "  ".join(parts)
+
+
+def next_commands(run: Run) -> str:
+    """What can be done with what was trained; empty where its adapter can be neither asked nor merged."""
+    record, place = run.recipe.adapter.record, shlex.quote(str(run.directory))
+    ask = [f"ft generate {place} --interactive"] if record.load is not None else []
+    merge = [f"ft merge {place} --to DIR"] if record.load is not None and record.merge is not None else []
+    return "    ".join([*ask, *merge])
 
 
 def forecast_text(forecast: MemoryForecast) -> str:

@@ -22,7 +22,7 @@ def table(registry: Registry) -> str:
     """The same for people: a line a provider; below them the broken plugins, with their causes."""
     entries = rows(registry)
     good = [e for e in entries if e["status"] == "ok"]
-    lines = _aligned(
+    lines = aligned(
         [("KIND", "NAME", "PLUGIN", "VERSION", "SUMMARY")]
         + [(str(e["kind"] or "events"), str(e["name"] or "-"), str(e["plugin"]), str(e["version"] or "-"),
             str(e["summary"] or ", ".join(_hooks(e)))) for e in good]
@@ -30,7 +30,7 @@ def table(registry: Registry) -> str:
     bad = [e for e in entries if e["status"] != "ok"]
     if bad:
         causes = [(str(e["name"] or e["plugin"]), str(e["version"] or "-"), str(e["status"])) for e in bad]
-        lines += ["", "BROKEN", *_aligned(causes)]
+        lines += ["", "BROKEN", *aligned(causes)]
     return "\n".join(lines)
 
 
@@ -71,6 +71,7 @@ def _hooks(entry: dict[str, object]) -> list[str]:
     return [str(hook) for hook in hooks] if isinstance(hooks, list) else []
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
