@@ -1,0 +1,1 @@
+"""Runs, from what they left in their directories: `ft runs`. Imports no torch."""
