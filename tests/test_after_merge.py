@@ -124,6 +124,29 @@ def test_an_nf4_base_is_merged_into_what_is_left_of_it(quantized: Path, tmp_path
     expected = _logits(open_run(_found(quantized)).model)
     again = _logits(_plain(tmp_path / "merged"))
     torch.testing.assert_close(again, expected, rtol=0, atol=0.03 * float(expected.abs().max()))
+    figures = json.loads((tmp_path / "merged" / "parity.json").read_text(encoding="utf-8"))
+    assert figures["trained_dtype"] == "bfloat16"
+    assert (figures["cast_difference"] is None) == (dtype == "bfloat16")
+    assert (figures["cast_difference"] or 0) < 1e-5
+
+
+def test_a_merge_to_float32_is_compared_without_the_rounding_of_training(quantized: Path, tmp_path: Path) -> None:
+    """One weight is wrong by too little for the types, but not for a float32 model beside itself."""
+    trained = _found(quantized)
+    use = trained.recipe.adapter
+    right = use.record.merge
+    assert right is not None
+
+    def spoiled(model: Any, dtype: torch.dtype) -> PreTrainedModel:
+        merged: Any = right(model, dtype)
+        merged.get_submodule("model.layers.1.mlp.up_proj").weight.data *= 1.003
+        return merged
+
+    record = replace(use.record, merge=spoiled)
+    trained = replace(trained, recipe=replace(trained.recipe, adapter=replace(use, record=record)))
+    merge(trained, Merge(to=tmp_path / "coarse", dtype=torch.bfloat16))
+    with pytest.raises(RunError, match=r"the relative difference from the adapter cast to float32 is .*, over 0.0001"):
+        merge(trained, Merge(to=tmp_path / "fine", dtype=torch.float32))
 
 
 def test_a_fully_trained_model(tmp_path: Path) -> None:

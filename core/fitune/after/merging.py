@@ -71,15 +71,26 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         del opened
         free_memory(device)
         opened = with_trained(open_base(trained, plain=True))
+    own, cast = trained_dtype, None
+    if asked.dtype == torch.float32 != own:  # exact, and no more than the merged model takes
+        opened.model.float()
+        own, cast = torch.float32, see(opened.model, rows)
     partial = _begin(asked.to)
     try:
-        write_merged(opened, partial, asked, trained_dtype)
+        write_merged(opened, partial, asked, own)
         device = opened.device
         del opened
         free_memory(device)
         merged = see_written(partial, rows, device)
         found = compare(
-            base, adapter, merged, source=source, trained=trained_dtype, dtype=asked.dtype, limit=asked.limit
+            base,
+            adapter,
+            merged,
+            source=source,
+            trained=trained_dtype,
+            dtype=asked.dtype,
+            limit=asked.limit,
+            cast=cast,
         )
         if found.wrong is not None:
             raise RunError(_refusal(found, trained, asked))

