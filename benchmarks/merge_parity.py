@@ -46,8 +46,19 @@ BASES = {
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPOILED = "base_model.model.model.layers.15.mlp.up_proj"
-SHOWN = ("largest_difference", "largest_logit", "relative_difference", "effect", "share", "cast_difference", "kl", "same_top",
-         "loss_base", "loss_adapter", "loss_merged")  # fmt: skip
+SHOWN = (
+    "largest_difference",
+    "largest_logit",
+    "relative_difference",
+    "effect",
+    "share",
+    "cast_difference",
+    "kl",
+    "same_top",
+    "loss_base",
+    "loss_adapter",
+    "loss_merged",
+)
 
 
 def main() -> None:

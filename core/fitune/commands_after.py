@@ -261,6 +261,7 @@ def _merge(
 
     from fitune.after.merging import Merge, merge
 
+    to = to if to.name not in ("", "..") else to.resolve()  # what is written needs a name to stand beside
     found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=data is not None, **asked), _watch())
     for line in found.lines:
         click.echo(line)
