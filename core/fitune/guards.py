@@ -53,8 +53,8 @@ class SpikeGuard:
     False alarms, simulated over 100 runs of 1,000 steps each with a falling loss: none under log-normal noise of
     standard deviations of 0.02 to 0.8, or noise of gamma distributions of shapes 1 and 0.5; one in 12 runs where a step
     in ten has three times the loss, as rows of two kinds have one at a time; 2 to 6 a run where the loss is nearly 0
-    but for a hard row in ten, or in a hundred. It sees all leaps to twice the loss under noise of 0.02, all to three times
-    under 0.1, and of those to five times 94 % under 0.2 and 40 % under 0.3.
+    but for a hard row in ten, or in a hundred. It sees all leaps to twice the loss under noise of 0.02, all to three
+    times under 0.1, and of those to five times 94 % under 0.2 and 40 % under 0.3.
     """
 
     def __init__(self, state: SpikeState | None = None) -> None:
