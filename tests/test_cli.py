@@ -89,7 +89,9 @@ def test_plugins_lists_every_provider_with_its_kind(capsys: Capture) -> None:
     lines = ft("plugins", "--no-third-party", capsys=capsys).splitlines()
     provided = open_registry().provided
     assert lines[0].split() == ["KIND", "NAME", "PLUGIN", "VERSION", "SUMMARY"]
-    assert len(lines) == 1 + len(provided)
+    events = [line for line in lines if line.startswith("events ")]
+    assert len(lines) == 1 + len(provided) + len(events)
+    assert any("fitune_plugins.no_secrets" in line for line in events)
     for one in provided:
         starts = f"{one.kind} {one.record.name} {one.plugin} ".split()
         (line,) = [line for line in lines if line.split()[: len(starts)] == starts]

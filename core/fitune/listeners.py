@@ -28,6 +28,7 @@ from fitune.events import (
 from fitune.hookspecs import hookimpl
 from fitune.line_file import LineFile
 from fitune.metrics_lines import NAME, read_metrics, until
+from fitune.secrets import redacted_values
 
 
 class MetricsFile:
@@ -102,7 +103,7 @@ class MetricsFile:
     @hookimpl
     def ft_noticed(self, notice: Notice) -> None:
         """Write a notice."""
-        self._write({"event": "notice", **dataclasses.asdict(notice)})
+        self._write({"event": "notice", **redacted_values(dataclasses.asdict(notice))})
 
     @hookimpl
     def ft_run_finished(self) -> None:

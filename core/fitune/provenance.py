@@ -16,6 +16,7 @@ from fitune._version import __version__
 from fitune.durable import write_file
 from fitune.recipe import Recipe
 from fitune.registry import Registry
+from fitune.secrets import redacted_values
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -26,7 +27,7 @@ def write_recipe(recipe: Recipe, directory: Path) -> None:
 
 
 def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:
-    """Write `environment.json`. No environment variable is recorded: they hold secrets."""
+    """Write `environment.json`. No environment variable is recorded, since they hold secrets; nor is any in what is."""
     values: dict[str, Any] = {
         "fitune": __version__,
         "python": platform.python_version(),
@@ -39,7 +40,7 @@ def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, mo
         "git": _git(recipe.path.resolve()),
         "devices": _devices(),
     }
-    write_file(directory / "environment.json", json.dumps(values, indent=2) + "\n")
+    write_file(directory / "environment.json", json.dumps(redacted_values(values), indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

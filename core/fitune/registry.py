@@ -64,6 +64,7 @@ BUILT_IN = (
     "fitune_plugins.truncate",
     "fitune_plugins.pack",
     "fitune_plugins.pad",
+    "fitune_plugins.no_secrets",
 )
 
 P = TypeVar("P", bound=Provider)

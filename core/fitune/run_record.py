@@ -11,6 +11,7 @@ from typing import Literal
 from fitune.durable import write_file
 from fitune.errors import RunError, one_line
 from fitune.line_file import finite
+from fitune.secrets import redacted_values
 
 NAME = "run.json"
 SCHEMA = 1
@@ -102,7 +103,8 @@ class RunRecord:
 
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write it into a run's directory. Raises `OSError`."""
-    write_file(directory / NAME, json.dumps(finite(dataclasses.asdict(record)), allow_nan=False, indent=1) + "\n")
+    values = redacted_values(finite(dataclasses.asdict(record)))
+    write_file(directory / NAME, json.dumps(values, allow_nan=False, indent=1) + "\n")
 
 
 def read_record(directory: Path) -> RunRecord | None:

@@ -13,6 +13,7 @@ from fitune.events import Recovery
 from fitune.fitting import Composition
 from fitune.processes import is_main_process
 from fitune.registry import Registry
+from fitune.secrets import redacted
 
 LOG = "error.txt"
 """torch's message, for `ft explain-oom`."""
@@ -39,7 +40,7 @@ def log(error: BaseException, directory: Path) -> None:
     if is_main_process():
         with contextlib.suppress(OSError):
             text = "".join(traceback.format_exception(error))
-            (directory / LOG).write_text(text, encoding="utf-8")
+            (directory / LOG).write_text(redacted(text), encoding="utf-8")
 
 
 def recovery_of(shortage: Shortage, now: Composition, step: int) -> Recovery:
