@@ -19,6 +19,7 @@ from fitune._version import __version__
 from fitune.commands_after import eval_command, generate_command, merge_command
 from fitune.commands_memory import explain_oom_command, plan_command
 from fitune.commands_run import run_command
+from fitune.commands_runs import runs_command
 from fitune.errors import FtError, PluginError, nearest, sentences
 from fitune.processes import is_main_process
 
@@ -150,6 +151,7 @@ cli.add_command(explain_oom_command(switches, set_option))
 cli.add_command(generate_command(switches))
 cli.add_command(eval_command(switches))
 cli.add_command(merge_command(switches))
+cli.add_command(runs_command(switches))
 
 
 @cli.group(invoke_without_command=True)

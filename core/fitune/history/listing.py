@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fitune.listing import aligned
 from fitune.history.summary import Summary
 from fitune.history.words import (
     NOTHING,
@@ -18,6 +17,7 @@ from fitune.history.words import (
     steps_text,
     when_text,
 )
+from fitune.listing import aligned
 
 HEAD = ("RUN", "STATE", "STEPS", "LOSS", "HELD OUT", "EXACT", "MEASURED", "FORECAST", "TIME", "LAST HEARD OF")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tomli
 
 from fitune.errors import RunError
+from fitune.line_file import finite
 from fitune.lock import HOLDER, is_locked
 from fitune.metrics_lines import NAME as METRICS
 from fitune.metrics_lines import Metrics, read_metrics
@@ -133,8 +134,8 @@ def metrics_of(directory: Path) -> tuple[Metrics, tuple[str, ...]]:
 
 
 def number(value: object) -> float | None:
-    """A number as it was read; None for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A number as it was read; None for anything else, and for one that is not finite."""
+    return finite(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None  # type: ignore[no-any-return]
 
 
 def held_out_of(line: Mapping[str, Any]) -> HeldOut:

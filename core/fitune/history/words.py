@@ -38,6 +38,8 @@ def size_text(size: int | None) -> str:
     """Bytes."""
     if size is None:
         return NOTHING
+    if size < 2**20 / 10:
+        return f"{size / 2**10:.1f} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
