@@ -135,7 +135,7 @@ def metrics_of(directory: Path) -> tuple[Metrics, tuple[str, ...]]:
 
 def number(value: object) -> float | None:
     """A number as it was read; None for anything else, and for one that is not finite."""
-    return finite(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None  # type: ignore[no-any-return]
+    return finite(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def held_out_of(line: Mapping[str, Any]) -> HeldOut:
