@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from fitune.reader import read_recipe
 from fitune.recipe import Recipe
 from fitune.registry import Registry
 from fitune.testing import open_registry, write_recipe
+
+if TYPE_CHECKING:
+    from forked import Forks
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +43,18 @@ def read(recipe_path: Path) -> Callable[..., Recipe]:
         return read_recipe(recipe_path, registry or open_registry(), overrides)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts real processes of `ft`, which have all imported that a run of the tiny recipe imports."""
+    from forked import Forks
+
+    home = tmp_path_factory.mktemp("forks")
+    server = Forks(home / "home")
+    server.learn(write_recipe(home / "recipe"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)
