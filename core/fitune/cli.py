@@ -22,6 +22,8 @@ from fitune.commands_run import run_command
 from fitune.commands_runs import runs_command
 from fitune.errors import FtError, PluginError, nearest, sentences
 from fitune.processes import is_main_process
+from fitune.remote_code import FLAG
+from fitune.secrets import redacted
 
 if TYPE_CHECKING:
     from fitune.recipe import Use
@@ -37,6 +39,7 @@ class Settings:
     debug: bool = False
     third_party: bool = True
     trace: bool = False
+    trusts_remote_code: bool = False
     _registry: Registry | None = field(default=None, repr=False)
 
     def registry(self) -> Registry:
@@ -45,11 +48,13 @@ class Settings:
 
         if self._registry is None:
             trace = partial(click.echo, err=True) if self.trace else None
-            self._registry = Registry.open(third_party=self.third_party, trace=trace)
+            self._registry = Registry.open(
+                third_party=self.third_party, trace=trace, trusts_remote_code=self.trusts_remote_code
+            )
         return self._registry
 
 
-def _switch(name: str, envvar: str, attribute: str, value: bool, text: str) -> Callable[[F], F]:
+def _switch(name: str, envvar: str | None, attribute: str, value: bool, text: str) -> Callable[[F], F]:
     def store(context: click.Context, parameter: click.Parameter, given: bool) -> None:
         if given:
             setattr(context.ensure_object(Settings), attribute, value)
@@ -66,6 +71,12 @@ def switches(command: F) -> F:
     ):
         command = switch(command)
     return command
+
+
+def loading_switches(command: F) -> F:
+    """The switches of a command that may load a model. What trusts code is said each time: no variable says it."""
+    help_text = "Let the model run Python code of its own, as the recipe says (trust_remote_code)."
+    return _switch(FLAG, None, "trusts_remote_code", True, help_text)(switches(command))
 
 
 class Commands(click.Group):
@@ -115,7 +126,7 @@ set_option = click.option(
 @cli.command()
 @recipe_argument
 @set_option
-@switches
+@loading_switches
 @click.pass_obj
 def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
     """Check RECIPE and all that it names, without reading a weight."""
@@ -135,7 +146,7 @@ def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
 )
 @click.option("--held-out", is_flag=True, help="Look at the held-out rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@switches
+@loading_switches
 @click.pass_obj
 def data(settings: Settings, /, recipe: Path, overrides: Sequence[str], **shown: Any) -> None:
     """Show what RECIPE trains on: counts, lengths, and rows with the trained text marked. Loads no model."""
@@ -145,12 +156,12 @@ def data(settings: Settings, /, recipe: Path, overrides: Sequence[str], **shown:
     show(read_recipe(recipe, settings.registry(), overrides), **shown)
 
 
-cli.add_command(run_command(switches, recipe_argument, set_option))
-cli.add_command(plan_command(switches, recipe_argument, set_option))
-cli.add_command(explain_oom_command(switches, set_option))
-cli.add_command(generate_command(switches))
-cli.add_command(eval_command(switches))
-cli.add_command(merge_command(switches))
+cli.add_command(run_command(loading_switches, recipe_argument, set_option))
+cli.add_command(plan_command(loading_switches, recipe_argument, set_option))
+cli.add_command(explain_oom_command(loading_switches, set_option))
+cli.add_command(generate_command(loading_switches))
+cli.add_command(eval_command(loading_switches))
+cli.add_command(merge_command(loading_switches))
 cli.add_command(runs_command(switches))
 
 
@@ -202,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exception(error)
         elif is_main_process():  # the others fail for the same reason, and would say the same
             for line in error.lines:
-                click.echo(f"error: {line}", err=True)
+                click.echo(f"error: {redacted(line)}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

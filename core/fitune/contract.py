@@ -26,6 +26,7 @@ from fitune.dataflow import Flow
 from fitune.errors import FtError, PluginError, Problem, nearest
 from fitune.hookspecs import Hooks
 from fitune.lever import Lever
+from fitune.names import is_plain
 from fitune.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
 
 SPECS: dict[str, tuple[str, ...]] = {
@@ -115,6 +116,9 @@ def _wrong(record: Any) -> str | None:
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
+    if isinstance(record, Adapter) and not is_plain(record.directory):
+        wanted = "name a directory of its own within a run's, in letters, digits, - and _"
+        return f"{what} has directory = {reprlib.repr(record.directory)}: {wanted}"
     flows = typing.get_args(Flow)
     for field in ("takes", "gives"):
         flow = getattr(record, field, flows[1])

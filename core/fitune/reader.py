@@ -10,10 +10,12 @@ from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError
 from fitune.fit_keys import fit_problems, is_file
+from fitune.names import name_problem
 from fitune.options import is_table, parse, toml_text
 from fitune.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Recipe, Train, Use, Weight
 from fitune.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
 from fitune.registry import KINDS, Registry
+from fitune.remote_code import KEY, untrusted
 from fitune.stages import close_chain
 from fitune.toml_source import Key, TomlSource
 
@@ -74,9 +76,8 @@ class _Reader:
         names = [f.name for f in dataclasses.fields(General)]
         values = {k: v for k, v in self.source.values.items() if k in names or k not in TABLES}
         general = self._parse(General, values, (), known=TABLES)
-        if general and (not general.name.isprintable() or not general.name.strip() or set(general.name) & set("/\\")):
-            what = f'"name" is {toml_text(general.name)}, which cannot be part of a directory\'s name'
-            self._add(("name",), Problem(what=what, fix="Use letters, digits and hyphens"))
+        if general and (wrong := name_problem(general.name)):
+            self._add(("name",), wrong)
         return general
 
     def _load_plugins(self, general: General | None) -> None:
@@ -227,6 +228,9 @@ class _Reader:
 
     def _with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
         options = self._parse(record.options, table, at)
+        if (code := untrusted(options, self.registry.trusts_remote_code)) is not None:
+            self._add((*at, KEY), code)
+            return None
         if options is None or not look:
             return None if options is None else Use(record=record, options=options)
         before = len(self.problems)

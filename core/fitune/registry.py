@@ -102,8 +102,11 @@ class Provided:
 class Registry:
     """The plugins of one process; made once and passed on, never global."""
 
-    def __init__(self, *, trace: Callable[[str], None] | None = None) -> None:
-        """An empty registry. `trace` is told of every hook call: hook, plugin, seconds."""
+    def __init__(self, *, trace: Callable[[str], None] | None = None, trusts_remote_code: bool = False) -> None:
+        """An empty registry. `trace` is told of every hook call: hook, plugin, seconds. With `trusts_remote_code`
+        recipes may have models run code of their own (`fitune.remote_code`).
+        """
+        self.trusts_remote_code = trusts_remote_code
         self._manager = pluggy.PluginManager("fitune")
         self._manager.add_hookspecs(Hooks)
         self._trace = trace
@@ -113,9 +116,15 @@ class Registry:
         self._errors: dict[str, BaseException] = {}
 
     @classmethod
-    def open(cls, *, third_party: bool = True, trace: Callable[[str], None] | None = None) -> Registry:
+    def open(
+        cls,
+        *,
+        third_party: bool = True,
+        trace: Callable[[str], None] | None = None,
+        trusts_remote_code: bool = False,
+    ) -> Registry:
         """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
-        registry = cls(trace=trace)
+        registry = cls(trace=trace, trusts_remote_code=trusts_remote_code)
         entries = _entries() if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
         for dotted in BUILT_IN:

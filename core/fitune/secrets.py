@@ -17,10 +17,10 @@ REDACTED = "[redacted]"
 SHORTEST = 8
 """Characters of a value below which it is no secret: replaced, it would tear words apart."""
 
-SECRET_WORDS = frozenset(
-    ("TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASS", "PASSPHRASE")
-    + ("CREDENTIAL", "CREDENTIALS", "AUTH", "PAT")
-)
+SECRET_WORDS = frozenset({
+    "TOKEN", "TOKENS", "KEY", "KEYS", "APIKEY", "SECRET", "SECRETS", "PASSWORD",
+    "PASSWD", "PASS", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "AUTH", "PAT",
+})  # fmt: skip
 """Words, between underscores, of the name of a variable that holds a secret."""
 PLAIN_ENDS = ("_FILE", "_PATH", "_DIR", "_SOCK", "_URL", "_URI", "_HOST", "_NAME", "_TYPE", "_MODE", "_VERSION")
 """Ends of the names of variables that say where a secret is, or of which kind."""

@@ -27,6 +27,7 @@ from fitune.forecast.seen import better_known
 from fitune.forecast.shapes import Shapes, shapes_of_rows
 from fitune.prepare import Prepared
 from fitune.recipe import Recipe
+from fitune.remote_code import KEY
 
 PATIENCE = 600
 """Seconds that a run waits for its forecast once its weights are there."""
@@ -38,6 +39,7 @@ class Request:
 
     recipe: Path
     third_party: bool
+    trusts_remote_code: bool
     shapes: Shapes
     card: Card
 
@@ -61,7 +63,13 @@ class Beside:
         self._directory = tempfile.TemporaryDirectory(prefix="fitune-")
         path = Path(self._directory.name) / "recipe.toml"
         path.write_text(tomli_w.dumps(recipe.to_toml()), encoding="utf-8")
-        request = Request(recipe=path, third_party=self._third_party, shapes=shapes, card=self.card)
+        request = Request(
+            recipe=path,
+            third_party=self._third_party,
+            trusts_remote_code=bool(getattr(recipe.model.options, KEY, False)),  # or it could not have been read here
+            shapes=shapes,
+            card=self.card,
+        )
         try:
             self._begin(pickle.dumps(request))
         except OSError as error:  # a run does not fail for want of its forecast

@@ -19,7 +19,7 @@ def main() -> None:
     """Answer one request, which the run that started this process has written."""
     request: Request = pickle.loads(sys.stdin.buffer.read())
     try:
-        registry = Registry.open(third_party=request.third_party)
+        registry = Registry.open(third_party=request.third_party, trusts_remote_code=request.trusts_remote_code)
         recipe = read_recipe(request.recipe, registry)
         found = forecast(recipe, request.shapes, request.card, twins_of(registry))
     except FtError as error:
