@@ -26,7 +26,7 @@ from measure import circumstances
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "deepseek7b_g5.toml"
 COMMAND = "python benchmarks/resume.py --model DIR --data gsm8k.jsonl --out FILE"
-STEPS, KILLS, SEED = 10, 1, 20261124
+STEPS, EVERY, KILLS, SEED = 10, 3, 1, 20261124
 CASES = {
     "recipe": [],
     "deterministic": ["deterministic=true"],
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--data", type=Path, help="JSON Lines with question and answer")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--dry", action="store_true", help="on a CPU, with a tiny model of its own")
     arguments = parser.parse_args()
     draw = random.Random(SEED)
@@ -52,9 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         recipe, common = ready(arguments, Path(directory))
         found["cases"] = {}
-        for number, (name, overrides) in enumerate(CASES.items()):
-            kills = sorted(draw.sample(range(2, STEPS), KILLS))
-            changes = [*common, *overrides]
+        for number, name in enumerate(arguments.cases):
+            kills = sorted(draw.sample(range(EVERY + 1, STEPS), KILLS))
+            changes = [*common, *CASES[name]]
             done = case(recipe, changes, Path(directory) / str(number), kills, dry=arguments.dry)
             found["cases"][name] = done
             print(name, {key: value for key, value in done.items() if key not in ("loss", "memory")}, flush=True)
@@ -66,7 +67,7 @@ def ready(arguments: argparse.Namespace, home: Path) -> tuple[Path, list[str]]:
     """The recipe, and what all runs have otherwise."""
     from fitune.testing import write_recipe
 
-    steps = [f"train.steps={STEPS}", "train.warmup_steps=2", "checkpoint.steps=3", "memory.rehearse=false"]
+    steps = [f"train.steps={STEPS}", "train.warmup_steps=2", f"checkpoint.steps={EVERY}", "memory.rehearse=false"]
     if arguments.dry:
         return write_recipe(home / "recipe", {"train": {"micro_batch": 1, "length": 128}}), steps
     sys.path.insert(0, str(Path(__file__).parent))
