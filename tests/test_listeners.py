@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from fitune import hookimpl
-from fitune.tracking import Tracker
 from fitune.testing import write_recipe, write_tiny_data
+from fitune.tracking import Tracker
 from tiny import metrics, train
 
 STEP_KEYS = {
@@ -69,7 +69,8 @@ def test_examples_are_those_of_the_last_evaluation(recipe: Path, tmp_path: Path)
     assert metrics(tmp_path / "run", "evaluation")[-1]["exact_match"] in (0.0, 0.5, 1.0)
 
 
-def _scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """What tensorboard holds: (step, value) of each tag."""
     found: dict[str, list[tuple[int, float]]] = {}
     folders = {file.parent for file in directory.rglob("events.out.tfevents.*")}
     for folder in folders:
@@ -83,13 +84,13 @@ def _scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
 def test_tensorboard(recipe: Path, tmp_path: Path, every: int, steps: list[int]) -> None:
     train(recipe, tmp_path / "run", 'log.tracker="tensorboard"', f"log.every={every}", plugins=[Tracker()])
-    scalars = _scalars(tmp_path / "run")
+    found = scalars(tmp_path / "run")
     written = {line["step"]: line["loss"] for line in metrics(tmp_path / "run")}
-    assert [step for step, _ in scalars["train/loss"]] == steps
-    assert [value for _, value in scalars["train/loss"]] == pytest.approx([written[step] for step in steps], rel=1e-6)
+    assert [step for step, _ in found["train/loss"]] == steps
+    assert [value for _, value in found["train/loss"]] == pytest.approx([written[step] for step in steps], rel=1e-6)
     evaluated = [line["loss"] for line in metrics(tmp_path / "run", "evaluation")]
-    assert [step for step, _ in scalars["eval/loss"]] == [0, 5]
-    assert [value for _, value in scalars["eval/loss"]] == pytest.approx(evaluated, rel=1e-6)
+    assert [step for step, _ in found["eval/loss"]] == [0, 5]
+    assert [value for _, value in found["eval/loss"]] == pytest.approx(evaluated, rel=1e-6)
 
 
 def test_no_tracker_unless_asked_for(recipe: Path, tmp_path: Path) -> None:
