@@ -116,7 +116,8 @@ def _before(at: str, number: int, act: Callable[[], None]) -> None:
 
         return wrapped
 
-    _replace(*at.split(":"), wrap)
+    module, name = at.split(":")
+    _replace(module, name, wrap)
 
 
 def _mark(board: memoryview, module: str, name: str, phase: int) -> None:

@@ -42,7 +42,7 @@ class Runs:
 
     def signalled(self, at: str, number: int, *signals: int) -> Ended:
         """Begin a run that gets these signals as it enters a function for the n-th time."""
-        given = ["run", self.recipe, "--out", self.directory]
+        given: list[str | Path] = ["run", self.recipe, "--out", self.directory]
         numbers = [int(one) for one in signals]
         return self.forks.run(given, cwd=self.home, prepare="blows:send", at=at, number=number, signals=numbers)
 
@@ -135,9 +135,9 @@ def test_two_processes_cannot_write_one_run(runs: Runs, plain: dict[str, Any]) -
     ready, go = (runs.home / name for name in ("ready", "go"))
     for pipe in (ready, go):
         os.mkfifo(pipe)
-    given = ["run", runs.recipe, "--out", runs.directory]
-    held = {"at": "fitune.run:_step", "number": 3, "ready": str(ready), "go": str(go)}
-    first = runs.forks.start(given, cwd=runs.home, prepare="blows:hold", **held)
+    given: list[str | Path] = ["run", runs.recipe, "--out", runs.directory]
+    held: dict[str, Any] = {"at": "fitune.run:_step", "number": 3}
+    first = runs.forks.start(given, cwd=runs.home, prepare="blows:hold", ready=str(ready), go=str(go), **held)
     _wait_for(ready)
     before = _seen(runs.directory)
     for again in ([runs.directory], [runs.recipe, "--out", runs.directory, "--resume"]):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -115,9 +116,12 @@ def read(directory: Path, process: int = 0) -> Checkpoint:
         values = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(directory / "state.safetensors")
         state = _state(decode(values["state"], tensors), _random(directory / f"process-{process}.json"))
-        return Checkpoint(directory=directory, progress=Progress(**decode(values["progress"], tensors)), state=state)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        progress = Progress(**decode(values["progress"], tensors))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise RunError(f"{directory}: cannot be read: {type(error).__name__}: {error}") from error
+    if progress.step != state.step:
+        raise RunError(f"{directory}: cannot be read: it is of step {progress.step} and of step {state.step}")
+    return Checkpoint(directory=directory, progress=progress, state=state)
 
 
 def newest(run: Path, process: int = 0) -> tuple[Checkpoint | None, list[str]]:

@@ -100,11 +100,29 @@ def fingerprint(model: nn.Module) -> str:
 def read_identity(run: Path) -> Identity | None:
     """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
     try:
-        return Identity(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        identity = Identity(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        _must_be_sound(identity)
+        return identity
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{run / FILE} cannot be read: {error}. Start the run anew, with another --out") from error
+
+
+def _must_be_sound(identity: Identity) -> None:
+    """Raise `TypeError` where a value is not of its type."""
+    types: dict[str, type | tuple[type, ...]] = {
+        "recipe": dict,
+        "data": str,
+        "held_out": (str, type(None)),
+        "model": str,
+        "rows_of_step": int,
+        "processes": int,
+        "versions": dict,
+    }
+    for name, kind in types.items():
+        if not isinstance(getattr(identity, name), kind):
+            raise TypeError(f"{name} is of type {type(getattr(identity, name)).__name__}")
 
 
 def write_identity(run: Path, identity: Identity) -> None:

@@ -24,7 +24,7 @@ def write_manifest(directory: Path, step: int) -> int:
         for place in places
     }
     values: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
-    text = json.dumps({**values, "sha256": _own(values)}, indent=1) + "\n"
+    text = _text(values)
     (directory / NAME).write_text(text, encoding="utf-8")
     return len(text.encode()) + sum(int(place.stat().st_size) for place in places)
 
@@ -35,18 +35,21 @@ def damage(directory: Path) -> str | None:
     Files that the manifest does not name are not looked at.
     """
     try:
-        values = json.loads((directory / NAME).read_text(encoding="utf-8"))
-        own = values.pop("sha256")
+        text = (directory / NAME).read_text(encoding="utf-8")
+        values = json.loads(text)
+        del values["sha256"]
         if values["format"] != FORMAT:
             return f"{NAME} is of format {values['format']}, and this release reads {FORMAT}"
-        if own != _own(values):
+        if text != _text(values):
             return f"{NAME} is damaged"
+        if directory.name != f"step-{values['step']}":
+            return f"is the checkpoint of step {values['step']}"
         for name, said in values["files"].items():
             if wrong := _wrong(directory / name, said):
                 return f"{name} {wrong}"
     except FileNotFoundError:
         return f"{NAME} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{NAME} cannot be read: {error}"
     return None
 
@@ -72,5 +75,7 @@ def _wrong(file: Path, said: dict[str, Any]) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
-def _own(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _text(values: dict[str, Any]) -> str:
+    """The manifest as it is written, with its own digest."""
+    own = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "sha256": own}, indent=1) + "\n"
