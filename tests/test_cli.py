@@ -56,14 +56,24 @@ def test_help_names_every_command(capsys: Capture) -> None:
     assert [line.split()[0] for line in commands.splitlines()] == [
         "check",
         "data",
+        "eval",
         "explain-oom",
+        "generate",
+        "merge",
         "plan",
         "plugins",
         "run",
+        "runs",
     ]
 
 
-@pytest.mark.parametrize("command", ["", "run", "check", "data", "plan", "explain-oom", "plugins", "plugins show"])
+COMMANDS = (
+    "", "run", "check", "data", "plan", "explain-oom", "plugins", "plugins show", "generate", "eval", "merge",
+    "runs", "runs list", "runs show", "runs compare",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_the_common_switches(command: str, capsys: Capture) -> None:
     text = ft(*command.split(), "-h", capsys=capsys)
     assert text.startswith("Usage: ft ")
@@ -327,11 +337,14 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plugins"], ["plugins", "--json"], ["plugins", "show", "lora"], ["check", "r.toml"], ["rum"]],
+    [["--help"], ["plugins"], ["plugins", "--json"], ["plugins", "show", "lora"], ["check", "r.toml"], ["rum"],
+     ["runs", "."], ["runs", "show", "old"], ["runs", "compare", "old", "old"]],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_nothing_heavy_is_imported_before_a_run_needs_it(arguments: list[str], tmp_path: Path) -> None:
     write_light(tmp_path, LIGHT)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").touch()
     done = python("-c", COUNT.format(heavy=HEAVY), *arguments, directory=tmp_path)
     assert "[]" in done.stderr.splitlines(), done.stderr
     assert done.returncode == (2 if arguments == ["rum"] else 0)
