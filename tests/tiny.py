@@ -62,7 +62,7 @@ def gradients(recipe: Path, *overrides: str) -> Gradients:
     inside = ", ".join(o.removeprefix("memory.strategy=[").removesuffix("]") for o in strategies)
     others = [o for o in overrides if o not in strategies]
     both = 'memory.strategy=[{use="record"}' + (f", {inside}]" if inside else "]")
-    read = read_recipe(recipe, registry, [*others, both])
+    read = read_recipe(recipe, registry, [*others, both, "memory.rehearse=false"])  # whose steps would be kept too
     with tempfile.TemporaryDirectory() as directory:
         run(read, registry, Path(directory))
     return recorder.steps
