@@ -51,6 +51,18 @@ def test_the_end_of_a_run_goes_before_its_checkpoints(run: Path) -> None:
     assert _find(run, "last").weights == run / "checkpoints" / "step-3" / "adapter"
 
 
+def test_the_best_is_that_of_the_best_evaluation(run: Path) -> None:
+    for name, best in (("step-2", None), ("step-4", 2), ("step-6", 2)):
+        place = _checkpoint(run, name).parent
+        (place / "state.json").write_text(json.dumps({"progress": {"best_step": best}}))
+        write_manifest(place, 1)
+    assert _find(run, "best").checkpoint == "step-2"
+    for name in ("step-4", "step-6"):
+        shutil.rmtree(run / "checkpoints" / name)
+    with pytest.raises(RunError, match="nothing was evaluated until step-2, so none is the best"):
+        _find(run, "best")
+
+
 def test_checkpoints_stand_in_the_order_of_their_steps(run: Path) -> None:
     for name in ("step-9", "step-120", "step-30", "by-hand"):
         _checkpoint(run, name)

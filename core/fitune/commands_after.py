@@ -31,7 +31,7 @@ run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Pa
 checkpoint_option = click.option(
     "--checkpoint",
     metavar="NAME",
-    help='A checkpoint of the run, e.g. step-120, or "last".  [default: what the run ended with, else the last]',
+    help='A checkpoint of the run, e.g. step-120, "last" or "best".  [default: what the run ended with, else the last]',
 )
 base_option = click.option("--base", is_flag=True, help="The model as it was before training, to compare.")
 

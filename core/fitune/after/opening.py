@@ -10,6 +10,7 @@ adapter, loaded where a run attaches a new one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from fitune.records import Dialogue, Plan
 
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
-LAST = "last"
-"""What stands for the newest checkpoint."""
+LAST, BEST = "last", "best"
+"""What stands for the newest checkpoint, and for that of the best evaluation."""
 STEP = re.compile(r"step-(\d+)")
 
 
@@ -76,7 +77,8 @@ def find(
     checkpoint: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Trained:
-    """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest).
+    """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest,
+    "best" for that of the best evaluation).
 
     The data that the recipe names need not be there. Reads no weight. Raises the errors of `fitune.errors`.
     """
@@ -90,6 +92,8 @@ def find(
         return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
     if not found:
         raise RunError(f"{directory}: {sentences(_nothing(directory, kind), f'Let the run end: ft run {directory}')}")
+    if checkpoint == BEST:
+        checkpoint = _best(directory, found)
     if checkpoint not in (None, LAST, *found):
         raise RunError(f'{directory} has no whole checkpoint "{checkpoint}". {nearest(str(checkpoint), found)}')
     name, notices = _sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
@@ -119,6 +123,19 @@ def _sound(directory: Path, names: Sequence[str]) -> tuple[str, list[str]]:
             return name, notices
         notices.append(f"the checkpoint {name} is damaged, and left out: {wrong}")
     raise RunError(f"{directory}: {'; '.join(notices)}. Give another --checkpoint")
+
+
+def _best(directory: Path, names: Sequence[str]) -> str:
+    """The checkpoint of the best evaluation, as the newest whole one knows it. Raises `RunError` if there was none."""
+    name, _ = _sound(directory, names)
+    try:
+        state = json.loads((directory / CHECKPOINTS / name / "state.json").read_text(encoding="utf-8"))
+        step = state["progress"]["best_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{directory}: {name} does not tell which is the best: {error}. Name another") from error
+    if step is None:
+        raise RunError(f"{directory}: nothing was evaluated until {name}, so none is the best. Name another")
+    return f"step-{step}"
 
 
 def has_weights(directory: Path) -> bool:
