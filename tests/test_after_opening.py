@@ -36,8 +36,13 @@ def run(whole: Path, tmp_path: Path) -> Path:
 def _checkpoint(run: Path, name: str) -> Path:
     place = run / "checkpoints" / name / "adapter"
     shutil.copytree(run / "adapter", place)
-    write_manifest(place.parent, 1)
+    _write_manifest(place.parent)
     return place
+
+
+def _write_manifest(place: Path) -> None:
+    step = place.name.removeprefix("step-")
+    write_manifest(place, int(step) if step.isdigit() else 1)
 
 
 def _find(run: Path, checkpoint: str | None = None) -> Trained:
@@ -55,7 +60,7 @@ def test_the_best_is_that_of_the_best_evaluation(run: Path) -> None:
     for name, best in (("step-2", None), ("step-4", 2), ("step-6", 2)):
         place = _checkpoint(run, name).parent
         (place / "state.json").write_text(json.dumps({"progress": {"best_step": best}}))
-        write_manifest(place, 1)
+        _write_manifest(place)
     assert _find(run, "best").checkpoint == "step-2"
     for name in ("step-4", "step-6"):
         shutil.rmtree(run / "checkpoints" / name)
