@@ -41,6 +41,7 @@ def _checkpoint(run: Path, name: str) -> Path:
 
 
 def _write_manifest(place: Path) -> None:
+    (place / "manifest.json").unlink(missing_ok=True)
     step = place.name.removeprefix("step-")
     write_manifest(place, int(step) if step.isdigit() else 1)
 

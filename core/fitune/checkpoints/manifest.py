@@ -42,7 +42,7 @@ def damage(directory: Path) -> str | None:
             return f"{NAME} is of format {values['format']}, and this release reads {FORMAT}"
         if text != _text(values):
             return f"{NAME} is damaged"
-        if directory.name != f"step-{values['step']}":
+        if directory.name.startswith("step-") and directory.name != f"step-{values['step']}":
             return f"is the checkpoint of step {values['step']}"
         for name, said in values["files"].items():
             if wrong := _wrong(directory / name, said):
