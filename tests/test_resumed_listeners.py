@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -182,7 +183,8 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(Accelerator, "init_trackers", start)
     monkeypatch.setattr(Accelerator, "end_training", lambda self: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    find, absent = importlib.util.find_spec, ("wandb", "mlflow", "trackio")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: name in absent or find(name, *rest))
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda log_with, *rest: [log_with])
     return starts
 
