@@ -5,13 +5,17 @@ These functions are called in the process itself, before it begins (see `forked`
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ MARKS = (
 """Functions, and the phase that a process is in while they are at work."""
 PHASE, OPERATIONS, FLUSHES = 0, 1, 2
 """Places on the board of a process."""
+Change = tuple[Callable[[], object], Callable[[], object]]
+"""How something begins, and how it ends."""
 CHANGES = frozenset({"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"})
 
 
@@ -102,7 +108,58 @@ def hold(board: memoryview, at: str, number: int, ready: str, go: str) -> None:
     _before(at, number, act)
 
 
-def _before(at: str, number: int, act: Callable[[], None]) -> None:
+def deny(board: memoryview, means: str, place: str, at: str, first: int, last: int | None) -> None:
+    """Let nothing more be written once a function begins for the `first` time, until it does for the `last` time."""
+    begin, end = MEANS[means](Path(place))
+    _before(at, first, begin)
+    if last is not None:
+        _before(at, last, end)
+
+
+def _full(place: Path) -> Change:
+    """The file system of this directory is full."""
+    filler = place / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    return fill, filler.unlink
+
+
+def _limited(place: Path) -> Change:
+    """No file may grow beyond a kilobyte, wherever it is."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    begin, end = (partial(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard)) for soft in (1024, hard))
+    return begin, end
+
+
+def _forbidden(place: Path) -> Change:
+    """No directory may be made for what is to be saved; permissions themselves would not stop an administrator."""
+    forbidden = False
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            if forbidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return function(*arguments)
+
+        return wrapped
+
+    def turn() -> None:
+        nonlocal forbidden
+        forbidden = not forbidden
+
+    for module in ("fitune.checkpoints.files", "fitune.saving"):
+        _replace(module, "begin", wrap)
+    return turn, turn
+
+
+MEANS: dict[str, Callable[[Path], Change]] = {"full": _full, "limited": _limited, "forbidden": _forbidden}
+
+
+def _before(at: str, number: int, act: Callable[[], object]) -> None:
     count = 0
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,6 +32,8 @@ STEPS = 14
 """More than two epochs of six."""
 AT_ONCE = 2
 """Chains that are at work side by side."""
+LEAST_LEFT = 0.15
+"""Of a run's changes of files, in one that only has to save."""
 MOST = 30
 """Starts of a chain, after which it is left in peace."""
 
@@ -136,7 +138,7 @@ class Suite:
         kills = 0
         for starts in range(1, 10 * MOST):
             in_peace = starts > MOST or self.figures.kills >= self.kills
-            blow = Blow() if in_peace else self._draw(draw)
+            blow = Blow() if in_peace else self._draw(draw, directory)
             where = f"seed {self.seed}, run {number}, start {starts}, {blow}"
             ended = yield self._start(given, directory, blow)
             self.figures.starts += 1
@@ -148,7 +150,9 @@ class Suite:
             must_be_sound(directory, self.plain, where)
             whole = (directory / "identity.json").exists() and draw.random() < 0.5
             given = [directory] if whole else [self.recipe, "--out", directory, "--resume"]
-        assert outcome(directory) == self.plain, f"seed {self.seed}, run {number} of {kills} kills ends otherwise"
+        found = outcome(directory)
+        other = {key: (self.plain[key], found[key]) for key in self.plain if self.plain[key] != found[key]}
+        assert not other, f"seed {self.seed}, run {number} of {kills} kills ends otherwise: {other}"
         self.figures.ended(kills)
         shutil.rmtree(directory)
 
@@ -164,15 +168,16 @@ class Suite:
             flush=blow.flush,
         )
 
-    def _draw(self, draw: random.Random) -> Blow:
-        """A blow that a whole run would not survive; the rest of one that goes on may be shorter."""
+    def _draw(self, draw: random.Random, directory: Path) -> Blow:
+        """A blow that falls, most likely, before the run is at its end: what is left of it may be little."""
+        left = max(LEAST_LEFT, 1 - saved_steps(directory) / STEPS)
         operations, flushes, seconds = self._most
         kind = draw.choices(("operation", "flush", "after"), (5, 2, 3))[0]
         if kind == "operation":
-            return Blow(operation=draw.randint(1, operations))
+            return Blow(operation=draw.randint(1, round(left * operations)))
         if kind == "flush":
-            return Blow(flush=draw.randint(1, flushes))
-        return Blow(after=draw.uniform(0, seconds))
+            return Blow(flush=draw.randint(1, round(left * flushes)))
+        return Blow(after=draw.uniform(0, (1 + left) / 2 * seconds))
 
     def _count(self, blow: Blow, ended: Ended, directory: Path) -> None:
         figures = self.figures
@@ -181,8 +186,12 @@ class Suite:
         kind = "time" if blow.after is not None else "flush to the disk" if blow.flush else "change of a file"
         figures.kinds[kind] += 1
         made = max((line["step"] for line in lines_of(directory) if line["event"] == "step"), default=0)
-        saved = max((int(place.name[5:]) for place in directory.glob("checkpoints/step-*")), default=0)
-        figures.went_back.append(max(0, made - saved))
+        figures.went_back.append(max(0, made - saved_steps(directory)))
+
+
+def saved_steps(run: Path) -> int:
+    """Of a run's newest checkpoint."""
+    return max((int(place.name[5:]) for place in run.glob("checkpoints/step-*")), default=0)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

@@ -263,9 +263,13 @@ def _be_child(order: Mapping[str, Any], board: memoryview) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:
+            code = 120  # as Python ends where that fails
+        finally:
+            os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def learn(board: memoryview) -> None:

@@ -16,5 +16,5 @@ def test_killed_again_and_again(forks: Forks, tmp_path: Path) -> None:
     figures = Suite(forks, tmp_path, kills=KILLS, seed=SEED).run(print)
     print(figures.values())
     assert figures.kills >= KILLS
-    assert figures.chains >= KILLS // 20  # most starts make progress
+    assert figures.chains >= KILLS // 30  # most starts make progress
     assert {"step", "checkpoint", "cleaning"} <= set(figures.phases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -212,8 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if settings.debug:
             traceback.print_exception(error)
         elif is_main_process():  # the others fail for the same reason, and would say the same
-            for line in error.lines:
-                click.echo(f"error: {redacted(line)}", err=True)
+            with contextlib.suppress(OSError):  # the disk under its log may be full: the exit code tells
+                for line in error.lines:
+                    click.echo(f"error: {redacted(line)}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

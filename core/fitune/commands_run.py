@@ -44,22 +44,35 @@ def run_command(switches: Decorator, recipe_argument: Decorator, set_option: Dec
         done, 2 for an error, 3 if it was asked to stop (SIGINT, SIGTERM), has saved and can go on.
         """
         from fitune.lock import RunLock
+        from fitune.output import lenient_output
         from fitune.starting import make_directory, remove_if_empty, start_of
 
         registry = settings.registry()
         start = start_of(recipe, registry, overrides, **asked)
         if start.done:
+            _tidy(start.directory)
             click.echo(f"{start.directory} is done: there is nothing to go on with")
             return
         made = make_directory(start) if is_main_process() else []
         try:
-            with RunLock(start.directory) if is_main_process() else contextlib.nullcontext():
+            with lenient_output(), RunLock(start.directory) if is_main_process() else contextlib.nullcontext():
                 _train(start, registry, settings.third_party, force)
         finally:
             remove_if_empty(made)
 
     command: click.Command = run
     return command
+
+
+def _tidy(directory: Path) -> None:
+    """Delete what a process left that was killed once the run was done, if nobody is at work there."""
+    from fitune.durable import sweep
+    from fitune.errors import RunError
+    from fitune.lock import RunLock
+
+    if is_main_process():
+        with contextlib.suppress(RunError), RunLock(directory):
+            sweep(directory)
 
 
 def _train(start: Start, registry: Registry, third_party: bool, force: bool) -> None:

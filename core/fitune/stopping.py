@@ -48,7 +48,8 @@ def asked_by_signals(stop: StopRequest) -> Iterator[None]:
         name = signal.Signals(number).name
         stop.ask(name)
         # Straight to the terminal: what prints may be in the midst of it.
-        os.write(2, f"\n{name}: the run finishes its step, saves and ends. A second one ends it at once\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{name}: the run finishes its step, saves and ends. A second one ends it at once\n".encode())
 
     signals = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, on_signal) for number in signals}
