@@ -67,7 +67,8 @@ CASES = (
         "unknown table, nothing near",
         [(TRAIN, "[zzzz]")],
         [
-            'r.toml:21: [zzzz]: unknown table "zzzz". Known: adapter, data, eval, log, memory, model, name, plugins, seed, train'
+            'r.toml:21: [zzzz]: unknown table "zzzz". Known: adapter, checkpoint, data, deterministic, eval, log, memory, '
+            "model, name, plugins, seed, train"
         ],
     ),
     case(
@@ -75,7 +76,8 @@ CASES = (
         [("[[data.stage]]", "[[stage]]")],
         [
             "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt",
-            'r.toml:18: [stage]: unknown table "stage". Known: adapter, data, eval, log, memory, model, name, plugins, seed, train',
+            'r.toml:18: [stage]: unknown table "stage". Known: adapter, checkpoint, data, deterministic, eval, log, '
+            "memory, model, name, plugins, seed, train",
         ],
     ),
     case(
@@ -719,7 +721,10 @@ def test_a_file_that_is_no_recipe(
 
 def test_a_directory_is_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.toml").mkdir()
-    assert errors_of(capsys, "run", "r.toml") == ["r.toml: cannot be read: Is a directory. Give the path of a recipe"]
+    assert errors_of(capsys, "check", "r.toml") == ["r.toml: cannot be read: Is a directory. Give the path of a recipe"]
+    assert errors_of(capsys, "run", "r.toml") == [
+        "r.toml holds no run: there is no identity.json in it. Give a recipe, or the directory of a run"
+    ]
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:

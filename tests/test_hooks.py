@@ -90,7 +90,7 @@ def test_the_page_holds_every_hook_in_the_order_of_the_source() -> None:
             assert function.returns is not None
             arguments = ast.unparse(function.args).removeprefix("self").removeprefix(", ")
             signatures.append(f"{function.name}({arguments}) -> {ast.unparse(function.returns)}")
-    assert len(signatures) == len(HOOKS) == 15
+    assert len(signatures) == len(HOOKS) == 17
     assert list(sections()) == signatures
 
 
@@ -249,7 +249,8 @@ def test_every_example_works_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"tiny trains for 3 steps in {path.parent / 'run'}"
     assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "2", "3", "3"]  # evaluations and steps
-    assert lines[6:] == [f"upload {path.parent / 'run' / 'model'}", "tiny done"]
+    assert lines[6].startswith(f"copy {path.parent / 'run' / 'checkpoints' / 'step-3'} to a safe place: ")
+    assert lines[7:] == [f"upload {path.parent / 'run' / 'model'}", "tiny done"]
     assert (path.parent / "run" / "model" / "model.safetensors").is_file()
 
 
