@@ -137,7 +137,7 @@ def test_a_merge_to_float32_is_compared_without_the_rounding_of_training(quantiz
     right = use.record.merge
     assert right is not None
 
-    def spoiled(model: Any, dtype: torch.dtype) -> PreTrainedModel:
+    def spoiled(model: Any, dtype: torch.dtype) -> Any:
         merged: Any = right(model, dtype)
         merged.get_submodule("model.layers.1.mlp.up_proj").weight.data *= 1.003
         return merged

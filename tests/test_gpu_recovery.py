@@ -22,7 +22,7 @@ from fitune.testing import open_registry, write_recipe, write_tiny_model
 from fitune.training_state import capture, restore
 from test_gpu_bitsandbytes import write_model as write_paged_model
 from test_training_state import CASES, assert_same, values_of
-from tiny import losses, metrics, parts_of, train
+from tiny import losses, losses_of, metrics, parts_of, train
 
 pytestmark = pytest.mark.gpu
 
@@ -64,8 +64,8 @@ def test_a_rehearsal_restores_to_the_bit(recipe_path: Path, case: str) -> None:
     assert_same(values_of(parts), before)
     assert torch.equal(torch.cuda.get_rng_state(), generator)
     assert report.memory.kind == "gpu"
-    after = [r.loss for r in steps_of(parts)]
-    assert after == pytest.approx([r.loss for r in steps_of(parts_of(recipe_path, *CASES[case]))], rel=1e-4)
+    after = losses_of(steps_of(parts))
+    assert after == pytest.approx(losses_of(steps_of(parts_of(recipe_path, *CASES[case]))), rel=1e-4)
 
 
 def test_a_run_is_rehearsed(recipe_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from fitune.recovery import Position
 from fitune.run import train
 from fitune.testing import write_recipe
 from fitune.training_state import TrainingState, capture, copied, restore
-from tiny import parts_of
+from tiny import losses_of, parts_of
 
 CASES: dict[str, list[str]] = {
     "plain": [],
@@ -55,13 +55,13 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for one in inner for tensor in _tensors(one)]
 
 
-def _state_after(parts: Parts, steps: int) -> tuple[TrainingState, list[float]]:
+def _state_after(parts: Parts, steps: int) -> tuple[TrainingState, list[float | None]]:
     """The state after so many steps, and the losses of the steps behind it."""
     loaded = module_state(parts.run.model)
     reports = train(parts)
     list(islice(reports, steps))
     state = capture(parts, steps, loaded)
-    return state, [cast(float, report.loss) for report in reports]
+    return state, losses_of(reports)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,7 +72,7 @@ def test_another_composition_goes_on_as_the_first(recipe_path: Path, case: str) 
     second = parts_of(recipe_path, *overrides, "seed=42")
     torch.manual_seed(99)
     restore(second, state)
-    assert [report.loss for report in train(second, Position(3))] == expected
+    assert losses_of(train(second, Position(3))) == expected
     assert_same(values_of(second), values_of(first))
     assert second.scheduler.last_epoch == first.scheduler.last_epoch
 
@@ -84,7 +84,7 @@ def test_the_state_is_not_changed_by_what_is_made_of_it(recipe_path: Path) -> No
     for _ in range(2):
         second = parts_of(recipe_path, "train.steps=4")
         restore(second, state)
-        assert [report.loss for report in train(second, Position(2))] == expected
+        assert losses_of(train(second, Position(2))) == expected
     assert_same(_tensors(before), [*state.masters, *_tensors(state.optimizer)])
 
 
@@ -195,6 +195,6 @@ def test_dropout_layers_draw_as_before(tmp_path: Path) -> None:
     torch.rand(10)
     state = capture(parts, 0, loaded, at.random)
     other = parts_of(recipe)
-    expected = [report.loss for report in train(other)]
+    expected = losses_of(train(other))
     restore(parts, state)
-    assert [report.loss for report in train(parts)] == expected
+    assert losses_of(train(parts)) == expected

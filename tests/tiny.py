@@ -15,7 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fitune import Batch, MemoryStrategy, NoOptions, OptimizerSettings, Run, Strategy, hookimpl
+from fitune import (
+    Batch,
+    EvalReport,
+    MemoryStrategy,
+    NoOptions,
+    OptimizerSettings,
+    Run,
+    StepReport,
+    Strategy,
+    hookimpl,
+)
 from fitune.compose import Parts, compose
 from fitune.listeners import MetricsFile
 from fitune.reader import read_recipe
@@ -90,6 +100,11 @@ def metrics(directory: Path, event: str = "step") -> list[dict[str, Any]]:
 def losses(directory: Path) -> list[float]:
     """The training losses of a run."""
     return [line["loss"] for line in metrics(directory)]
+
+
+def losses_of(reports: Iterable[object]) -> list[float | None]:
+    """The losses of steps and evaluations, as they are reported."""
+    return [report.loss for report in reports if isinstance(report, StepReport | EvalReport)]
 
 
 def adapter(directory: Path) -> dict[str, Tensor]:

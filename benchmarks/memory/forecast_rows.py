@@ -234,7 +234,7 @@ def truth_of(path: Path, watch: bool) -> Json:
     from transformers.utils.logging import disable_progress_bar
 
     from fitune.compose import compose
-    from fitune.events import StepReport
+    from fitune.events import EvalReport, StepReport
     from fitune.run import train
     from fitune.saving import save
 
@@ -252,7 +252,7 @@ def truth_of(path: Path, watch: bool) -> Json:
         for report in train(parts):
             is_step = isinstance(report, StepReport)
             _note(stages, stats, f"step {report.step}" if is_step else f"evaluation after {report.step}")
-            losses.append(report.loss)
+            losses += [report.loss] if isinstance(report, StepReport | EvalReport) else []
         if watch:
             return {"alive": _alive_in_history()}
         run = [dict(stage) for stage in stages]

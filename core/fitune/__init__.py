@@ -5,7 +5,7 @@ This module is what plugins import. It imports no torch.
 
 from fitune._version import __version__
 from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document, Example, Origin, Row
-from fitune.errors import DataError, FtError, ModelError, PluginError, Problem, RecipeError, RunError
+from fitune.errors import DataError, FtError, Interrupted, ModelError, PluginError, Problem, RecipeError, RunError
 from fitune.events import (
     Answer,
     CheckpointReport,
@@ -51,6 +51,7 @@ __all__ = [
     "Example",
     "Fit",
     "FtError",
+    "Interrupted",
     "Lever",
     "MemoryForecast",
     "MemoryReport",
