@@ -135,6 +135,16 @@ def test_one_that_is_written_now(tmp_path: Path) -> None:
     assert (run.state, run.holder) == ("interrupted", None)
 
 
+def test_one_that_was_killed_before_it_could_say_that_it_is_done(tmp_path: Path) -> None:
+    place = leave(tmp_path, ended=True)
+    (place / "adapter").mkdir()
+    (place / "adapter" / "adapter_model.safetensors").touch()
+    assert [run.state for run in find_runs(place)] == ["interrupted"]  # that is of a shorter run
+    record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    (place / "run.json").write_text(json.dumps({**record, "steps_made": record["steps"]}), encoding="utf-8")
+    assert [run.state for run in find_runs(place)] == ["done"]
+
+
 def test_one_that_is_loading(tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.mkdir()

@@ -96,6 +96,10 @@ def summarise(directory: Path) -> Summary:
     return replace(found, notes=(*notes, *found.notes))
 
 
+TRAINED = ("adapter", "model")
+"""Directories, in a run's, of what it trained, saved last of all."""
+
+
 def must_be_run(directory: Path) -> None:
     """Raise `RunError` if a directory holds no run."""
     if not directory.is_dir():
@@ -149,11 +153,14 @@ def held_out_of(line: Mapping[str, Any]) -> HeldOut:
 
 
 def _of_record(directory: Path, record: RunRecord, held: bool) -> Summary:
-    killed = record.state == "running" and not held
+    state: State = record.state
+    if state == "running" and not held:  # killed; or done, and killed before it could say so
+        saved = any(next((directory / kind).glob("*.safetensors"), None) for kind in TRAINED)
+        state = "done" if saved and record.steps_made == record.steps else "interrupted"
     return Summary(
         directory=directory,
         name=record.name,
-        state="interrupted" if killed else record.state,
+        state=state,
         steps_made=record.steps_made,
         steps=record.steps,
         loss=record.loss,
