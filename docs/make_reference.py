@@ -14,7 +14,7 @@ import click
 
 from fitune.cli import Settings, cli
 from fitune.options import describe
-from fitune.recipe import Data, Evaluation, General, Log, Memory, Train, Weight
+from fitune.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Train, Weight
 from fitune.registry import KINDS, Registry
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -30,6 +30,7 @@ TABLES: dict[str, tuple[type, str]] = {
     "`[[data.source]]`, beside the plugin's own options": (Weight, ""),
     "`[train]`": (Train, ""),
     "`[eval]`": (Evaluation, "Beside these, `[[eval.source]]`. The stages are those of `[data]`."),
+    "`[checkpoint]`": (Checkpoint, ""),
     "`[log]`": (Log, ""),
 }
 """The tables that the core reads: `[model]`, `[adapter]` and `[[memory.strategy]]` are all the plugins' own."""

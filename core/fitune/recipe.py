@@ -138,6 +138,9 @@ class Checkpoint:
     """How many of the newest are kept."""
     best: bool = True
     """Whether that of the best evaluation is kept too: of the highest exact match, or else of the lowest loss."""
+    spot: Literal["aws", "gcp", "azure"] | None = None
+    """Stop and save when this cloud says that it takes the machine, a spot instance, back: the machine's own metadata
+    service is asked every few seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

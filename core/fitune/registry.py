@@ -65,6 +65,7 @@ BUILT_IN = (
     "fitune_plugins.pack",
     "fitune_plugins.pad",
     "fitune_plugins.no_secrets",
+    "fitune_plugins.spot_notice",
 )
 
 P = TypeVar("P", bound=Provider)
