@@ -93,9 +93,9 @@ def of_fitune(arguments: argparse.Namespace, file: Path) -> tuple[Callable[[], A
     import tomli_w
     from transformers import AutoTokenizer
 
-    from fitune.prepare import context_of, training_data
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
+    from fitune.data.prepare import context_of, training_data
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
 
     os.environ["FT_CACHE"] = str(arguments.directory / "cache")
     recipe = {

@@ -71,7 +71,7 @@ def run_case(arguments: argparse.Namespace) -> None:
     """One `ft run` in this process, under the limit."""
     import torch
 
-    from fitune.cli import main as ft
+    from fitune.cli.main import main as ft
 
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(arguments.gib * 2**30 / total)

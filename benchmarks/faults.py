@@ -16,11 +16,11 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from fitune.provenance import versions
+from fitune.runs.provenance import versions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from fault_suite import Suite
-from forked import Forks
+from support.fault_suite import Suite
+from support.forked import Forks
 
 
 def main() -> None:

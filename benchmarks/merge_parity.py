@@ -5,7 +5,7 @@
 The quickstart's recipe for 10 steps, on a base in float32, in bfloat16 and in NF4 (computing in bfloat16). Each run is
 merged to each type, on held-out notes. Beside the right merge stand, measured in the same way:
 
-* `cast`: the model with its adapter, not merged, cast to the type: what casting alone does. `fitune.after.parity` has
+* `cast`: the model with its adapter, not merged, cast to the type: what casting alone does. `fitune.trained.parity` has
   its limits from these;
 * `without_a_layer`: a merge that leaves out one of the 210 adapted layers.
 
@@ -26,17 +26,17 @@ from typing import Any
 
 import torch
 
-from fitune.after import merging
-from fitune.after.merging import Merge
-from fitune.after.opening import Trained, find, open_base, with_trained
-from fitune.after.parity import Parity, Seen, compare, see
-from fitune.dataflow import Example
-from fitune.listeners import MetricsFile
-from fitune.prepare import UNWATCHED
-from fitune.reader import read_recipe
-from fitune.records import ModelLoader
-from fitune.registry import Registry
-from fitune.run import run
+from fitune.data.prepare import UNWATCHED
+from fitune.plugin.dataflow import Example
+from fitune.plugin.records import ModelLoader
+from fitune.plugin.registry import Registry
+from fitune.recipe.reader import read_recipe
+from fitune.runs.metrics import MetricsFile
+from fitune.train.run import run
+from fitune.trained import merge as merging
+from fitune.trained.merge import Merge
+from fitune.trained.open import Trained, find, open_base, with_trained
+from fitune.trained.parity import Parity, Seen, compare, see
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
 BASES = {

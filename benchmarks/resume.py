@@ -76,7 +76,7 @@ def ready(arguments: argparse.Namespace, home: Path) -> tuple[Path, list[str]]:
     make_tokenizer(arguments.model, arguments.data)
     stages = ["prompt-completion", "chat", "tokenize", "truncate", "pack"]
     tables = [{"use": use, **({"prompt": "question", "completion": "answer"} if "-" in use else {})} for use in stages]
-    from fitune.options import toml_text
+    from fitune.plugin.options import toml_text
 
     strategies = "[{use='accumulation',steps=4},{use='chunked-loss'},{use='expandable-segments'}]"
     data = [f"data.path={arguments.data.resolve()}", f"data.stage={toml_text(tables)}"]

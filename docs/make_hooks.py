@@ -1,4 +1,4 @@
-"""Writes docs/hooks.md from the docstrings of fitune.hookspecs, so that it cannot differ from the code.
+"""Writes docs/hooks.md from the docstrings of fitune.plugin.hookspecs, so that it cannot differ from the code.
 
 python docs/make_hooks.py            writes it
 python docs/make_hooks.py --check    exits with 1 if it is not up to date
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fitune.hookspecs import Hooks
+from fitune.plugin.hookspecs import Hooks
 
 PAGE = Path(__file__).with_name("hooks.md")
 HEAD = """\

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import click
 
-from fitune.cli import Settings, cli
-from fitune.options import describe
-from fitune.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Train, Weight
-from fitune.registry import KINDS, Registry
+from fitune.cli.main import cli
+from fitune.cli.settings import Settings
+from fitune.plugin.options import describe
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Train, Weight
+from fitune.plugin.registry import KINDS, Registry
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """\

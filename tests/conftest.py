@@ -12,15 +12,13 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-from fitune.reader import read_recipe
-from fitune.recipe import Recipe
-from fitune.registry import Registry
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 
 if TYPE_CHECKING:
-    from forked import Forks
-
-ROOT = Path(__file__).parent.parent
+    from support.forked import Forks
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def read(recipe_path: Path) -> Callable[..., Recipe]:
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Starts real processes of `ft`, which have all imported that a run of the tiny recipe imports."""
-    from forked import Forks
+    from support.forked import Forks
 
     home = tmp_path_factory.mktemp("forks")
     server = Forks(home / "home")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import MEMORY, Json, circumstances
+
 from runs import measure_all, recipe, write_model
 
 sys.path.insert(0, str(MEMORY))
@@ -67,13 +68,13 @@ def plan(case: Json, home: Path, card: str) -> Json:
     import forecast_rows
     import tomli_w
 
-    from fitune.fit.levers import composed
-    from fitune.fit.resolve import fit
-    from fitune.forecast.cards import find_card
-    from fitune.forecast.forecast import forecast
-    from fitune.forecast.planning import of_recipe
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
+    from fitune.memory.cards.cards import find_card
+    from fitune.memory.fit.choices import composed
+    from fitune.memory.fit.resolve import fit
+    from fitune.memory.forecast import forecast
+    from fitune.memory.shapes import of_recipe
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
 
     registry = Registry.open(third_party=False)
     registry.register(forecast_rows, "shape")

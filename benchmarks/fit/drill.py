@@ -100,7 +100,7 @@ def drill(arguments: argparse.Namespace, directory: Path) -> Json:
 
 def changes(data: Path, *, dry: bool) -> list[str]:
     """What the recipe's run has otherwise."""
-    from fitune.options import toml_text
+    from fitune.plugin.options import toml_text
 
     return [
         f"data.path={data}",
@@ -132,7 +132,7 @@ def write_rows(data: Path, out: Path) -> None:
 
 def write_in_order(wanted: list[Json], out: Path) -> None:
     """Write rows so that the run's seed brings them into this order."""
-    from fitune.order import order
+    from fitune.data.sampler import order
 
     rows: list[Json] = [{} for _ in wanted]
     for place, row in enumerate(order(len(wanted), 42, 0)):

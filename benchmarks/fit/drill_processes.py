@@ -73,17 +73,17 @@ def train(directory: Path, signals: Path | None, *, dry: bool) -> None:
     """One `ft run` in this process."""
     from rich.console import Console
 
-    from fitune.console import RunConsole
+    from fitune.cli.console import RunConsole
     from fitune.errors import FtError
-    from fitune.forecast.beside import beside_run
-    from fitune.listeners import MetricsFile
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
-    from fitune.run import run
+    from fitune.memory.background import beside_run
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
+    from fitune.runs.metrics import MetricsFile
+    from fitune.train.run import run
 
     registry = Registry.open(third_party=False)
     registry.register(MetricsFile(), "fitune.metrics")
-    registry.register(RunConsole(Console(width=160)), "fitune.console")
+    registry.register(RunConsole(Console(width=160)), "fitune.cli.console")
     pretence = Pretence() if dry else None
     if signals is not None:
         registry.register(Signal(signals, pretence), "drill.signal")
@@ -141,9 +141,9 @@ class Pretence:
 
     def refit(self, asked: Any, used: Any, materials: Any, room: int) -> Any:
         """Go on with gradient checkpointing."""
-        from fitune.fitting import Composition
-        from fitune.recipe import Use
-        from fitune_plugins.gradient_checkpointing import ft_memory_strategies
+        from fitune.memory.fit.refit import Composition
+        from fitune.plugin.recipe import Use
+        from fitune_plugins.memory.gradient_checkpointing import ft_memory_strategies
 
         (record,) = ft_memory_strategies()
         use = Use(record=record, options=record.options())

@@ -70,7 +70,7 @@ def run(gib: float, arguments: list[str]) -> None:
     """`ft` in this process, its allocator limited; 0 for no limit."""
     import torch
 
-    from fitune.cli import main as ft
+    from fitune.cli.main import main as ft
 
     if gib:
         total = torch.cuda.get_device_properties(0).total_memory

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from measure import Json, circumstances
+
 from runs import measure_all, recipe, rows, write_model
 
 GIB = 2**30
@@ -71,11 +72,11 @@ def forecast_of(table: Json, home: Path) -> Json:
     """What a run takes of an A10G, by forecast; sizes are bytes."""
     import tomli_w
 
-    from fitune.forecast.cards import find_card
-    from fitune.forecast.forecast import forecast
-    from fitune.forecast.planning import of_recipe
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
+    from fitune.memory.cards.cards import find_card
+    from fitune.memory.forecast import forecast
+    from fitune.memory.shapes import of_recipe
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
 
     (home / "data.jsonl").write_text(json.dumps(rows(8, 1)[0]) + "\n")
     sourced = {**table["data"], "source": [{"use": "jsonl", "path": "data.jsonl"}]}

@@ -52,11 +52,11 @@ def measured(path: Path, gib: float, lock: Path | None) -> Json:
     import forecast_rows
     import torch
 
-    from fitune.compose import compose
-    from fitune.events import StepReport
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
-    from fitune.run import train
+    from fitune.compose.parts import compose
+    from fitune.plugin.events import StepReport
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
+    from fitune.train.loop import train
 
     torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     registry = Registry.open(third_party=False)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from fitune.forecast.forecast import Forecast
-    from fitune.forecast.shapes import Shapes
-    from fitune.recipe import Recipe
+    from fitune.memory.forecast import Forecast
+    from fitune.memory.shapes import Shapes
+    from fitune.plugin.recipe import Recipe
 
 Json = dict[str, Any]
 WATCHED = 2_000_000
@@ -41,13 +41,13 @@ class ShapeOptions:
 
 
 def _tokenizer(options: ShapeOptions) -> PreTrainedTokenizerBase:
-    from fitune_plugins.hf import load_tokenizer
+    from fitune_plugins.loaders.hf import load_tokenizer
 
     return load_tokenizer(str(options.path))
 
 
 def _built(options: ShapeOptions) -> PreTrainedModel:
-    from fitune_plugins.hf import build_model
+    from fitune_plugins.loaders.hf import build_model
 
     return build_model(str(options.path), options.dtype)
 
@@ -121,8 +121,8 @@ def write_weights(directory: Path, number: int, files: int) -> None:
 def _read(path: Path) -> Recipe:
     import forecast_rows
 
-    from fitune.reader import read_recipe
-    from fitune.registry import Registry
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
 
     registry = Registry.open(third_party=False)
     registry.register(forecast_rows, "shape")
@@ -134,8 +134,8 @@ def _read(path: Path) -> Recipe:
 
 def forecast_of(case: Case, path: Path, card: str) -> Json:
     """The forecast of a run, from its prepared data."""
-    from fitune.forecast.cards import find_card
-    from fitune.forecast.forecast import forecast
+    from fitune.memory.cards.cards import find_card
+    from fitune.memory.forecast import forecast
 
     start = time.perf_counter()
     recipe = _read(path)
@@ -159,7 +159,7 @@ def forecast_of(case: Case, path: Path, card: str) -> Json:
 
 def _stages(found: Forecast) -> list[Json]:
     """The most that is reserved by the end of loading, and of each step."""
-    from fitune.forecast.allocator import CachingAllocator
+    from fitune.memory.allocator.allocator import CachingAllocator
 
     allocator = CachingAllocator(expandable=found.expandable)
     log = found.rehearsal.log
@@ -181,9 +181,9 @@ def _stages(found: Forecast) -> list[Json]:
 
 def _shapes(case: Case, recipe: Recipe) -> Shapes:
     """The batches of the run's own data. Raises `ValueError` if their rows are not as long as the case says."""
-    from fitune.compose import planned
-    from fitune.forecast.shapes import shapes_of_rows
-    from fitune.prepare import context_of, held_out_data, tokenizer_of, training_data
+    from fitune.compose.model import planned
+    from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
+    from fitune.memory.shapes import shapes_of_rows
 
     context = context_of(recipe, tokenizer_of(recipe))
     rows = training_data(recipe, context).rows
@@ -233,10 +233,10 @@ def truth_of(path: Path, watch: bool) -> Json:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from fitune.compose import compose
-    from fitune.events import EvalReport, StepReport
-    from fitune.run import train
-    from fitune.saving import save
+    from fitune.compose.parts import compose
+    from fitune.plugin.events import EvalReport, StepReport
+    from fitune.train.loop import train
+    from fitune.train.save import save
 
     disable_progress_bar()
     recipe = _read(path)

@@ -157,7 +157,7 @@ def packed(problem: Attention, documents: int, window: int | None = None, *, dir
                 lambda: aten._flash_attention_backward(grad, q, k, v, out[0], out[1], *sizes, out[2], out[3], **sides),
             )
             return
-        from fitune.varlen import KERNEL
+        from fitune.compose.varlen import KERNEL
 
         if KERNEL is None:
             raise RuntimeError("torch before 2.10 has no varlen_attn")

@@ -4,9 +4,32 @@ This module is what plugins import. It imports no torch.
 """
 
 from fitune._version import __version__
-from fitune.dataflow import IGNORED, Batch, Conversation, DataContext, Document, Example, Origin, Row
-from fitune.errors import DataError, FtError, Interrupted, ModelError, PluginError, Problem, RecipeError, RunError
-from fitune.events import (
+from fitune.errors import (
+    DataError,
+    FtError,
+    Interrupted,
+    ModelError,
+    PluginError,
+    Problem,
+    RecipeError,
+    RunError,
+    nearest,
+    one_line,
+    sentences,
+)
+from fitune.plugin.dataflow import (
+    IGNORED,
+    Batch,
+    Conversation,
+    DataContext,
+    Document,
+    Example,
+    Flow,
+    Origin,
+    Row,
+    Stage,
+)
+from fitune.plugin.events import (
     Answer,
     CheckpointReport,
     EvalReport,
@@ -17,23 +40,15 @@ from fitune.events import (
     RehearsalReport,
     Run,
     StepReport,
+    StopRequest,
 )
-from fitune.hookspecs import hookimpl
-from fitune.lever import Lever
-from fitune.options import NoOptions
-from fitune.recipe import Recipe
-from fitune.records import (
-    Adapter,
-    DataStage,
-    Dialogue,
-    Fit,
-    MemoryStrategy,
-    MemoryTwin,
-    ModelLoader,
-    OptimizerSettings,
-    Plan,
-    Strategy,
-)
+from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.levers import Lever, halved, strategy_options, with_strategy, without_strategy
+from fitune.plugin.model import decay_groups, has_values, mend_generation_config, unwrapped
+from fitune.plugin.options import NoOptions
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy, standing_for
 
 __all__ = [
     "IGNORED",
@@ -50,6 +65,7 @@ __all__ = [
     "EvalReport",
     "Example",
     "Fit",
+    "Flow",
     "FtError",
     "Interrupted",
     "Lever",
@@ -73,8 +89,22 @@ __all__ = [
     "Row",
     "Run",
     "RunError",
+    "Stage",
     "StepReport",
+    "StopRequest",
     "Strategy",
     "__version__",
+    "decay_groups",
+    "halved",
+    "has_values",
     "hookimpl",
+    "mend_generation_config",
+    "nearest",
+    "one_line",
+    "sentences",
+    "standing_for",
+    "strategy_options",
+    "unwrapped",
+    "with_strategy",
+    "without_strategy",
 ]

@@ -95,3 +95,16 @@ def sentences(*texts: str) -> str:
 def one_line(text: str) -> str:
     """The text without line ends: another library's message may bring its own."""
     return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+def cause_of(error: Exception) -> str:
+    """Why something could not be written, in a line."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or " ".join(str(error).split()) or type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """Why, in a line: of an error of the system without its number, of others with their type."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")

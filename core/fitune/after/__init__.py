@@ -1,1 +1,0 @@
-"""What a finished run is good for: the trained model opened again, asked, evaluated, merged and described."""

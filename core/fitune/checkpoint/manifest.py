@@ -1,0 +1,82 @@
+"""The manifest of a checkpoint: its files, their sizes and SHA-256 digests, and a digest of itself.
+
+It is written last, so a directory without one was never finished; and every byte of every file is covered by it, so
+what is damaged is known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+
+FORMAT = 1
+
+
+def write_manifest(directory: Path, step: int) -> int:
+    """Write the manifest of all that is in a directory; gives the bytes of it all. Raises `OSError`."""
+    places = sorted(place for place in directory.rglob("*") if place.is_file())
+    files = {
+        place.relative_to(directory).as_posix(): {"bytes": place.stat().st_size, "sha256": digest_of(place)}
+        for place in places
+    }
+    values: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    text = _text(values)
+    (directory / NAME).write_text(text, encoding="utf-8")
+    return len(text.encode()) + sum(int(place.stat().st_size) for place in places)
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, the first thing found; None if all are as they were written.
+
+    Files that the manifest does not name are not looked at.
+    """
+    try:
+        text = (directory / NAME).read_text(encoding="utf-8")
+        values = json.loads(text)
+        del values["sha256"]
+        if values["format"] != FORMAT:
+            return f"{NAME} is of format {values['format']}, and this release reads {FORMAT}"
+        if text != _text(values):
+            return f"{NAME} is damaged"
+        if directory.name.startswith("step-") and directory.name != f"step-{values['step']}":
+            return f"is the checkpoint of step {values['step']}"
+        for name, said in values["files"].items():
+            if wrong := _wrong(directory / name, said):
+                return f"{name} {wrong}"
+    except FileNotFoundError:
+        return f"{NAME} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{NAME} cannot be read: {error}"
+    return None
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 digest of a file, in hexadecimal. Raises `OSError`."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(partial(stream.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _wrong(file: Path, said: dict[str, Any]) -> str | None:
+    try:
+        size = file.stat().st_size
+        if size != said["bytes"]:
+            return f"has {size} bytes of {said['bytes']}"
+        return None if digest_of(file) == said["sha256"] else "is not what was written (its SHA-256 differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _text(values: dict[str, Any]) -> str:
+    """The manifest as it is written, with its own digest."""
+    own = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "sha256": own}, indent=1) + "\n"

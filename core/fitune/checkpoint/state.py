@@ -1,0 +1,144 @@
+"""All that a run has learnt and where it stands, on the host: what it takes to go on from there as if never stopped.
+
+Data need no more than the number of steps: the order of rows is a function of seed and position
+(`fitune.data.sampler`).
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitune.checkpoint.module_state import ModuleState, changed, module_state, set_module_state
+from fitune.compose.loss_scaling import ScalingState
+from fitune.errors import RunError
+
+if TYPE_CHECKING:
+    from fitune.compose.parts import Parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """Tensors on the host, and plain values."""
+
+    step: int
+    """Optimizer steps that were made."""
+    names: tuple[str, ...]
+    """Of the parameters that train, in the optimizer's order."""
+    masters: tuple[Tensor, ...]
+    """Their values, in float32 where they have float32 copies."""
+    optimizer: Mapping[str, Any]
+    """Its `state_dict`."""
+    optimizer_type: str
+    scheduler: Mapping[str, Any]
+    """Its `state_dict`."""
+    scaling: ScalingState | None
+    """Of the loss, in float16."""
+    modules: ModuleState
+    """What modules have changed in themselves since they were loaded."""
+    random: RandomState
+    """Of this process."""
+
+
+def capture(parts: Parts, step: int, loaded: ModuleState, random: RandomState | None = None) -> TrainingState:
+    """The state after `step` steps of a run whose modules were `loaded` so; takes no memory of the GPU.
+
+    `random` is where the generators stood then, if not where they stand now.
+    """
+    trainables, scaling = parts.step.trainables, parts.step.scaling
+    return TrainingState(
+        step=step,
+        names=tuple(name for name, p in parts.run.model.named_parameters() if p.requires_grad),
+        masters=tuple(m.detach().to("cpu", copy=True) for m in trainables.masters),
+        optimizer=copied(parts.step.optimizer.state_dict()),
+        optimizer_type=_type(parts.step.optimizer),
+        scheduler=copied(parts.scheduler.state_dict()),
+        scaling=None if scaling is None else scaling.state(),
+        modules=changed(loaded, module_state(parts.run.model)),
+        random=random or random_state(parts.accelerator.device),
+    )
+
+
+def restore(parts: Parts, state: TrainingState) -> None:
+    """Put a composed run into this state; the state stays as it is. Raises `RunError` where it is another run's."""
+    trainables, optimizer = parts.step.trainables, parts.step.optimizer
+    shapes = [tuple(m.shape) for m in trainables.masters]
+    if shapes != [tuple(m.shape) for m in state.masters] or _type(optimizer) != state.optimizer_type:
+        raise RunError(
+            f"what was trained cannot be taken over: {len(state.masters)} tensors by {state.optimizer_type} there, "
+            f"{len(shapes)} tensors by {_type(optimizer)} here. Keep [adapter] and the optimizer as they are"
+        )
+    with torch.no_grad():
+        for master, kept in zip(trainables.masters, state.masters, strict=True):
+            master.copy_(kept)
+    trainables.publish()
+    _load(optimizer, state.optimizer)
+    parts.scheduler.load_state_dict(copied(state.scheduler))
+    if parts.step.scaling is not None and state.scaling is not None:
+        parts.step.scaling.load(state.scaling)
+    set_module_state(parts.run.model, state.modules)
+    parts.run.model.train()
+    set_random_state(state.random, parts.accelerator.device)
+
+
+def copied(value: Any) -> Any:
+    """A copy of nested values with every tensor on the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return copy.deepcopy(value)
+
+
+def _load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load it; what `load_state_dict` rounds to the parameter's type keeps its own."""
+    optimizer.load_state_dict(copied(state))  # a copy: on the CPU it would share its tensors
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in enumerate(parameters):
+        for key, kept in state["state"].get(number, {}).items():
+            found = optimizer.state[parameter].get(key)
+            if isinstance(kept, Tensor) and isinstance(found, Tensor) and found.dtype != kept.dtype:
+                optimizer.state[parameter][key] = kept.to(found.device, copy=True)
+
+
+def _type(optimizer: torch.optim.Optimizer) -> str:
+    return type(optimizer).__qualname__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomState:
+    """Where the generators stand that a step may draw from; each process has its own."""
+
+    python: Any
+    numpy: Any
+    torch: Tensor
+    cuda: Tensor | None
+    """Of the run's GPU; None on other devices."""
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state of Python's, NumPy's and torch's generators; it waits for no device."""
+    return RandomState(
+        python=random.getstate(),
+        numpy=np.random.get_state(),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    )
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    """Put the generators back to where they stood."""
+    random.setstate(state.python)
+    np.random.set_state(state.numpy)
+    torch.set_rng_state(state.torch)
+    if state.cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state.cuda, device)

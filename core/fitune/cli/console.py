@@ -1,0 +1,233 @@
+"""What a person sees of a run: what it is, how it goes on, what came of it; measured, where not called forecast."""
+
+from __future__ import annotations
+
+import shlex
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fitune.plugin.events import (
+    CheckpointReport,
+    EvalReport,
+    MemoryForecast,
+    MemoryReport,
+    Notice,
+    Recovery,
+    RehearsalReport,
+    Run,
+    StepReport,
+)
+from fitune.plugin.hookspecs import hookimpl
+from fitune.runs.answers import Answered, first_answers
+
+PLAIN_LINES = 20
+"""Lines of progress that a run prints where there is no terminal to draw on."""
+
+
+class RunConsole:
+    """Draws a run on a terminal, or writes plain lines where there is none."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._first: Answered | None = None
+        self._answered: Answered | None = None
+        self._start = time.perf_counter()
+        self._last: StepReport | None = None
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Say what will run."""
+        recipe, plan = run.recipe, run.plan
+        share = 100 * run.trainable / run.parameters
+        batch = f"{recipe.train.micro_batch} row(s) x {plan.accumulation} accumulated x {run.processes} process(es)"
+        lines = [
+            f"[bold]{escape(recipe.general.name)}[/bold]  {run.steps} steps on {run.device}",
+            *([] if run.resumed is None else [f"goes on after {run.resumed} steps"]),
+            f"model    {escape(recipe.model.record.name)}, {run.parameters:,} parameters",
+            f"adapter  {escape(recipe.adapter.record.name)}, {run.trainable:,} parameters train ({share:.2f} %)",
+            f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",
+            *(f"{'         ' if number else 'fit      '}{escape(line)}" for number, line in enumerate(run.fitted)),
+            f"data     {run.rows:,} rows; a step takes {batch}",
+            *(f"         {escape(what)}: {number:,}" for what, number in run.counts),
+            *([] if run.forecast is None else [f"forecast {escape(forecast_text(run.forecast))}"]),
+            *(f"[yellow]note[/yellow]     {escape(notice)}" for notice in plan.notices),
+            f"files    {escape(str(run.directory))}",
+        ]
+        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        if run.resumed is not None:
+            self._first = first_answers(run.directory, run.evaluated)
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
+            self._progress = Progress(*columns, console=self.console)
+            self._task = self._progress.add_task("", total=run.steps, completed=run.resumed or 0, state="")
+            self._progress.start()
+
+    @hookimpl
+    def ft_rehearsed(self, report: RehearsalReport) -> None:
+        """Say what the run takes at most."""
+        line = (
+            f"rehearsed the longest batch ({report.rows} x {report.tokens} tokens"
+            f"{', and an evaluation' if report.evaluated else ''}): peak {memory_text(report.memory)} measured"
+        )
+        self.console.print(f"{line}  [{report.seconds:.1f} s]", highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_recovered(self, recovery: Recovery) -> None:
+        """Say what ran out, and what the run goes on with."""
+        self.console.print(recovery_text(recovery), style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Show the step."""
+        self._last = step
+        if step.skipped:
+            what = (
+                f"step {step.step} was skipped: its gradient overflows float16 at a loss scale of {step.loss_scale:g}"
+            )
+            self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
+        state = (
+            f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tok/s  "
+            f"lr {step.learning_rate:.2e}  {memory_text(step.memory)}"
+        )
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step.step, state=state)
+        elif step.step in (1, run.steps) or step.step % max(1, run.steps // PLAIN_LINES) == 0:
+            self.console.print(f"step {step.step}/{run.steps}  {state}", highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def ft_evaluated(self, report: EvalReport) -> None:
+        """Show the evaluation."""
+        if report.answers:
+            self._answered = Answered(step=report.step, answers=report.answers)
+            self._first = self._first or self._answered
+        self.console.print(evaluation_text(report), highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Say it."""
+        what = escape(f"{notice.kind} after {notice.step} steps: {notice.what}")
+        self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
+
+    @hookimpl
+    def ft_checkpoint_saved(self, report: CheckpointReport) -> None:
+        """Say so, in a line."""
+        self.console.print(checkpoint_text(report), style="dim", highlight=False, soft_wrap=True, markup=False)
+
+    @hookimpl
+    def ft_run_finished(self, run: Run | None, error: BaseException | None) -> None:
+        """Say what came of it."""
+        if self._progress is not None:
+            self._progress.stop()
+        if run is None or error is not None:
+            return
+        self._compare(run.recipe.evaluation.examples)
+        adapter = run.directory / run.recipe.adapter.record.directory
+        memory = f", {memory_text(self._last.memory)} at most (measured)" if self._last else ""
+        if run.forecast is not None and run.forecast.error is None and self._last and self._last.memory.kind == "gpu":
+            self._beside(run.forecast, self._last.memory)
+        seconds = time.perf_counter() - self._start
+        self.console.print(f"done in {seconds:.0f} s{memory}", highlight=False, soft_wrap=True)
+        self.console.print(f"saved {escape(str(adapter))}", highlight=False, soft_wrap=True)
+        if hint := next_commands(run):
+            self.console.print(f"next  {escape(hint)}", highlight=False, soft_wrap=True)
+
+    def _beside(self, forecast: MemoryForecast, measured: MemoryReport) -> None:
+        """The forecast beside what was measured."""
+        reserved = measured.reserved or 0
+        off = 100 * (forecast.allocated / measured.peak - 1), 100 * (forecast.reserved / max(1, reserved) - 1)
+        self.console.print(
+            f"memory   allocated {_gib(measured.peak)} measured, "
+            f"{_gib(forecast.allocated)} forecast ({off[0]:+.2f} %); "
+            f"reserved {_gib(reserved)} measured, {_gib(forecast.reserved)} forecast ({off[1]:+.2f} %)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _compare(self, number: int) -> None:
+        """Held-out answers before and after training, side by side, and both figures."""
+        first, last = self._first, self._answered
+        if first is None or last is None or first.step == last.step:
+            return
+        if [answer.prompt for answer in first.answers] != [answer.prompt for answer in last.answers]:
+            return  # the held-out rows were changed while the run stood still
+        table = Table(
+            "prompt", "right answer", f"after {first.step} steps", f"after {last.step} steps", show_lines=True
+        )
+        for before, after in list(zip(first.answers, last.answers, strict=True))[:number]:
+            cells = (before.prompt, before.expected, before.generated, after.generated)
+            table.add_row(*(escape(cell.strip()) for cell in cells))
+        if number:
+            self.console.print(table)
+        when = f"after {first.step} steps" if first.step else "before training"
+        shares = f"{_right(first):.1f} % {when}, {_right(last):.1f} % after"
+        self.console.print(
+            f"held-out exact match: {shares} ({len(last.answers)} rows)", highlight=False, soft_wrap=True
+        )
+
+
+def _right(answered: Answered) -> float:
+    """Exact answers, in per cent."""
+    return 100 * sum(answer.exact for answer in answered.answers) / len(answered.answers)
+
+
+def checkpoint_text(report: CheckpointReport) -> str:
+    """What was kept, in a line."""
+    size = f"{report.bytes / 2**20:,.1f} MiB"
+    parts = [f"checkpoint {report.directory.name}", size, f"{report.seconds:.1f} s", *(["best so far"] * report.best)]
+    return "  ".join(parts)
+
+
+def next_commands(run: Run) -> str:
+    """What can be done with what was trained; empty where its adapter can be neither asked nor merged."""
+    record, place = run.recipe.adapter.record, shlex.quote(str(run.directory))
+    ask = [f"ft generate {place} --interactive"] if record.load is not None else []
+    merge = [f"ft merge {place} --to DIR"] if record.load is not None and record.merge is not None else []
+    return "    ".join([*ask, *merge])
+
+
+def forecast_text(forecast: MemoryForecast) -> str:
+    """What the run will take of the card."""
+    if forecast.error is not None:
+        return f"none: {forecast.error}"
+    return (
+        f"{_gib(forecast.allocated)} allocated, {_gib(forecast.reserved)} reserved, {_gib(forecast.context)} context; "
+        f"{'fits' if forecast.fits else 'does not fit'} on {forecast.card}"
+    )
+
+
+def evaluation_text(report: EvalReport) -> str:
+    """What an evaluation found, in a line."""
+    found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
+    if report.exact_match is not None:
+        right = sum(answer.exact for answer in report.answers)
+        found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
+    return f"held out after {report.step} steps: {', '.join(found)}  [{report.seconds:.1f} s]"
+
+
+def recovery_text(recovery: Recovery) -> str:
+    """Why and with what a run goes on, in lines."""
+    rows = "rows in a forward pass: {} before, {} now".format(*recovery.micro_batch)
+    lines = [
+        f"out of GPU memory in the {recovery.phase} after {recovery.step} steps: {recovery.error.split(' GPU ')[0]}",
+        f"  ran out  {', '.join(recovery.before) or 'no strategy'}",
+        f"  goes on  {', '.join(recovery.after) or 'no strategy'}",
+        *([f"  {rows}"] if recovery.micro_batch[0] != recovery.micro_batch[1] else []),
+        *([] if recovery.forecast is None else [f"  forecast {forecast_text(recovery.forecast)}"]),
+        f"  the {recovery.step} steps are kept, and the next is made on its own data  [{recovery.seconds:.0f} s]",
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3f} GiB"
+
+
+def memory_text(memory: MemoryReport) -> str:
+    """The peak in GiB and what it is the peak of."""
+    return f"{memory.peak / 2**30:.2f} GiB of {memory.kind} memory"

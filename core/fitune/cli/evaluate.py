@@ -1,0 +1,61 @@
+"""TODO-DOC fitune.cli.main.evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fitune.cli.settings import Decorator, _tell_of, _watch, base_option, checkpoint_option, run_argument
+
+if TYPE_CHECKING:
+    from fitune.cli.settings import Settings
+    from fitune.plugin.events import EvalReport
+    from fitune.trained.open import Trained
+
+
+def eval_command(switches: Decorator) -> click.Command:
+    """The command, with the switches that every command has."""
+
+    @click.command("eval")
+    @run_argument
+    @checkpoint_option
+    @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Evaluate on this file.")
+    @click.option("--set", "overrides", multiple=True, metavar="eval.KEY=VALUE", help="Override a key of [eval].")
+    @base_option
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @switches
+    @click.pass_obj
+    def evaluate(
+        settings: Settings,
+        /,
+        run: Path,
+        checkpoint: str | None,
+        data: Path | None,
+        overrides: Sequence[str],
+        base: bool,
+        as_json: bool,
+    ) -> None:
+        """Measure loss and exact match of what RUN trained on its held-out data, as its recipe says."""
+        from fitune.trained.evaluate import evaluate, find_to_evaluate
+
+        trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data)
+        _tell_of(trained)
+        report = evaluate(trained, base=base, watch=_watch())
+        _print_evaluation(trained, report, base, as_json)
+
+    return evaluate
+
+
+def _print_evaluation(trained: Trained, report: EvalReport, base: bool, as_json: bool) -> None:
+    from fitune.cli.console import evaluation_text
+    from fitune.runs.metrics import eval_values
+
+    if as_json:
+        which = {"run": str(trained.directory), "checkpoint": trained.checkpoint, "base": base, "step": report.step}
+        click.echo(json.dumps({**which, **eval_values(report)}, indent=2))
+    else:
+        click.echo(evaluation_text(report))

@@ -1,0 +1,123 @@
+"""The command line `ft`. Nothing here imports torch before a run needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fitune._version import __version__
+from fitune.cli.data import data_command
+from fitune.cli.evaluate import eval_command
+from fitune.cli.explain_oom import explain_oom_command
+from fitune.cli.generate import generate_command
+from fitune.cli.merge import merge_command
+from fitune.cli.plan import plan_command
+from fitune.cli.plugins import plugins_command
+from fitune.cli.run import run_command
+from fitune.cli.runs import runs_command
+from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option, switches
+from fitune.compose.processes import is_main_process
+from fitune.errors import FtError, nearest, sentences
+from fitune.recipe.secrets import redacted
+
+if TYPE_CHECKING:
+    from fitune.plugin.recipe import Use
+
+
+class Commands(click.Group):
+    """The built-in commands, and those that plugins add, which are loaded only when they are asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All commands, in alphabetical order."""
+        self._add_from_plugins(context)
+        return sorted(self.commands)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """A command by name; an unknown one is an error that names the nearest."""
+        if name not in self.commands:
+            self._add_from_plugins(context)
+        if name not in self.commands and not context.resilient_parsing:
+            raise FtError(sentences(f'no command "{name}"', nearest(name, self.commands), "See: ft --help"))
+        return self.commands.get(name)
+
+    def _add_from_plugins(self, context: click.Context) -> None:
+        """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody."""
+        built_in = dict(self.commands)
+        for error in context.ensure_object(Settings).registry().call_every("ft_commands", cli=self):
+            click.echo(f"warning: {error.message}", err=True)
+        for name, command in built_in.items():
+            if self.commands[name] is not command:
+                self.commands[name] = command
+                click.echo(f'warning: a plugin wants to replace the built-in command "{name}"', err=True)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ft")
+@switches
+def cli() -> None:
+    """Fine-tune language models through plugins, on the one GPU that you have."""
+
+
+@cli.command()
+@recipe_argument
+@set_option
+@loading_switches
+@click.pass_obj
+def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
+    """Check RECIPE and all that it names, without reading a weight."""
+    from fitune.recipe.reader import read_recipe
+
+    read = read_recipe(recipe, settings.registry(), overrides)
+    uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
+    click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
+
+
+cli.add_command(data_command)
+
+cli.add_command(plugins_command)
+
+cli.add_command(run_command(loading_switches, recipe_argument, set_option))
+
+cli.add_command(plan_command(loading_switches, recipe_argument, set_option))
+
+cli.add_command(explain_oom_command(loading_switches, set_option))
+
+cli.add_command(generate_command(loading_switches))
+
+cli.add_command(eval_command(loading_switches))
+
+cli.add_command(merge_command(loading_switches))
+
+cli.add_command(runs_command(switches))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `ft`. A user's error is one message on standard error and exit code 2; --debug shows where it was raised."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
+    settings = Settings()
+    try:
+        given = None if arguments is None else list(arguments)
+        cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
+    except FtError as error:
+        if settings.debug:
+            traceback.print_exception(error)
+        elif is_main_process():  # the others fail for the same reason, and would say the same
+            with contextlib.suppress(OSError):  # the disk under its log may be full: the exit code tells
+                for line in error.lines:
+                    click.echo(f"error: {redacted(line)}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,104 @@
+"""TODO-DOC fitune.cli.main.settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fitune.recipe.checks import FLAG
+
+if TYPE_CHECKING:
+    from fitune.data.prepare import Watch
+    from fitune.plugin.registry import Registry
+    from fitune.trained.open import Trained
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the switches say that every command has."""
+
+    debug: bool = False
+    third_party: bool = True
+    trace: bool = False
+    trusts_remote_code: bool = False
+    _registry: Registry | None = field(default=None, repr=False)
+
+    def registry(self) -> Registry:
+        """The plugins, loaded once."""
+        from fitune.plugin.registry import Registry
+
+        if self._registry is None:
+            trace = partial(click.echo, err=True) if self.trace else None
+            self._registry = Registry.open(
+                third_party=self.third_party, trace=trace, trusts_remote_code=self.trusts_remote_code
+            )
+        return self._registry
+
+
+def _switch(name: str, envvar: str | None, attribute: str, value: bool, text: str) -> Callable[[F], F]:
+    def store(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            setattr(context.ensure_object(Settings), attribute, value)
+
+    return click.option(name, is_flag=True, expose_value=False, callback=store, envvar=envvar, help=text)
+
+
+def switches(command: F) -> F:
+    """The switches that every command has, before or behind its name."""
+    for switch in (
+        _switch("--trace-hooks", "FT_TRACE_HOOKS", "trace", True, "Print each hook call, its plugin and time."),
+        _switch("--no-third-party", "FT_NO_THIRD_PARTY", "third_party", False, "Load no installed plugins."),
+        _switch("--debug", "FT_DEBUG", "debug", True, "Show the traceback of an error."),
+    ):
+        command = switch(command)
+    return command
+
+
+def loading_switches(command: F) -> F:
+    """The switches of a command that may load a model. What trusts code is said each time: no variable says it."""
+    help_text = "Let the model run Python code of its own, as the recipe says (trust_remote_code)."
+    return _switch(FLAG, None, "trusts_remote_code", True, help_text)(switches(command))
+
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Override a key of the recipe; may be repeated.",
+)
+
+Decorator = Callable[[Any], Any]
+
+run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="NAME",
+    help='A checkpoint of the run, e.g. step-120, "last" or "best".  [default: what the run ended with, else the last]',
+)
+
+base_option = click.option("--base", is_flag=True, help="The model as it was before training, to compare.")
+
+
+def _tell_of(trained: Trained) -> None:
+    """Say what is to be known of the checkpoint that was opened."""
+    for notice in trained.notices:
+        click.echo(f"note: {notice}", err=True)
+
+
+def _watch() -> Watch:
+    from rich.console import Console
+
+    from fitune.cli.progress import Progress
+
+    return Progress(Console(stderr=True))

@@ -1,0 +1,69 @@
+"""What `ft data` prints: what will be trained on, for a person or a program."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from fitune.cli.progress import Progress
+from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
+from fitune.data.survey import as_json_row, pieces, survey
+from fitune.errors import DataError
+from fitune.plugin.contract import blame
+from fitune.plugin.dataflow import Example
+from fitune.plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    pass
+
+
+def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
+    """Prepare a recipe's data and print what is in them. Raises `DataError` where there are none to show."""
+    with blame(f'model loader "{recipe.model.record.name}"'):
+        tokenizer = tokenizer_of(recipe)
+    context = context_of(recipe, tokenizer)
+    watch = Progress(Console(stderr=True))
+    data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
+    if data is None:
+        raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
+    if row is not None and row > len(data.rows):
+        raise DataError(f"there is no row {row}: there are {len(data.rows)}")
+    numbers = range(min(rows, len(data.rows))) if row is None else [row - 1]
+    counted = survey(data, context.length)
+    if as_json:
+        examples = [as_json_row(number, data.rows[number], tokenizer) for number in numbers]
+        click.echo(json.dumps({**counted.as_json(), "examples": examples}, ensure_ascii=False, indent=2))
+        return
+    console = Console()
+    for line in counted.lines():
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for number in numbers:
+        example = data.rows[number]
+        title = f"row {number + 1} ({example.origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
+        console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+        console.print(picture(example, tokenizer), soft_wrap=True)
+
+
+STYLES = {"trained": "bold green", "trained special": "bold magenta", "special": "magenta", "context": "dim"}
+
+
+def picture(example: Example, tokenizer: Any) -> Text:
+    """A row in colours, and, since colours get lost in files, with its trained text between the signs ⟦ and ⟧."""
+    text = Text()
+    inside = False
+    for kind, piece in pieces(example, tokenizer):
+        trained = kind.startswith("trained")
+        if trained != inside:
+            text.append("⟦" if trained else "⟧", style="bold green")
+            inside = trained
+        if kind == "border":
+            text.append("\n──────── next document ────────\n", style="yellow")
+        else:
+            text.append(piece, style=STYLES[kind])
+    if inside:
+        text.append("⟧", style="bold green")
+    return text

@@ -1,0 +1,175 @@
+"""Evaluation on held-out data: the loss, and answers that the model generates."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitune.data.prepare import batches
+from fitune.plugin.dataflow import IGNORED, Example
+from fitune.plugin.events import Answer, EvalReport
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fitune.plugin.dataflow import Stage
+    from fitune.plugin.recipe import Evaluation
+    from fitune.plugin.strategy import Loss
+
+
+class EvaluationStopped(Exception):
+    """An evaluation that was cut short: the run is asked to end."""
+
+
+class Evaluator:
+    """Evaluates one model on one set of held-out rows, each process its share of them."""
+
+    def __init__(
+        self,
+        *,
+        settings: Evaluation,
+        examples: Sequence[Example],
+        make_batches: Stage,
+        loss: Loss,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        to_the_end: bool = False,
+    ) -> None:
+        """`to_the_end` has each answer take as many tokens as it may, whatever the model says."""
+        self.to_the_end = to_the_end
+        self._stop: Callable[[], bool] = lambda: False
+        self.settings = settings
+        self.examples = examples
+        self.make_batches = make_batches
+        self.loss = loss
+        self.model = model
+        self.tokenizer = tokenizer
+        self.accelerator = accelerator
+
+    @torch.no_grad()
+    def evaluate(self, step: int, stop: Callable[[], bool] = lambda: False) -> EvalReport:
+        """Measure loss and exact match, each if the recipe asks for it, after `step` steps.
+
+        `stop` is asked before each batch; raises `EvaluationStopped` where it says so.
+        """
+        start = time.perf_counter()
+        self._stop = stop
+        self.model.eval()
+        try:
+            loss = self._loss() if self.settings.loss else None
+            answers = self._answers() if self.settings.exact_match else ()
+        finally:
+            self.model.train()
+        return EvalReport(
+            step=step,
+            loss=loss,
+            rows=len(self.examples),
+            targets=sum(example.targets for example in self.examples),
+            seconds=time.perf_counter() - start,
+            answers=answers,
+        )
+
+    def _picks(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """This process' share of rows, in micro-batches."""
+        mine = np.asarray(rows)[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.settings.micro_batch
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
+
+    def _go_on(self) -> None:
+        if self._stop():
+            raise EvaluationStopped
+
+    def _loss(self) -> float:
+        """Mean over all held-out target tokens."""
+        device = self.accelerator.device
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        for batch in batches(self.examples, self._picks(range(len(self.examples))), self.make_batches):
+            self._go_on()
+            total += self.loss(self.model, batch.to(device)).double().cpu()
+        total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
+        return total.item() / sum(example.targets for example in self.examples)
+
+    def _answers(self) -> tuple[Answer, ...]:
+        """An answer to each held-out prompt, by greedy decoding."""
+        from accelerate.utils import gather_object
+
+        parts = [split_answer(example) for example in self.examples]
+        by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
+        stops = self._stops(parts)
+        found: list[tuple[int, Answer]] = []
+        with no_defaults(self.model):
+            for pick in self._picks(by_length):
+                self._go_on()
+                prompts = [parts[row][0] for row in pick]
+                for row, text in zip(pick, self._generate(prompts, stops), strict=True):
+                    prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
+                    found.append((int(row), Answer(prompt=str(prompt), expected=str(expected), generated=text)))
+        everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
+        return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
+
+    def _stops(self, parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[int]:
+        """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""
+        special = set(self.tokenizer.all_special_ids)
+        ends = {int(expected[-1]) for _, expected in parts} & special
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        return sorted(ends)
+
+    def _generate(self, prompts: Sequence[np.ndarray[Any, Any]], stops: list[int]) -> list[str]:
+        from transformers import GenerationConfig
+
+        longest = max(len(p) for p in prompts)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        most = self.settings.max_new_tokens
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=most,
+            min_new_tokens=most if self.to_the_end else None,
+            eos_token_id=stops or None,
+            pad_token_id=pad,
+        )
+        out = cast(Any, self.model).generate(
+            input_ids=ids.to(self.accelerator.device),
+            attention_mask=mask.to(self.accelerator.device),
+            generation_config=config,
+        )
+        return [str(text) for text in self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+
+
+@contextlib.contextmanager
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Keep the model's own generation settings out: a repetition penalty, say, would make decoding not greedy."""
+    from transformers import GenerationConfig
+
+    unwrap = getattr(model, "get_base_model", None)  # peft's wrapper hands the inner model's settings on
+    inner = unwrap() if unwrap is not None else model
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Tokens before the last run of trained tokens, and that run: the prompt, and the answer to it.
+
+    The prompt has one token at least: the first token of a row is predicted by none.
+    """
+    trained = np.flatnonzero(example.labels != IGNORED)
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    first = max(1, trained[breaks[-1] + 1] if len(breaks) else trained[0])
+    return example.input_ids[:first], example.input_ids[first : trained[-1] + 1]

@@ -1,0 +1,23 @@
+"""The plain loss: cross-entropy over the full logits tensor. Shapes: B rows, S tokens, V vocabulary."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fitune.plugin.dataflow import IGNORED, Batch
+
+
+def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum of the cross-entropy over a batch's target tokens, a float32 scalar.
+
+    The sum, not the mean: the loop divides by the number of target tokens of the whole step, so that a step's
+    gradient does not depend on how its tokens are spread over micro-batches and processes.
+    """
+    logits_BSV = model(**batch.inputs()).logits
+    return F.cross_entropy(
+        logits_BSV[:, :-1].float().flatten(0, 1),
+        batch.labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )

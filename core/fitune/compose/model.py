@@ -1,0 +1,124 @@
+"""TODO-DOC fitune.compose.parts.model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+
+from fitune.compose.attention import isolate_documents
+from fitune.compose.optimizer import Trainables
+from fitune.data.prepare import Prepared
+from fitune.errors import ModelError, PluginError
+from fitune.plugin.contract import blame
+from fitune.plugin.model import decay_groups
+from fitune.plugin.recipe import Recipe, Use
+from fitune.plugin.records import MemoryStrategy
+from fitune.plugin.registry import KINDS
+from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+T = TypeVar("T")
+
+Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
+"""The recipe's memory strategies at work, in its order, each with the table that it comes from."""
+
+
+def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
+    """The recipe's memory strategies, and what they decide before a weight is read."""
+    strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in recipe.strategies)
+    plan = Plan(gpu=gpu)
+    for use, strategy in strategies:
+        plan = call_plugin(use, strategy.plan, plan)
+    return strategies, plan
+
+
+def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The base model, changed by the strategies, with its adapter."""
+    for use, strategy in strategies:
+        model = call_plugin(use, strategy.loaded, model)
+    return call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+
+
+def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The model, with its adapter and on its device, changed by the strategies, in training mode."""
+    for use, strategy in strategies:
+        model = call_plugin(use, strategy.prepare, model)
+    model.train()
+    return model
+
+
+def _with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
+    """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
+    if not any(use.record.packs for use in recipe.stages):
+        return plan
+    apart = f"packed documents are kept apart by {isolate_documents(model)}"
+    efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
+    return replace(plan, notices=(*plan.notices, apart, efficiency))
+
+
+def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
+    """Call what a plugin provides; what it raises, but for memory, gets the plugin's name."""
+    with blame(f'{KINDS[type(use.record)]} "{use.record.name}"', but=torch.OutOfMemoryError):
+        return function(*arguments)
+
+
+def _model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
+    """The model with its adapter, changed by the strategies; what trains is equal in every process."""
+    set_seed(recipe.general.seed)  # before the adapter draws its first weights
+    model = prepared(strategies, adapted(recipe, strategies, base_model(recipe, plan, accelerator.device)))
+    if accelerator.num_processes > 1:
+        broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
+    return model
+
+
+def base_model(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
+    """The base model, quantised as the plan says. Raises `ModelError` if its loader cannot quantise."""
+    record, options = recipe.model.record, recipe.model.options
+    if plan.quantization is None:
+        return call_plugin(recipe.model, record.load_model, options, device)
+    if record.load_quantized is None:
+        raise ModelError(
+            f'the model loader "{record.name}" cannot quantise, which a [[memory.strategy]] asks for. Remove that '
+            'strategy, or load with use = "hf"'
+        )
+    return call_plugin(recipe.model, record.load_quantized, options, device, plan.quantization)
+
+
+def make_optimizer(
+    recipe: Recipe, strategies: Strategies, trainables: Trainables, *, fused: bool
+) -> torch.optim.Optimizer:
+    """The one that a strategy makes, or AdamW. Raises `PluginError` if two strategies make one."""
+    train = recipe.train
+    settings = OptimizerSettings(
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        fused=fused,
+    )
+    made = [
+        (use.record.name, call_plugin(use, strategy.make_optimizer, trainables.masters, settings))
+        for use, strategy in strategies
+    ]
+    found = [(name, optimizer) for name, optimizer in made if optimizer is not None]
+    if len(found) > 1:
+        names = " and ".join(f'"{name}"' for name, _ in found)
+        raise PluginError(f"the memory strategies {names} both make an optimizer. Keep one of them")
+    if found:
+        return found[0][1]
+    return torch.optim.AdamW(
+        decay_groups(trainables.masters),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=settings.fused,
+    )

@@ -1,0 +1,185 @@
+"""Composes a run: loader, adapter, memory strategies and data of a recipe become the parts that the loop works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from transformers import get_scheduler
+
+from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
+from fitune.compose.evaluate import Evaluator
+from fitune.compose.loss import plain_loss
+from fitune.compose.loss_scaling import loss_scaling
+from fitune.compose.model import Strategies, _model, _with_documents_apart, make_optimizer, planned
+from fitune.compose.optimizer import Trainables
+from fitune.compose.step import Step
+from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
+from fitune.data.run_data import Materials, gather
+from fitune.plugin.dataflow import DataContext, Example
+from fitune.plugin.events import MemoryForecast, Run, StopRequest
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.strategy import Plan
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers import PreTrainedModel
+
+    from fitune.plugin.dataflow import Stage
+
+
+class Forecaster(Protocol):
+    """Forecasts the memory of a run while its weights are read."""
+
+    def start(
+        self, recipe: Recipe, context: DataContext, accumulation: int, data: Prepared, held_out: Prepared | None
+    ) -> None:
+        """Begin, once the rows are known."""
+
+    def result(self) -> MemoryForecast:
+        """Wait for the forecast. Raises `RunError` if the run does not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All that the loop works with."""
+
+    run: Run
+    accelerator: Accelerator
+    examples: Sequence[Example]
+    make_batches: Stage
+    step: Step
+    scheduler: LRScheduler
+    evaluator: Evaluator | None
+    """None without held-out data."""
+    materials: Materials
+
+    @property
+    def window(self) -> int:
+        """Rows of one optimizer step, over all micro-batches and processes."""
+        return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
+
+
+def compose(
+    recipe: Recipe,
+    directory: Path,
+    watch: Watch = UNWATCHED,
+    forecaster: Forecaster | None = None,
+    *,
+    materials: Materials | None = None,
+    fitted: tuple[str, ...] = (),
+    resumed: int | None = None,
+    evaluated: int = -1,
+    stop: StopRequest | None = None,
+) -> Parts:
+    """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
+    weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before, and
+    `evaluated` after how many the last evaluation; `stop` is what can ask the run to end.
+
+    Raises the errors of `fitune.errors`.
+    """
+    strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
+    set_allocator(plan)
+    set_deterministic(recipe.general.deterministic)
+    accelerator = make_accelerator()
+    directory = broadcast_object_list([directory])[0]  # it may be named by the time
+
+    materials = materials or gather(recipe, watch)
+    data, held_out = materials.data, materials.held_out
+    if forecaster is not None:
+        forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
+
+    model = _model(recipe, strategies, plan, accelerator)
+    plan = _with_documents_apart(plan, recipe, model, data)
+    materials.must_be_known_to(model)
+    trainables = Trainables(model, masters=recipe.train.master_weights)
+    set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
+
+    optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
+    steps = _steps(recipe, plan, accelerator, len(data.rows))
+    scheduler = get_scheduler(
+        recipe.train.schedule,
+        optimizer,
+        num_warmup_steps=recipe.train.warmup_steps,
+        num_training_steps=steps,
+    )
+    run = Run(
+        recipe=recipe,
+        directory=directory,
+        plan=plan,
+        model=model,
+        tokenizer=materials.tokenizer,
+        device=str(accelerator.device),
+        processes=accelerator.num_processes,
+        steps=steps,
+        rows=len(data.rows),
+        counts=materials.counts,
+        trainable=sum(p.numel() for p in trainables.parameters),
+        parameters=sum(p.numel() for p in model.parameters()),
+        forecast=None if forecaster is None else forecaster.result(),
+        fitted=fitted,
+        resumed=resumed,
+        evaluated=evaluated,
+        stop=stop or StopRequest(),
+    )
+    make_batches = batch_maker(recipe.stages, materials.context)
+    return Parts(
+        run=run,
+        accelerator=accelerator,
+        examples=data.rows,
+        make_batches=make_batches,
+        step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
+        scheduler=scheduler,
+        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
+        materials=materials,
+    )
+
+
+def make_step(
+    recipe: Recipe,
+    plan: Plan,
+    strategies: Strategies,
+    model: PreTrainedModel,
+    trainables: Trainables,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Step:
+    """The optimizer step of a run. Raises `RunError` if the model's type cannot be trained."""
+    return Step(
+        model=model,
+        loss=plan.loss or plain_loss,
+        trainables=trainables,
+        optimizer=optimizer,
+        strategies=[strategy for _, strategy in strategies],
+        max_grad_norm=recipe.train.max_grad_norm,
+        device=device,
+        pin_memory=plan.pin_memory,
+        scaling=loss_scaling(model, trainables.masters),
+    )
+
+
+def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: Accelerator) -> Evaluator:
+    return Evaluator(
+        settings=run.recipe.evaluation,
+        examples=held_out.rows,
+        make_batches=make_batches,
+        loss=run.plan.loss or plain_loss,
+        model=run.model,
+        tokenizer=run.tokenizer,
+        accelerator=accelerator,
+    )
+
+
+def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> int:
+    """Optimizer steps of the run."""
+    train = recipe.train
+    window = train.micro_batch * plan.accumulation * int(accelerator.num_processes)
+    if train.epochs is None and train.steps is not None:
+        return train.steps
+    of_epochs = max(1, round((train.epochs or 1.0) * -(-rows // window)))
+    return of_epochs if train.steps is None else min(train.steps, of_epochs)

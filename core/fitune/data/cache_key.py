@@ -1,0 +1,124 @@
+"""What prepared data depend on, as a key: the same key, the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from fitune._version import __version__
+from fitune.plugin.contract import blame
+from fitune.plugin.dataflow import DataContext
+from fitune.plugin.options import to_table
+from fitune.plugin.recipe import Use
+from fitune.plugin.records import DataStage
+
+Uses = Sequence[Use[DataStage[Any]]]
+
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow", "datasets")
+"""Packages whose version may change what a stage makes of a row."""
+
+
+def key_of(
+    contents: Sequence[str], sources: Uses, stages: Uses, context: DataContext, settings: Sequence[object]
+) -> str:
+    """A digest of all that the rows depend on which these stages make of sources with these contents."""
+    tokenizer = context.tokenizer
+    parts = [
+        [__version__, _own_code(), [_version(name) for name in LIBRARIES]],
+        [contents, [use.weight for use in sources]],
+        [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
+        [list(map(_digest, _files(use.options))) for use in stages],  # sources tell the content of theirs
+        [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
+        [context.length, context.seed, context.skip_bad_rows],
+        settings,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def contents_of(sources: Uses) -> list[str] | None:
+    """What the sources say of their content; None if one cannot tell. Raises `DataError` if one cannot be read."""
+    contents: list[str] = []
+    for use in sources:
+        if use.record.fingerprint is None:
+            return None
+        with blame(f'data stage "{use.record.name}"'):
+            content = use.record.fingerprint(use.options)
+        if content is None:
+            return None
+        contents.append(content)
+    return contents
+
+
+def _backend(tokenizer: Any) -> str:
+    """The whole of a fast tokenizer: vocabulary, merges, normaliser and the rest."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _plugin(use: Use[DataStage[Any]]) -> list[str]:
+    """The code that a provider comes from: that of its package, or of its file. A change in it makes data anew."""
+    make: Callable[..., Any] = use.record.make
+    while isinstance(make, partial):
+        make = make.func
+    modules = {getattr(make, "__module__", None) or type(make).__module__, use.record.options.__module__}
+    return [_code(place) for place in sorted(set(filter(None, map(_place, modules))))]
+
+
+def _place(module: str) -> str | None:
+    """The directory of a module's outermost package, or the file of a module that stands alone."""
+    top = sys.modules.get(module.partition(".")[0])
+    paths = list(getattr(top, "__path__", ()))
+    if paths:
+        return str(paths[0])
+    try:
+        return inspect.getsourcefile(sys.modules[module])
+    except (KeyError, TypeError):  # made while the program runs
+        return None
+
+
+def _own_code() -> list[str]:
+    """The core's own code that rows pass through: what plugins give, and what is made of it."""
+    wings = Path(__file__).parents[1]
+    return [_code(str(wings / wing)) for wing in ("plugin", "data")]
+
+
+def _code(place: str) -> str:
+    """A digest of a file, or of all code below a directory."""
+    return _package(place) if Path(place).is_dir() else _digest(Path(place))
+
+
+@cache  # a process loads a package once, but a recipe's single file anew with each registry
+def _package(place: str) -> str:
+    sources = sorted(path for path in Path(place).rglob("*") if path.suffix in (".py", ".jinja"))
+    named = [f"{source.relative_to(place).as_posix()} {_digest(source)}" for source in sources]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _files(options: Any) -> Iterator[Path]:
+    """The files that options name: a template's, say."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        values: Iterable[object] = value if isinstance(value, tuple) else (value,)
+        yield from (path for path in values if isinstance(path, Path) and path.is_file())
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(partial(stream.read, 1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,297 @@
+"""From a recipe's sources, through its stages, to rows that are ready to be batched: counted, guarded and cached."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from fitune.data.cache import Rows, Writer, build_or_open
+from fitune.data.cache_key import contents_of, key_of
+from fitune.data.split import Part, side, weighted
+from fitune.errors import DataError
+from fitune.plugin.contract import blame
+from fitune.plugin.dataflow import Batch, DataContext, Example, Stage
+from fitune.plugin.recipe import Recipe, Use
+from fitune.plugin.records import DataStage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+Uses = Sequence[Use[DataStage[Any]]]
+
+EMPTY = "rows left out: no token to train on"
+"""The note of rows without a target token."""
+
+
+class Watch(Protocol):
+    """Watches data being prepared: a context around it, or not at all where they were prepared before."""
+
+    def __call__(self, what: str, flow: Mapping[str, int]) -> contextlib.AbstractContextManager[None]:
+        """`what` are "training data" or "held-out data"; `flow` is how much each stage has given by now."""
+
+    def tell(self, notice: str) -> None:
+        """Something that the user should know."""
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def __call__(self, what: str, flow: Mapping[str, int]) -> contextlib.AbstractContextManager[None]:
+        """Do nothing."""
+        return contextlib.nullcontext()
+
+    def tell(self, notice: str) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Data that are ready to be batched."""
+
+    rows: Rows
+    cached: bool
+    """Whether they were prepared before, by an equal recipe on equal data."""
+    lasting: bool
+    """Whether they are kept for the next start."""
+
+    @property
+    def flow(self) -> list[tuple[str, int]]:
+        """What each stage gave: (name, how many)."""
+        return [(str(name), int(number)) for name, number in self.rows.meta["flow"]]
+
+    @property
+    def notes(self) -> list[tuple[str, int]]:
+        """What the stages counted, e.g. rows cut: (what, how many)."""
+        return [(str(what), int(number)) for what, number in self.rows.meta["notes"]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows."""
+        return int(self.rows.meta["tokens"])
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all rows."""
+        return str(self.rows.meta["digest"])
+
+    @property
+    def highest(self) -> int:
+        """The highest token id in the rows."""
+        return int(self.rows.meta["highest"])
+
+    @property
+    def lengths(self) -> Counter[int]:
+        """Tokens of documents before any was cut or packed: how many there are of each length."""
+        return Counter({int(length): int(number) for length, number in self.rows.meta["lengths"]})
+
+
+UNWATCHED = Unwatched()
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model; no weight is read. Raises `ModelError` or `PluginError`."""
+    with blame(f'model loader "{recipe.model.record.name}"'):
+        return recipe.model.record.load_tokenizer(recipe.model.options)
+
+
+def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:
+    """What the data stages of a recipe may know."""
+    return DataContext(
+        tokenizer=tokenizer,
+        length=recipe.train.length,
+        seed=recipe.general.seed,
+        skip_bad_rows=recipe.data.bad_rows == "skip",
+    )
+
+
+def training_data(recipe: Recipe, context: DataContext, watch: Watch = UNWATCHED) -> Prepared:
+    """The rows to train on."""
+    part: Part = "train" if recipe.evaluation.fraction else "all"
+    return _prepare(_Job(recipe, context, recipe.sources, recipe.stages, part, held_out=False), watch)
+
+
+def held_out_data(recipe: Recipe, context: DataContext, watch: Watch = UNWATCHED) -> Prepared | None:
+    """The rows to evaluate on, from sources of their own or by the recipe's fraction; None if it names neither."""
+    stages = tuple(use for use in recipe.stages if not use.record.packs)
+    if recipe.eval_sources:
+        return _prepare(_Job(recipe, context, recipe.eval_sources, stages, "all", held_out=True), watch)
+    if recipe.evaluation.fraction:
+        return _prepare(_Job(recipe, context, recipe.sources, stages, "held out", held_out=True), watch)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be prepared."""
+
+    recipe: Recipe
+    context: DataContext
+    sources: Uses
+    stages: Uses
+    part: Part
+    held_out: bool
+
+    @property
+    def what(self) -> str:
+        return "held-out data" if self.held_out else "training data"
+
+    @property
+    def fraction(self) -> float:
+        return self.recipe.evaluation.fraction or 0.0
+
+    def key(self, contents: Sequence[str]) -> str:
+        """Of the prepared rows, where the sources have these contents."""
+        settings = [self.part, self.fraction, self.recipe.data.max_empty]
+        return key_of(contents, self.sources, self.stages[:-1], self.context, settings)
+
+
+def _prepare(job: _Job, watch: Watch) -> Prepared:
+    """Take the sources through all stages but the last, which makes batches; or find what an equal call made before.
+
+    Raises `DataError` for rows that cannot be used, and if too many of them have nothing to train on.
+    """
+    contents = contents_of(job.sources) if job.recipe.data.cache else None
+    key = None if contents is None else job.key(contents)
+
+    def build(writer: Writer) -> dict[str, Any]:
+        chain = _Chain(job)
+        with watch(job.what, chain.flow):
+            rows = writer.write(chain.through(chain.read()))
+            chain.guard(rows)
+            if key is not None and contents_of(job.sources) != contents:
+                raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
+        return chain.meta()
+
+    rows, cached = build_or_open(key, build, watch.tell)
+    return Prepared(rows=rows, cached=cached, lasting=key is not None)
+
+
+def batch_maker(stages: Uses, context: DataContext) -> Stage:
+    """The last stage, which turns lists of examples into batches."""
+    last = stages[-1]
+    make = last.record.make(last.options, context)
+
+    def batches(micro_batches: Iterator[Any]) -> Iterator[Batch]:
+        with blame(f'data stage "{last.record.name}"'):
+            yield from make(micro_batches)
+
+    return batches
+
+
+def batches(rows: Sequence[Example], picks: Sequence[NDArray[np.int64]], make: Stage) -> Iterator[Batch]:
+    """The batches of these rows, one a pick."""
+    return make([rows[int(row)] for row in pick] for pick in picks)
+
+
+class _Chain:
+    """One pass of data through the stages, and what is counted on the way."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.notes: Counter[str] = Counter()
+        self.flow: dict[str, int] = {}
+        self.lengths: Counter[int] = Counter()
+        self.highest = 0
+        self.tokens = 0
+        self.context = replace(job.context, count=self._count)
+
+    def _count(self, what: str) -> None:
+        self.notes[what] += 1
+
+    def read(self) -> Iterator[Any]:
+        """The rows of all sources, one after another."""
+        streams = []
+        for use in self.job.sources:
+            stage = use.record.make(use.options, self.context)
+            weight = 1.0 if use.weight is None else use.weight
+            stream = weighted(partial(stage, iter(())), weight, self.context.seed)
+            stream = side(stream, self.job.part, self.job.fraction, self.context.seed)
+            streams.append(self._counted(use.record.name, stream))
+        return itertools.chain.from_iterable(streams)
+
+    def through(self, stream: Iterator[Any]) -> Iterator[Example]:
+        """The rows through all stages but the last."""
+        measured = False
+        for use in self.job.stages[:-1]:
+            stream = use.record.make(use.options, self.context)(stream)
+            if use.record.gives == "examples" and not measured:
+                stream, measured = self._measured(stream), True
+            if use.record.gives == "examples":
+                stream = self._with_targets(stream)
+            stream = self._counted(use.record.name, stream)
+        return self._checked(stream)
+
+    def guard(self, rows: int) -> None:
+        """Refuse data in which too little is trained on. Raises `DataError`."""
+        empty, documents = self.notes[EMPTY], sum(self.lengths.values())
+        if rows == 0:
+            said = "; ".join(f"{what}: {number}" for what, number in self.notes.items() if number)
+            why = f" ({said})" if said else f": {self._nothing()}"
+            raise DataError(f"no row is left to {'evaluate' if self.job.held_out else 'train'} on{why}")
+        allowed = self.job.recipe.data.max_empty
+        if empty > allowed * documents:
+            shown = f"ft data {self.job.recipe.path}{' --held-out' if self.job.held_out else ''} --set data.max_empty=1"
+            raise DataError(
+                f"{self.job.what}: {empty} of {documents} rows have no token to train on, more than [data] max_empty = "
+                f"{allowed} allows. They are left out; to see what is left: {shown}"
+            )
+
+    def _nothing(self) -> str:
+        if self.job.part == "all":
+            return "the sources are empty"
+        return f"[eval] fraction = {self.job.fraction} of so few rows puts them all on the other side"
+
+    def meta(self) -> dict[str, Any]:
+        """What is kept with the rows."""
+        return {
+            "flow": list(self.flow.items()),
+            "notes": list(self.notes.items()),
+            "lengths": sorted(self.lengths.items()),
+            "highest": self.highest,
+            "tokens": self.tokens,
+        }
+
+    def _counted(self, name: str, stream: Iterator[T]) -> Iterator[T]:
+        while name in self.flow:  # a stage that stands in the recipe twice
+            name += "'"
+        self.flow[name] = 0  # now, in the recipe's order, not when the first row comes by
+
+        def counted() -> Iterator[T]:
+            with blame(f'data stage "{name}"'):
+                for item in stream:
+                    self.flow[name] += 1
+                    yield item
+
+        return counted()
+
+    def _measured(self, stream: Iterator[Example]) -> Iterator[Example]:
+        for example in stream:
+            self.lengths[len(example.input_ids)] += 1
+            yield example
+
+    def _with_targets(self, stream: Iterator[Example]) -> Iterator[Example]:
+        for example in stream:
+            if example.targets:
+                yield example
+            else:
+                self.notes[EMPTY] += 1
+
+    def _checked(self, stream: Iterator[Example]) -> Iterator[Example]:
+        for example in stream:
+            self.highest = max(self.highest, int(example.input_ids.max()))
+            self.tokens += len(example.input_ids)
+            if len(example.input_ids) > self.context.length:
+                raise DataError(
+                    f"{example.origin}: {len(example.input_ids)} tokens, over [train] length = {self.context.length}. "
+                    'Add a [[data.stage]] with use = "truncate" behind those that lengthen rows'
+                )
+            yield example

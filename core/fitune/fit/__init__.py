@@ -1,1 +1,0 @@
-"""Fit: the fastest composition of memory strategies that fits a card."""

@@ -1,1 +1,0 @@
-"""The forecast of a run's memory: its own step, traced without values, and the allocator it would meet."""

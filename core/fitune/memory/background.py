@@ -1,0 +1,150 @@
+"""The forecast of a run that is starting: made in a process of its own while the weights are read.
+
+It cannot share the run's process: it changes, for as long as it traces, what torch's functions do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fitune.data.prepare import Prepared
+from fitune.errors import RunError
+from fitune.memory.cards.cards import Card, local_card
+from fitune.memory.cards.observed import better_known
+from fitune.memory.shapes import Shapes, shapes_of_rows
+from fitune.plugin.dataflow import DataContext
+from fitune.plugin.events import MemoryForecast
+from fitune.plugin.recipe import Recipe
+from fitune.recipe.checks import KEY
+
+PATIENCE = 600
+"""Seconds that a run waits for its forecast once its weights are there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the other process is told."""
+
+    recipe: Path
+    third_party: bool
+    trusts_remote_code: bool
+    shapes: Shapes
+    card: Card
+
+
+class Beside:
+    """Forecasts one run on one card, beside it."""
+
+    def __init__(self, card: Card, *, third_party: bool, force: bool) -> None:
+        self.card = card
+        self._third_party = third_party
+        self._force = force
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure = "it was not started"
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    def start(
+        self, recipe: Recipe, context: DataContext, accumulation: int, data: Prepared, held_out: Prepared | None
+    ) -> None:
+        """Begin, once the rows are known."""
+        shapes = shapes_of_rows(recipe, context, accumulation, data.rows, held_out.rows if held_out else ())
+        self._directory = tempfile.TemporaryDirectory(prefix="fitune-")
+        path = Path(self._directory.name) / "recipe.toml"
+        path.write_text(tomli_w.dumps(recipe.to_toml()), encoding="utf-8")
+        request = Request(
+            recipe=path,
+            third_party=self._third_party,
+            trusts_remote_code=bool(getattr(recipe.model.options, KEY, False)),  # or it could not have been read here
+            shapes=shapes,
+            card=self.card,
+        )
+        try:
+            self._begin(pickle.dumps(request))
+        except OSError as error:  # a run does not fail for want of its forecast
+            self._failure = f"its process could not be started: {error.strerror or error}"
+
+    def _begin(self, request: bytes) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fitune.memory.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # not one byte of the card
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why on its other end
+            self._process.stdin.write(request)
+            self._process.stdin.close()
+        self._process.stdin = None
+
+    def result(self) -> MemoryForecast:
+        """The forecast; one that could not be made says why. Raises `RunError` if the run does not fit."""
+        try:
+            found = self._read()
+        finally:
+            self.stop()
+        if found.error is None and not found.fits and not self._force:
+            raise RunError(
+                f"the run would not fit on {self.card.name}: the forecast is {_gib(found.needed + found.margin)} with "
+                f"its margin, and the card has {_gib(self.card.usable)} beside a context of {_gib(self.card.context)}. "
+                "What would help: ft plan RECIPE --levers. To try all the same: --force"
+            )
+        return found
+
+    def stop(self) -> None:
+        """End the process, if it is still there, and leave nothing behind."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        if self._directory is not None:
+            self._directory.cleanup()
+        self._process = self._directory = None
+
+    def _read(self) -> MemoryForecast:
+        if self._process is None:
+            return MemoryForecast(card=self.card.name, error=self._failure)
+        try:
+            out, complaint = self._process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return MemoryForecast(card=self.card.name, error=f"it took over {PATIENCE} seconds")
+        if self._process.returncode:
+            lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
+            return MemoryForecast(card=self.card.name, error=lines[-1] if lines else "its process ended")
+        plan: dict[str, Any] = json.loads(out)
+        return MemoryForecast(
+            card=self.card.name,
+            fits=plan["fits"],
+            **{key: plan[key] for key in ("allocated", "reserved", "needed", "margin")},
+            context=self.card.context,
+            ledger=tuple(plan["ledger"].items()),
+        )
+
+
+@contextlib.contextmanager
+def beside_run(*, third_party: bool, force: bool) -> Iterator[Beside | None]:
+    """A forecaster for a run on this machine's GPU, whose process does not outlive the run; None without a GPU."""
+    card = local_card()
+    if card is None:
+        yield None
+        return
+    beside = Beside(better_known(card), third_party=third_party, force=force)
+    try:
+        yield beside
+    finally:
+        beside.stop()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,178 @@
+"""`[memory] fit` in a run: what it chooses before anything is loaded, and what is tighter once memory has run out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fitune.data.prepare import Prepared
+from fitune.data.run_data import Materials
+from fitune.errors import RunError
+from fitune.memory.shapes import shapes_of_data
+from fitune.plugin.dataflow import DataContext
+from fitune.plugin.events import MemoryForecast
+from fitune.plugin.options import toml_text
+from fitune.plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fitune.memory.forecast import Forecast
+    from fitune.plugin.registry import Registry
+
+MIB = 2**20
+
+TRIES = 4
+"""Searches for a composition that was not used yet, each with less memory than the one before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """A recipe without `fit`: its memory strategies are those that it names."""
+
+    recipe: Recipe
+    forecast: MemoryForecast | None = None
+    """Where one was made with the choice."""
+    lines: tuple[str, ...] = ()
+    """What was chosen and what for."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Its memory strategies, each as a table of TOML."""
+        return tuple(toml_text(use.table()) for use in self.recipe.strategies)
+
+    def equals(self, other: Composition) -> bool:
+        """Whether both take the same memory."""
+        mine, others = self.recipe.train.micro_batch, other.recipe.train.micro_batch
+        return self.tables == other.tables and mine == others
+
+
+class Refitter(Protocol):
+    """Finds what to go on with after memory has run out."""
+
+    def __call__(self, asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
+        """A composition that takes less than the last of those that were used, in `room` bytes of the allocator.
+
+        `asked` is the recipe as the user wrote it. Raises `RunError` if there is none.
+        """
+
+
+class Foreseen:
+    """A forecaster whose forecast is there already: it was made for the choice."""
+
+    def __init__(self, forecast: MemoryForecast) -> None:
+        self._forecast = forecast
+
+    def start(
+        self, recipe: Recipe, context: DataContext, accumulation: int, data: Prepared, held_out: Prepared | None
+    ) -> None:
+        """Nothing is left to do."""
+
+    def result(self) -> MemoryForecast:
+        """The forecast."""
+        return self._forecast
+
+
+def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composition:
+    """What `[memory] fit` chooses for these data; the recipe's own strategies where there is no GPU to fit to.
+
+    Raises `RunError` if nothing fits.
+    """
+    from fitune.memory.fit.resolve import resolve
+
+    found = resolve(recipe, registry, partial(shapes_of_data, data=materials))
+    if found is not None:
+        return _composition(found)
+    if recipe.train.batch_tokens is not None:
+        raise RunError(
+            "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. "
+            'Name a card, e.g. fit = "a10g", or give micro_batch and the strategy "accumulation"'
+        )
+    memory = dataclasses.replace(recipe.memory, fit=False, allow=())
+    own = dataclasses.replace(recipe, memory=memory)
+    return Composition(recipe=own, lines=("no GPU here to fit to: the recipe's own strategies, and no others",))
+
+
+def refitter_of(registry: Registry) -> Refitter:
+    """The search that `[memory] fit` makes, with less memory."""
+
+    def refit(asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
+        from fitune.memory.fit.resolve import resolve
+
+        recipe, budget = _exactly(asked, used, registry), _below(used[-1], room)
+        for _ in range(TRIES):
+            found = resolve(recipe, registry, partial(shapes_of_data, data=materials), budget=budget)
+            if found is None:
+                break
+            composition = _composition(found)
+            if not any(composition.equals(one) for one in used):
+                return composition
+            budget = _below(composition, budget)
+        raise RunError(f"no composition of memory strategies that changes no number takes less than {_gib(budget)}")
+
+    return refit
+
+
+def _exactly(asked: Recipe, used: Sequence[Composition], registry: Registry) -> Recipe:
+    """The recipe to search from in the midst of a run: what was chosen for it and is not exact stays, and nothing else
+    that is not exact is added. A recipe without `fit` keeps its own strategies.
+    """
+    if not asked.memory.fit:
+        return dataclasses.replace(asked, memory=dataclasses.replace(asked.memory, fit=True, allow=()))
+    named = {use.record.name for use in asked.strategies}
+    chosen = [use for use in used[-1].recipe.strategies if use.record.name not in named]
+    kept = tuple(use for use in chosen if use.record.exact is not True)
+    exact = {p.record.name for p in registry.provided if getattr(p.record, "exact", None) is True}
+    memory = dataclasses.replace(asked.memory, fit=True, allow=tuple(a for a in asked.memory.allow if a in exact))
+    return dataclasses.replace(asked, strategies=(*asked.strategies, *kept), memory=memory)
+
+
+def _below(failed: Composition, room: int) -> int:
+    """Bytes of a budget within this room in which the composition that ran out cannot be chosen again."""
+    forecast = failed.forecast
+    if forecast is None or forecast.error is not None:
+        return room
+    most = forecast.reserved + forecast.margin
+    return min(room, most - _step(most))
+
+
+def _step(budget: int) -> int:
+    """What a budget is lowered by: 512 MiB or 3 %, whichever is more; of a small one a tenth."""
+    return int(max(0.03 * budget, min(512 * MIB, 0.1 * budget)))
+
+
+def _composition(found: Any) -> Composition:
+    forecast: Forecast = found.forecast
+    told = MemoryForecast(
+        card=forecast.card.name,
+        allocated=forecast.allocated,
+        reserved=forecast.reserved,
+        needed=forecast.needed,
+        margin=forecast.margin,
+        context=forecast.card.context,
+        fits=forecast.passes,
+        ledger=(
+            *((entry.kind, entry.bytes) for entry in forecast.ledger.entries),
+            ("context", forecast.card.context),
+            ("fragmentation and cache", forecast.cached),
+        ),
+    )
+    recipe: Recipe = found.recipe
+    names = ", ".join(_named(use.table()) for use in recipe.strategies) or "no strategy"
+    spare = forecast.card.usable - forecast.margin - forecast.reserved
+    lines = (
+        f"chosen for {forecast.card.name}: {names}",
+        f"forecast {_gib(forecast.reserved)} reserved, {_gib(forecast.margin)} margin, {_gib(spare)} to spare",
+        *found.notes,
+    )
+    return Composition(recipe=recipe, forecast=told, lines=lines)
+
+
+def _named(table: dict[str, object]) -> str:
+    options = ", ".join(f"{key} {toml_text(value)}" for key, value in table.items() if key != "use")
+    return f"{table['use']} ({options})" if options else str(table["use"])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,163 @@
+"""`[memory] fit`: from a recipe that leaves strategies to be chosen to one that names them all."""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fitune.compose.model import planned
+from fitune.errors import ModelError, RunError
+from fitune.memory.cards.cards import Card, card_or_budget, local_card
+from fitune.memory.cards.observed import better_known
+from fitune.memory.fit.choices import Lever, levers_for
+from fitune.memory.fit.estimate import SHORT
+from fitune.memory.fit.no_fit import explain
+from fitune.memory.fit.result import Fitted
+from fitune.memory.fit.search import NothingFits, Search
+from fitune.memory.fit.space import Rows, Space
+from fitune.memory.fit.tracing import Asked, Shape, Traces
+from fitune.memory.trace.run import built
+from fitune.memory.trace.shorten import shorten
+from fitune.memory.trace.twins import twins_of
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MOST_ROWS = 64
+"""Rows to a micro-batch, at most, where the search chooses."""
+
+
+def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | None = None) -> Fitted | None:
+    """What `[memory] fit` chooses; None where it is not set, or asks for this machine's GPU and there is none.
+
+    `budget` are the bytes that torch's allocator can have now, where that is less than all of the card. Raises
+    `RunError` if nothing fits.
+    """
+    card = card_of_fit(recipe)
+    if card is None:
+        return None
+    if budget is not None:
+        usable = min(budget, card.usable)
+        card = replace(card, memory=usable, context=0, context_source="none: what is free now, beside the context")
+    return fit(recipe, registry, shapes, card)
+
+
+def card_of_fit(recipe: Recipe) -> Card | None:
+    """The card that a recipe is fitted to."""
+    wanted = recipe.memory.fit
+    local = local_card()
+    if wanted is True:
+        return None if local is None else better_known(local)
+    if not wanted:
+        return None
+    return card_or_budget(wanted, local)
+
+
+def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted:
+    """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does."""
+    model = built(recipe)
+    config = model.config
+    layers = layers_of(model)
+    tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
+    gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
+    try:
+        if layers > 1 and not can_be_short(recipe, tracing):
+            layers = 1
+        levers = levers_for(recipe, registry, config, recipe.memory.allow)
+        levers = possible(levers, recipe, tracing, 0 if layers == 1 else SHORT[0])
+        space = Space(
+            levers=levers,
+            named=frozenset(use.record.name for use in recipe.strategies),
+            rows=rows_of(recipe),
+            layers=layers,
+            usable=card.usable,
+        )
+        search = Search(space, tracing)
+        try:
+            made, forecast, chosen = search.run()
+        except NothingFits:
+            raise RunError(explain(recipe, registry, config, search, tracing, card)) from None
+    finally:
+        gc.unfreeze()
+    others = sorted(
+        (one for one in search.considered.values() if one is not chosen), key=lambda one: (not one.fits, one.seconds)
+    )
+    return Fitted(
+        recipe=made,
+        forecast=forecast,
+        chosen=chosen,
+        others=tuple(others),
+        card=card,
+        notes=(*_assumed(card), *_refused(recipe, levers, tracing)),
+    )
+
+
+def layers_of(model: PreTrainedModel) -> int:
+    """Of a model that was just built; 1 for one that cannot be shortened."""
+    layers: int = model.config.get_text_config().num_hidden_layers
+    try:
+        shorten(model, max(1, layers - 1))
+    except ModelError:
+        return 1
+    return layers
+
+
+def can_be_short(recipe: Recipe, tracing: Traces) -> bool:
+    """Whether the recipe's own strategies and adapter have what they name in a model of a few layers too."""
+    if _works(recipe, tracing, SHORT[0]):
+        return True
+    tracing.reasons.clear()  # they are of the short model; what the whole one cannot do is told when it is traced
+    return False
+
+
+def possible(levers: list[Lever], recipe: Recipe, tracing: Traces, layers: int) -> list[Lever]:
+    """Without those that are always taken, but cannot be with this model."""
+    free = [lever for lever in levers if lever.fit.free]
+    if not free or _works(recipe, tracing, layers, *free):
+        return levers
+    _works(recipe, tracing, layers)  # what the recipe itself cannot do is told of, and no lever is to blame
+    refused = [lever for lever in free if not _works(recipe, tracing, layers, lever)]
+    return [lever for lever in levers if lever not in refused]
+
+
+def _works(recipe: Recipe, tracing: Traces, layers: int, *levers: Lever) -> bool:
+    rows = rows_of(recipe)[0]
+    tables = tuple({"use": lever.name, **lever.fit.settings[0]} for lever in levers)
+    accumulation = rows.accumulation if rows.chosen else None
+    asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
+    return tracing.short(asked, layers) is not None
+
+
+def rows_of(recipe: Recipe) -> list[Rows]:
+    """How a step's rows may be cut into micro-batches, the fewest rows first."""
+    train = recipe.train
+    if train.batch_tokens is None:
+        accumulation = planned(recipe, gpu=True)[1].accumulation
+        return [Rows(micro_batch=train.micro_batch, accumulation=accumulation, chosen=False)]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows, rest = divmod(train.batch_tokens, train.length * processes)
+    if rest:
+        raise RunError(
+            f"[train] batch_tokens = {train.batch_tokens} are no whole number of rows of {train.length} tokens in each "
+            f"of {processes} processes. Give a multiple of {train.length * processes}"
+        )
+    divisors = [number for number in range(1, min(rows, MOST_ROWS) + 1) if rows % number == 0]
+    return [Rows(micro_batch=number, accumulation=rows // number, chosen=True) for number in divisors]
+
+
+def _assumed(card: Card) -> tuple[str, ...]:
+    if card.matmul and card.bandwidth and card.host_link:
+        return ()
+    return (f"the speeds of {card.name} are not known: times are compared as on an A10G",)
+
+
+def _refused(recipe: Recipe, levers: list[Lever], tracing: Traces) -> tuple[str, ...]:
+    """Why what the recipe allows could not be tried."""
+    known = {lever.name for lever in levers}
+    missing = [name for name in recipe.memory.allow if name not in known]
+    notes = [f"{name} is allowed, but does not suit this recipe" for name in missing]
+    return (*notes, *(f"left out: {reason}" for reason in tracing.reasons))

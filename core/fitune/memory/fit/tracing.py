@@ -1,0 +1,116 @@
+"""Traces of compositions, each made once: of short models to estimate from, of the whole one to be sure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fitune.errors import FtError
+from fitune.memory.allocator.allocator import replay
+from fitune.memory.cards.cards import Card
+from fitune.memory.fit.choices import Table, composed
+from fitune.memory.fit.estimate import Seen
+from fitune.memory.forecast import Forecast, on_card
+from fitune.memory.ledger import Ledger, make_ledger
+from fitune.memory.shapes import Shapes
+from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.records import MemoryTwin
+from fitune.plugin.registry import Registry
+
+Shape = Callable[[Recipe], Shapes]
+"""The largest batches of a recipe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A composition to be traced."""
+
+    tables: tuple[Table, ...]
+    """Of the strategies that were chosen."""
+    micro_batch: int
+    accumulation: int | None
+    """Micro-batches to a step, where that is chosen too; None for what the recipe says."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal ones."""
+        return repr((self.tables, self.micro_batch, self.accumulation))
+
+
+class Tracing(Protocol):
+    """Looks at compositions; a test may have another way."""
+
+    def short(self, asked: Asked, layers: int) -> Seen | None:
+        """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
+
+    def whole(self, asked: Asked) -> tuple[Recipe, Forecast, Seen] | None:
+        """With the model as it is."""
+
+
+class Traces:
+    """Traces a recipe's own steps."""
+
+    def __init__(
+        self, recipe: Recipe, registry: Registry, shape: Shape, card: Card, twins: Sequence[MemoryTwin] = ()
+    ) -> None:
+        self.reasons: list[str] = []
+        """Why compositions could not be made."""
+        self._recipe, self._registry, self._shape, self._card, self._twins = recipe, registry, shape, card, twins
+        self._shapes: dict[tuple[int, int], Shapes] = {}
+        self._short: dict[tuple[str, int], Seen | None] = {}
+        self._whole: dict[str, tuple[Recipe, Forecast, Seen] | None] = {}
+
+    def short(self, asked: Asked, layers: int) -> Seen | None:
+        """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
+        key = asked.key, layers
+        if key not in self._short:
+            try:
+                _, rehearsal, shapes = self._rehearsed(asked, layers or None)
+                expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
+                taken = replay(list(rehearsal.log.sized()), expandable=expandable)
+                sizes = taken.peak_allocated, taken.peak_reserved
+                self._short[key] = self._seen(rehearsal, shapes, sizes, make_ledger(rehearsal.log))
+            except FtError as error:
+                self._refuse(error)
+                self._short[key] = None
+        return self._short[key]
+
+    def whole(self, asked: Asked) -> tuple[Recipe, Forecast, Seen] | None:
+        """With the model as it is; None where it cannot be composed."""
+        if asked.key not in self._whole:
+            try:
+                recipe, rehearsal, shapes = self._rehearsed(asked, None)
+                found = on_card(rehearsal, shapes, self._card)
+                sizes = found.allocated, found.reserved
+                self._whole[asked.key] = recipe, found, self._seen(rehearsal, shapes, sizes, found.ledger)
+            except FtError as error:
+                self._refuse(error)
+                self._whole[asked.key] = None
+        return self._whole[asked.key]
+
+    def _refuse(self, error: FtError) -> None:
+        if error.lines[0] not in self.reasons:
+            self.reasons.append(error.lines[0])
+
+    def _rehearsed(self, asked: Asked, layers: int | None) -> tuple[Recipe, Rehearsal, Shapes]:
+        recipe = composed(self._recipe, self._registry, asked.tables, asked.micro_batch, asked.accumulation)
+        key = asked.micro_batch, asked.accumulation or 0
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(recipe)
+        shapes = self._shapes[key]
+        return recipe, rehearse(recipe, shapes, self._card, self._twins, layers=layers), shapes
+
+    def _seen(self, rehearsal: Rehearsal, shapes: Shapes, sizes: tuple[int, int], ledger: Ledger) -> Seen:
+        load = next((peak.bytes for peak in ledger.phases if peak.phase == "load"), 0)
+        accumulation = rehearsal.plan.accumulation
+        took = rehearsal.work.seconds(self._card, traced=len(shapes.training), accumulation=accumulation)
+        return Seen(
+            allocated=sizes[0],
+            reserved=sizes[1],
+            standing=load,
+            card=took.card,
+            host=took.host,
+            link=took.link,
+        )

@@ -1,0 +1,105 @@
+"""The forecast of a run on a card: what it takes at most, what for, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fitune.memory.allocator.allocator import OutOfMemory, replay, smallest_capacity
+from fitune.memory.cards.cards import Card
+from fitune.memory.ledger import Ledger, make_ledger
+from fitune.memory.shapes import Shapes
+from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.records import MemoryTwin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A run's memory on a card, forecast. All sizes are bytes."""
+
+    card: Card
+    shapes: Shapes
+    rehearsal: Rehearsal
+    ledger: Ledger
+    expandable: bool
+    """Whether the allocator's segments grow (`expandable-segments`)."""
+    allocated: int
+    """The most that the caching allocator has given out at once."""
+    reserved: int
+    """The most that it has taken of the card, if it never runs short."""
+    needed: int
+    """The least that it must be able to take of the card for the run to get through: short of memory, it gives back
+    what it keeps for later and asks again, which costs time."""
+    margin: int
+    """What the forecast may be wrong by, as measured (`fitune.memory.forecast`)."""
+    passes: bool
+    """Whether the run gets through on this card with the margin left over."""
+
+    @property
+    def spare(self) -> int:
+        """Bytes of the card that are left, context and margin aside; negative where they are missing."""
+        return self.card.usable - self.margin - self.needed
+
+    @property
+    def used(self) -> int:
+        """Bytes of the card that the run takes if it never runs short, its context included."""
+        return self.reserved + self.card.context
+
+    @property
+    def cached(self) -> int:
+        """Bytes that are reserved at the most, but not allocated at the most: fragmentation, and kept for later."""
+        return self.reserved - self.ledger.peak
+
+
+def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = ()) -> Forecast:
+    """Forecast a run with batches of these shapes on a card; `twins` stand for custom kernels.
+
+    Raises `ModelError` where it cannot be traced.
+    """
+    rehearsal = rehearse(recipe, shapes, card, twins)
+    return on_card(rehearsal, shapes, card)
+
+
+def on_card(rehearsal: Rehearsal, shapes: Shapes, card: Card) -> Forecast:
+    """What a traced run takes on a card of the kind that it was traced for."""
+    events = list(rehearsal.log.sized())
+    expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
+    free = replay(events, expandable=expandable)
+    quantized = rehearsal.plan.quantization is not None
+    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=quantized)
+    capacity = card.usable - margin
+    fits_as_it_is = free.peak_reserved <= capacity
+    return Forecast(
+        card=card,
+        shapes=shapes,
+        rehearsal=rehearsal,
+        ledger=make_ledger(rehearsal.log),
+        expandable=expandable,
+        allocated=free.peak_allocated,
+        reserved=free.peak_reserved,
+        needed=smallest_capacity(events, expandable=expandable),
+        margin=margin,
+        passes=fits_as_it_is or _gets_through(events, expandable, capacity),
+    )
+
+
+def _gets_through(events: list[tuple[int, int]], expandable: bool, capacity: int) -> bool:
+    try:
+        replay(events, expandable=expandable, capacity=capacity)
+    except OutOfMemory:
+        return False
+    return True
+
+
+GROWING, QUANTIZED, FIXED = 0.0025, 0.01, 0.02
+"""Shares of the reserved bytes: with segments that grow, with those and a quantised base model, with others."""
+
+LEAST = 64 * 2**20
+"""Bytes."""
+
+
+def margin_of(reserved: int, *, expandable: bool, quantized: bool) -> int:
+    """Bytes that are left free beside a forecast of so many reserved ones."""
+    share = (QUANTIZED if quantized else GROWING) if expandable else FIXED
+    return max(LEAST, int(reserved * share))

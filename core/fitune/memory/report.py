@@ -1,0 +1,203 @@
+"""`ft plan` as a person reads it, and as a program does. Every number here is forecast, none measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fitune.memory.forecast import Forecast
+from fitune.memory.ledger import Moment
+from fitune.memory.levers import Measured, Refused
+from fitune.memory.trace.log import Block
+from fitune.plugin.levers import Lever
+from fitune.plugin.options import toml_text
+from fitune.plugin.recipe import Recipe
+
+MIB, GIB = 2**20, 2**30
+
+BAR = 40
+"""Columns of the timeline's longest bar."""
+
+NEGLIGIBLE = MIB // 20
+"""Bytes below which a kind of memory is left out of the ledger."""
+
+
+def size(number: int) -> str:
+    """Bytes, as a person reads them: to the megabyte, in GiB from 10 GiB on with that precision."""
+    if abs(number) >= GIB:
+        return f"{number / GIB:,.3f} GiB"
+    return f"{number / MIB:,.1f} MiB"
+
+
+def text(forecast: Forecast, name: str) -> Iterator[str]:
+    """The lines of a plan."""
+    yield from verdict(forecast, name)
+    yield ""
+    yield from _ledger(forecast)
+    yield ""
+    yield "Allocated at most, by phase"
+    peak = max(phase.bytes for phase in forecast.ledger.phases)
+    for phase in forecast.ledger.phases:
+        mark = "  <- the peak" if phase.bytes == peak else ""
+        yield f"  {phase.phase:<12} {size(phase.bytes):>12}{mark}"
+    yield ""
+    yield "What holds most at the peak, weights aside"
+    for holding in forecast.ledger.largest:
+        yield f"  {size(holding.bytes):>12}  {_holding(holding.block, holding.count)}"
+    yield ""
+    yield from _timeline(forecast.ledger.timeline)
+
+
+def verdict(forecast: Forecast, name: str) -> Iterator[str]:
+    """Whether it fits, and the figures that say so."""
+    card, rehearsal = forecast.card, forecast.rehearsal
+    if forecast.passes and forecast.reserved <= card.usable - forecast.margin:
+        said = f"fits, {size(forecast.spare)} to spare"
+    elif forecast.passes:
+        said = "fits, but the allocator runs short and has to ask again, which costs time"
+    elif forecast.needed <= card.usable:
+        said = f"does not fit surely: {size(-forecast.spare)} of the margin are missing"
+    else:
+        said = f"does not fit: {size(forecast.needed - card.usable)} are missing"
+    share = 100 * rehearsal.trainable / rehearsal.parameters
+    yield f"{name} on {card.name}, {size(card.memory)}: {said}"
+    yield f"  rows       {_rows(forecast)}"
+    yield f"  parameters {rehearsal.parameters:,}, of which {rehearsal.trainable:,} train ({share:.2f} %)"
+    yield f"  allocated  {size(forecast.allocated):>12}  at most"
+    segments = "segments that grow" if forecast.expandable else "segments of fixed size"
+    yield f"  reserved   {size(forecast.reserved):>12}  at most, with {segments}; {size(forecast.needed)} would do"
+    yield f"  context    {size(card.context):>12}  {card.context_source}"
+    yield f"  margin     {size(forecast.margin):>12}  what a forecast may be wrong by, as measured"
+    for notice in (*rehearsal.plan.notices, *rehearsal.notices):
+        yield f"  note       {notice}"
+
+
+def _rows(forecast: Forecast) -> str:
+    rows, length = forecast.shapes.training[0].input_ids.shape
+    return f"{rows} x {length} tokens to a micro-batch; from {forecast.shapes.source}"
+
+
+def _ledger(forecast: Forecast) -> Iterator[str]:
+    yield f"What it is for, at the peak ({_place(forecast.ledger.at)})"
+    entries = [(str(entry.kind), entry.bytes) for entry in forecast.ledger.entries]
+    entries += [("context", forecast.card.context), ("fragmentation and cache", forecast.cached)]
+    total = forecast.used
+    for kind, number in sorted(entries, key=lambda entry: -entry[1]):
+        if number >= NEGLIGIBLE:
+            yield f"  {kind:<24} {size(number):>12}  {100 * number / total:5.1f} %"
+    yield f"  {'together':<24} {size(total):>12}"
+
+
+def _place(block: Block) -> str:
+    module = block.module or ("the loss" if block.kind == "loss" else "the loop")
+    return f"{block.phase}, {operation(block)} in {module}"
+
+
+def _holding(block: Block, count: int) -> str:
+    shape = " x ".join(map(str, block.shape)) or "a scalar"
+    module = block.module or ("the loss" if block.kind == "loss" else "the loop")
+    others = f" and {count - 1} more like it" if count > 1 else ""
+    return f"{block.kind}: {shape} {block.dtype}, {operation(block)} in {module}{others}"
+
+
+def operation(block: Block) -> str:
+    """The operation's name without its overload."""
+    return block.operation.removeprefix("aten.").partition(".")[0]
+
+
+def _timeline(moments: Sequence[Moment]) -> Iterator[str]:
+    if not moments:
+        return
+    yield "One step in time, allocated at most in each of its parts (the bar begins at the lowest)"
+    low, high = min(m.bytes for m in moments), max(m.bytes for m in moments)
+    for moment in moments:
+        width = round(BAR * (moment.bytes - low) / max(1, high - low))
+        yield f"  {moment.phase:<10} {size(moment.bytes):>12}  {'#' * width:<{BAR}}  {moment.place}".rstrip()
+
+
+def lever_lines(recipe: Recipe, found: Iterable[Measured | Refused]) -> Iterator[str]:
+    """The table of a recipe's levers: what saves most comes first."""
+    all_found = list(found)
+    measured = sorted((one for one in all_found if isinstance(one, Measured)), key=lambda one: -one.saved_allocated)
+    yield "Levers, each traced by itself: memory saved, compute added for each token, whether the result stays the same"
+    yield f"  {'allocated':>12} {'needed':>12} {'compute':>8}  {'result':<9} lever"
+    for one in measured:
+        compute = f"{100 * one.compute:+.1f} %"
+        allocated, needed = _signed(one.saved_allocated), _signed(one.saved)
+        yield f"  {allocated:>12} {needed:>12} {compute:>8}  {_result(one.lever):<9} {one.lever.name}"
+        yield f"  {'':>12} {'':>12} {'':>8}  {'':<9} {recipe_lines(recipe, one.lever)}"
+    for refused in (one for one in all_found if isinstance(one, Refused)):
+        yield f"  {'':>12} {'':>12} {'':>8}  {'refused':<9} {refused.lever.name}: {refused.reason}"
+
+
+def _signed(saved: int) -> str:
+    """Megabytes saved; what is taken instead has a minus."""
+    return f"{saved / MIB:,.1f} MiB"
+
+
+def _result(lever: Lever) -> str:
+    return {True: "same", False: "changes", None: "unknown"}[lever.exact]
+
+
+def recipe_lines(recipe: Recipe, lever: Lever) -> str:
+    """What the lever changes, in the recipe's own words."""
+    return "; ".join(_changed(recipe, key, value) for key, value in lever.changes)
+
+
+def _changed(recipe: Recipe, key: str, value: object) -> str:
+    if key != "memory.strategy" or not isinstance(value, list):
+        return f"{key} = {toml_text(value)}"
+    before = [use.table() for use in recipe.strategies]
+    gone = {str(table["use"]) for table in before} - {str(table["use"]) for table in value}
+    new = [", ".join(f"{k} = {toml_text(v)}" for k, v in table.items()) for table in value if table not in before]
+    return "; ".join([*(f"[[memory.strategy]] {table}" for table in new), *(f"no {name}" for name in sorted(gone))])
+
+
+def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = None) -> dict[str, Any]:
+    """The plan for a program; sizes are bytes."""
+    rehearsal, ledger = forecast.rehearsal, forecast.ledger
+    result: dict[str, Any] = {
+        "card": {"name": forecast.card.name, "memory": forecast.card.memory, "context": forecast.card.context},
+        "fits": forecast.passes,
+        "spare": forecast.spare,
+        "allocated": forecast.allocated,
+        "reserved": forecast.reserved,
+        "needed": forecast.needed,
+        "margin": forecast.margin,
+        "used": forecast.used,
+        "expandable_segments": forecast.expandable,
+        "shapes": {"source": forecast.shapes.source, "micro_batch": list(forecast.shapes.training[0].input_ids.shape)},
+        "parameters": rehearsal.parameters,
+        "trainable": rehearsal.trainable,
+        "flops_per_token": rehearsal.flops_per_token,
+        "notices": [*rehearsal.plan.notices, *rehearsal.notices],
+        "ledger": {
+            **{entry.kind: entry.bytes for entry in ledger.entries},
+            "context": forecast.card.context,
+            "fragmentation and cache": forecast.cached,
+        },
+        "phases": {phase.phase: phase.bytes for phase in ledger.phases},
+        "peak_at": asdict(ledger.at),
+        "largest": [{**asdict(h.block), "count": h.count, "total": h.bytes} for h in ledger.largest],
+        "timeline": [asdict(moment) for moment in ledger.timeline],
+    }
+    if found is not None:
+        result["levers"] = [_lever_json(one) for one in found]
+    return result
+
+
+def _lever_json(one: Measured | Refused) -> dict[str, Any]:
+    lever = one.lever
+    common = {"name": lever.name, "set": list(lever.overrides), "exact": lever.exact, "remark": lever.remark}
+    if isinstance(one, Refused):
+        return {**common, "refused": one.reason}
+    return {
+        **common,
+        "saved_allocated": one.saved_allocated,
+        "saved_needed": one.saved,
+        "compute": one.compute,
+        "fits": one.forecast.passes,
+        "allocated": one.forecast.allocated,
+        "reserved": one.forecast.reserved,
+    }

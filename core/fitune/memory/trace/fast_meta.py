@@ -1,0 +1,104 @@
+"""Results of the operations that a step is made of for the most part, as torch makes them, in a tenth of the time.
+
+Without values torch goes through Python for these, with every case that there is; a trace nearly always meets one of
+them: tensors of one type and shape, and products of two matrices. Everything else is left to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten: Any = torch.ops.aten
+
+Made = Callable[..., Any]
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """`torch.empty_like` itself goes through Python."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _usual(*tensors: Any) -> bool:
+    """Whether all are without values and of one floating-point type, and the first has no holes."""
+    first = tensors[0]
+    alike = all(isinstance(t, Tensor) and t.is_meta and t.dtype is first.dtype for t in tensors)
+    dense = first.is_contiguous() or aten.is_non_overlapping_and_dense(first)
+    return alike and first.dtype.is_floating_point and dense
+
+
+def _elementwise(operation: Any) -> Made:
+    """Of one tensor, or of one and a number, or of one and another that has its shape or is spread to it."""
+
+    def make(*args: Any, **named: Any) -> Any:
+        first, second = args[0], args[-1]
+        if not named and len(args) < 3 and _usual(first):
+            if len(args) == 1 or type(second) in (int, float):
+                return _like(first)
+            if _usual(first, second) and _spreads(second.shape, first.shape):
+                return _like(first)  # the order of its dimensions decides (TensorIterator::reorder_dimensions)
+        return operation(*args, **named)
+
+    return make
+
+
+def _spreads(shape: torch.Size, over: torch.Size) -> bool:
+    if shape == over:
+        return True
+    least = len(over) - len(shape)
+    return least >= 0 and all(size in (1, over[least + at]) for at, size in enumerate(shape))
+
+
+def _matrices(left: Tensor, right: Tensor) -> bool:
+    alike = left.is_meta and right.is_meta and left.dtype is right.dtype
+    return alike and left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
+
+
+def mm(*args: Any, **named: Any) -> Any:
+    """A product of two matrices."""
+    if named or len(args) != 2 or not _matrices(*args):
+        return aten.mm.default(*args, **named)
+    return torch.empty((args[0].shape[0], args[1].shape[1]), dtype=args[0].dtype, device="meta")
+
+
+def addmm_(*args: Any, **named: Any) -> Any:
+    """A product that is added in place."""
+    fits = len(args) == 3 and _matrices(*args[1:]) and args[0].dtype is args[1].dtype
+    if fits and args[0].shape == (args[1].shape[0], args[2].shape[1]):
+        return args[0]
+    return aten.addmm_.default(*args, **named)
+
+
+def rms_norm(*args: Any, **named: Any) -> Any:
+    """The norm of the last dimension, and its scale of each row in float32."""
+    inputs, shape, weight = args[:3]
+    if named or len(shape) != 1 or weight is None or not _usual(inputs, weight) or not inputs.is_contiguous():
+        return aten._fused_rms_norm.default(*args, **named)
+    return _like(inputs), torch.empty((*inputs.shape[:-1], 1), dtype=torch.float32, device="meta")
+
+
+def rms_norm_backward(*args: Any, **named: Any) -> Any:
+    """Its gradients, of what is asked for."""
+    gradient, inputs, shape, _, weight, asked = args
+    if len(shape) != 1 or weight is None or not _usual(inputs, gradient, weight) or not inputs.is_contiguous():
+        return aten._fused_rms_norm_backward.default(*args, **named)
+    return _like(inputs) if asked[0] else None, _like(weight) if asked[1] else None
+
+
+ELEMENTWISE = (
+    *("mul.Tensor", "add.Tensor", "sub.Tensor", "div.Tensor", "neg.default", "silu.default", "sigmoid.default"),
+    *("rsqrt.default", "pow.Tensor_Scalar"),
+)
+
+USUAL: dict[str, Made] = {
+    **{f"aten.{name}": _elementwise(getattr(getattr(aten, name[: name.index(".")]), name.split(".")[1]))
+       for name in ELEMENTWISE},
+    "aten.mm.default": mm,
+    "aten.addmm_.default": addmm_,
+    "aten._fused_rms_norm.default": rms_norm,
+    "aten._fused_rms_norm_backward.default": rms_norm_backward,
+}  # fmt: skip
+"""By operation; called with its arguments."""

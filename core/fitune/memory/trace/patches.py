@@ -1,0 +1,93 @@
+"""What differs between tensors without values and real ones on a card: patched while a forecast is traced.
+
+Functions are replaced where models look them up. A `TorchFunctionMode` would not do: the backward pass leaves it, and
+a layer that is computed again there would take other kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+import transformers.integrations.moe
+import transformers.masking_utils
+from torch import Tensor
+
+from fitune.memory.kernels.torch_version import Version, torch_version
+from fitune.memory.trace.functional import functions
+from fitune.memory.trace.meta import DEVICE
+from fitune.memory.trace.outputs import prepare
+
+
+@contextlib.contextmanager
+def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute with another value for a while; nothing is done if there is no such attribute."""
+    missing = object()
+    before = getattr(home, name, missing)
+    if before is missing:
+        yield
+        return
+    setattr(home, name, value)
+    try:
+        yield
+    finally:
+        setattr(home, name, before)
+
+
+@contextlib.contextmanager
+def as_on_card(capability: tuple[int, int], version: Version | None = None) -> Iterator[None]:
+    """Functional operations as CUDA computes them on a card of this compute capability, with a torch of this version
+    (or the one that is there).
+    """
+    prepare()
+    foreach = importlib.import_module("torch.utils._foreach_utils")
+    optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim has a class of that name too
+    with contextlib.ExitStack() as stack:
+        for name, value in functions(capability, version or torch_version()).items():
+            stack.enter_context(replaced(F, name, value))
+        for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
+            for home in (optimizer, foreach):
+                stack.enter_context(replaced(home, name, lambda: ["cuda", "cpu", DEVICE.type]))
+        # Experts are multiplied in groups, whatever the routing: no size depends on which token goes where.
+        grouped = capability >= (8, 0)
+        stack.enter_context(replaced(transformers.integrations.moe, "_can_use_grouped_mm", lambda *given: grouped))
+        yield
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of the values of the batch at hand."""
+
+    packed: bool = False
+    """Whether rows hold several documents, one of which begins where its positions do."""
+    padded: bool = False
+    """Whether the attention mask, if there is one, leaves a token out."""
+
+
+@contextlib.contextmanager
+def as_with_values() -> Iterator[Known]:
+    """transformers' masks as it makes them of real tensors; its questions to values are answered by what is given,
+    which may be changed from batch to batch.
+    """
+    known = Known()
+    masks = transformers.masking_utils
+    find = masks.find_packed_sequence_indices
+
+    def asked(sequences: Tensor) -> bool:
+        (sequences[:, -1] == 0).all()  # the question itself, which takes memory too
+        return True
+
+    def documents(position_ids: Tensor) -> Tensor | None:
+        with replaced(masks, "is_tracing", asked):
+            found = find(position_ids)
+        return found if known.packed else None
+
+    def whole(mask: Tensor) -> bool:
+        return not known.padded
+
+    with replaced(masks, "find_packed_sequence_indices", documents), replaced(masks, "fast_all", whole):
+        yield known

@@ -1,0 +1,240 @@
+"""A run without values: composed as `ft run` would, then traced through two of its own optimizer steps.
+
+Two, for only the first makes the optimizer's state, and only the second meets it. Of a step's micro-batches at most two
+are traced, in the second step: the first has no gradients to stand beside, all later ones have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fitune.compose.attention import assume_isolated
+from fitune.compose.model import Strategies, adapted, make_optimizer, planned, prepared
+from fitune.compose.optimizer import Trainables
+from fitune.compose.parts import make_step
+from fitune.compose.step import Phase, Step
+from fitune.errors import ModelError
+from fitune.memory.cards.cards import Card
+from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
+from fitune.memory.shapes import Shapes
+from fitune.memory.trace.generation import generate
+from fitune.memory.trace.log import Block, MemoryLog
+from fitune.memory.trace.meta import DEVICE, tensors_of
+from fitune.memory.trace.modules import ModuleTracker
+from fitune.memory.trace.patches import Known, as_on_card, as_with_values
+from fitune.memory.trace.refusal import in_words
+from fitune.memory.trace.shorten import shorten
+from fitune.memory.trace.step_time import Work
+from fitune.memory.trace.tracer import Tracer
+from fitune.memory.trace.twins import in_place_of_kernels
+from fitune.plugin.contract import blame
+from fitune.plugin.recipe import Evaluation, Recipe
+from fitune.plugin.records import MemoryTwin
+from fitune.plugin.strategy import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+STEPS = 2
+
+WARM_UP = "transformers' warm-up of the allocator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """A traced run."""
+
+    log: MemoryLog
+    plan: Plan
+    """What the memory strategies decided."""
+    trainable: int
+    """Parameters that train."""
+    parameters: int
+    """Parameters in all."""
+    flops_per_token: float
+    """Floating-point operations of training for each token of a batch."""
+    work: Work
+    """Of the second step: all of what is done once, and of micro-batches as many as were traced."""
+    config: PreTrainedConfig
+    """Of the model."""
+    notices: tuple[str, ...] = ()
+    """What the forecast assumes."""
+
+
+def rehearse(
+    recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = (), *, layers: int | None = None
+) -> Rehearsal:
+    """Trace a run with batches of these shapes on a card; `twins` stand for custom kernels.
+
+    With `layers`, the model has only so many, the first of its own: a search extrapolates from there.
+    Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
+    """
+    strategies, plan = planned(recipe, gpu=True)
+    plan = replace(plan, pin_memory=False)  # it is memory of the host
+    base = built(recipe)
+    if layers is not None:
+        shorten(base, layers)
+    model = adapted(recipe, strategies, base)
+    notices: list[str] = []
+    modules = ModuleTracker(model)
+    deterministic = recipe.general.deterministic
+    tracer = Tracer(
+        modules,
+        scratch=scratch_table(card.capability, deterministic=deterministic),
+        cublas_workspace=cublas_workspace(card.capability, deterministic=deterministic),
+    )
+    packed = any(batch.positions is not None for batch in shapes.training)
+
+    def isolate(model: nn.Module) -> None:
+        if packed:
+            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(as_on_card(card.capability))
+        known = stack.enter_context(as_with_values())
+        stack.enter_context(modules.watch())
+        stack.enter_context(in_words(model, modules, tracer))
+        stack.enter_context(in_place_of_kernels(twins, tracer))
+        known.packed = packed
+        trainables = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
+    return Rehearsal(
+        log=tracer.log,
+        plan=plan,
+        trainable=sum(p.numel() for p in trainables.parameters),
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_token=tracer.flops
+        / sum(batch.input_ids.numel() for batch in (*shapes.training[:1], *shapes.training)),
+        work=tracer.work,
+        config=base.config,
+        notices=tuple(notices),
+    )
+
+
+def built(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's model on the meta device. Raises `ModelError`."""
+    record = recipe.model.record
+    if record.build_model is None:
+        raise ModelError(
+            f'the model loader "{record.name}" cannot build its model without weights (ModelLoader.build_model), so a '
+            "run with it cannot be forecast"
+        )
+    with blame(f'model loader "{record.name}"'):
+        return record.build_model(recipe.model.options)
+
+
+def follow(
+    recipe: Recipe,
+    strategies: Strategies,
+    plan: Plan,
+    model: PreTrainedModel,
+    shapes: Shapes,
+    tracer: Tracer,
+    known: Known,
+    device: torch.device = DEVICE,
+    isolate: Callable[[nn.Module], None] = lambda model: None,
+) -> Trainables:
+    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart.
+
+    Tests do it with values too, on another device.
+    """
+    tracer.enter("load", 0)
+    tracer.last_step = STEPS
+    with tracer:
+        _load(model, tracer)
+        model = prepared(strategies, model)
+        isolate(model)
+        trainables = _trainables(recipe, model, tracer)
+        optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
+        step = make_step(recipe, plan, strategies, model, trainables, optimizer, device)
+        _steps(step, shapes, tracer, known)
+        if shapes.evaluation is not None or shapes.prompt:
+            _evaluate(step, recipe.evaluation, shapes, tracer, known)
+    return trainables
+
+
+def _load(model: PreTrainedModel, tracer: Tracer) -> None:
+    """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
+    it back to the caching allocator, which then serves every tensor from it.
+    """
+    of_adapter = {id(p) for p in model.parameters() if p.requires_grad} if _adapts(model) else set()
+    tensors = list(tensors_of(model))
+    base = [tensor for tensor in tensors if id(tensor) not in of_adapter]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in base}
+    tracer.log.pass_through(Block(sum(storages.values()), "weights", "load", WARM_UP, ""))
+    gc.collect()
+    for tensor in (*base, *(tensor for tensor in tensors if id(tensor) in of_adapter)):
+        tracer.adopt(tensor)
+    tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
+
+
+def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
+    """What trains, with its masters."""
+    trainables = Trainables(model, masters=recipe.train.master_weights)
+    copied = [m for p, m in zip(trainables.parameters, trainables.masters, strict=True) if p is not m]
+    tracer.retag(copied, "master weights")
+    return trainables
+
+
+def _adapts(model: PreTrainedModel) -> bool:
+    """Whether what trains was added to the model, rather than the model itself."""
+    return any(not p.requires_grad for p in model.parameters())
+
+
+def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> None:
+    known.packed = any(batch.positions is not None for batch in shapes.training)
+    for number in range(1, STEPS + 1):
+        tracer.enter("forward", number)
+        step.make(
+            shapes.training[:number],
+            sum(batch.targets for batch in shapes.training),
+            enter=partial(_enter, step, tracer, number),
+        )
+        _tag_state(step, tracer)
+
+
+def _enter(step: Step, tracer: Tracer, number: int, phase: Phase) -> None:
+    """Note the phase, and what the phase before it has left behind."""
+    if phase == "gradients":
+        tracer.retag((p.grad for p in step.trainables.parameters), "gradients")
+    elif phase in ("forward", "optimizer"):
+        tracer.retag((m.grad for m in step.trainables.masters), "gradients")
+    tracer.enter(phase, number)
+
+
+def _tag_state(step: Step, tracer: Tracer) -> None:
+    state: Any = step.optimizer.state
+    tensors = (value for values in state.values() for value in values.values() if isinstance(value, Tensor))
+    tracer.retag(tensors, "optimizer state")
+
+
+def _evaluate(step: Step, settings: Evaluation, shapes: Shapes, tracer: Tracer, known: Known) -> None:
+    tracer.enter("evaluation")
+    step.model.eval()
+    batch = shapes.evaluation
+    if batch is not None:
+        known.packed = batch.positions is not None
+        with torch.no_grad():
+            step.loss(step.model, batch.to(step.device))
+    if shapes.prompt:
+        known.packed, known.padded = False, settings.micro_batch > 1
+        tracer.enter("evaluation")
+        generate(step.model, settings.micro_batch, shapes.prompt, settings.max_new_tokens, tracer, step.device)
+    step.model.train()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: a run gives them too, and there they are about something that happens."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

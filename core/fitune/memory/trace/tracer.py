@@ -1,0 +1,229 @@
+"""Logs every block of memory that operations on tensors without values would take and give back on a GPU."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fitune.compose.step import Phase
+from fitune.memory.kernels.gpu import Scratch
+from fitune.memory.kernels.torch_version import lt_workspace
+from fitune.memory.trace.host_link import cross, crossing
+from fitune.memory.trace.log import Block, Kind, MemoryLog
+from fitune.memory.trace.modules import ModuleTracker
+from fitune.memory.trace.outputs import AS_KERNEL
+from fitune.memory.trace.step_time import Work, flops_of
+from fitune.plugin.strategy import times
+
+CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
+    **{f"aten.{name}.default": lambda args: False for name in ("mm", "bmm", "baddbmm", "addbmm", "mv", "addmv")},
+    "aten.addmm.default": lambda args: True,
+    "aten.addmm_.default": lambda args: False,
+    "bitsandbytes.gemm_4bit.default": lambda args: len(args) > 6 and args[6] is not None,  # with a bias: addmm
+}
+"""Operations that take a cuBLAS handle, and with its first use on a thread its workspace; whether by cuBLASLt."""
+
+COMPOSED = frozenset({"bitsandbytes.gemm_4bit.default"})
+"""Operations that are made of others: what they take beside their results comes first (a weight, dequantised)."""
+
+KINDS: dict[Phase, Kind] = {
+    "load": "weights",
+    "forward": "saved activations",
+    "loss": "loss",
+    "backward": "activation gradients",
+    "gradients": "temporaries",
+    "optimizer": "temporaries",
+    "evaluation": "temporaries",
+}
+"""What a block is taken for, unless more is known of it."""
+
+
+def without_values(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one on the card; others are on the host."""
+    return tensor.is_meta
+
+
+class Tracer(TorchDispatchMode):
+    """A dispatch mode that keeps a `MemoryLog` of the storages that it sees come and go."""
+
+    def __init__(
+        self,
+        modules: ModuleTracker | None,
+        *,
+        scratch: dict[str, Scratch],
+        cublas_workspace: int,
+        on_card: Callable[[Tensor], bool] = without_values,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.log = MemoryLog()
+        self.work = Work()
+        """Of the last step that is traced."""
+        self.last_step = -1
+        """Its number."""
+        self.flops = 0
+        """Floating-point operations of training so far."""
+        self.moved = 0
+        """Bytes that training has copied between the card and the host so far, in both directions."""
+        self.failing = ""
+        """The operation that is running, or that has failed; empty between operations."""
+        self.failed_in = ""
+        """The module of the operation that has failed."""
+        self.modules = modules
+        self._on_card = on_card
+        self._scratch = scratch
+        self._workspace = cublas_workspace
+        self._handles: set[tuple[bool, bool]] = set()
+        self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._phase: Phase = "load"
+        self._step = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it would take a fifth of the time
+
+    def enter(self, phase: Phase, step: int | None = None) -> None:
+        """What follows belongs to this phase, of this step (or the one before)."""
+        self._step = self._step if step is None else step
+        self._phase = phase
+        self.log.enter(phase, self._step)
+        if self.modules is not None and phase in ("forward", "evaluation"):
+            self.modules.start()
+
+    def retag(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
+        """Say what these tensors' memory is for."""
+        for tensor in tensors:
+            known = None if tensor is None else self._known.get(id(tensor.untyped_storage()))
+            if known is not None:
+                self.log.blocks[known[1] - 1].kind = kind
+
+    def adopt(self, tensor: Tensor) -> None:
+        """Note the memory of a tensor that was made before."""
+        if self._on_card(tensor):
+            self._track(tensor, "load")
+
+    def learn(self, operation: str, scratch: Scratch) -> None:
+        """Know what an operation's kernel takes beside its results."""
+        self._scratch[operation] = scratch
+
+    def take(self, operation: str, sizes: Iterable[int]) -> None:
+        """Note memory that a kernel takes beside its results, and gives back."""
+        self._give_back(self._take_scratch(operation, sizes))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and note what it takes."""
+        self.failing = name = str(func)
+        as_kernel = AS_KERNEL.get(name)
+        try:
+            if crossing(name, args, kwargs or {}):
+                results = cross(func, name, args, kwargs or {})
+                moved = times() * results.nbytes if self._trains() else 0
+                self.moved += moved
+                self.work.moved += moved if self._step == self.last_step else 0
+            elif as_kernel is None or not (isinstance(args[0], Tensor) and args[0].is_meta):
+                results = func(*args, **(kwargs or {}))
+            else:
+                results = as_kernel(*args, **(kwargs or {}))
+        except Exception:
+            self.failed_in = "" if self.modules is None else self.modules.now()[0]
+            raise
+        self.failing = ""
+        if self._trains():
+            flops = flops_of(func, name, args, kwargs or {}, results)
+            self.flops += times() * flops
+            if self._step == self.last_step:
+                self._count(func, name, args, results, flops)
+        scratch = self._scratch.get(name)
+        sizes = () if scratch is None else scratch(args, results)
+        held = self._take_scratch(name, sizes) if name in COMPOSED else {}
+        for result in (results,) if isinstance(results, Tensor) else tree_leaves(results):
+            if isinstance(result, Tensor) and self._on_card(result):
+                self._track(result, name)
+        lt = CUBLAS.get(name)
+        if lt is not None:
+            self._take_workspace(lt=lt(args))  # torch makes the result first
+        if name not in COMPOSED:
+            held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
+        self._give_back(held)
+        return results
+
+    def _count(self, func: Any, name: str, args: tuple[Any, ...], results: Any, flops: int) -> None:
+        note = self.work.note_rest if self._phase in ("gradients", "optimizer") else self.work.note
+        note(func, name, args, results, flops, times())
+
+    def _trains(self) -> bool:
+        """Whether what is done now belongs to an optimizer step."""
+        return self._phase not in ("load", "evaluation")
+
+    def _track(self, tensor: Tensor, operation: str) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        known = self._known.get(key)
+        if known is not None and known[0]() is storage:
+            return
+        block = self._block(storage.nbytes(), operation)
+        block.shape, block.dtype = tuple(tensor.shape), str(tensor.dtype)[6:]
+        number = self.log.take(block)
+
+        def gone(_: object) -> None:
+            if self._known.get(key, (None, None))[1] == number:
+                del self._known[key]
+            self.log.give_back(number)
+
+        self._known[key] = (weakref.ref(storage, gone), number)
+
+    def _block(self, size: int, operation: str) -> Block:
+        phase, kind, module = self._phase, KINDS[self._phase], ""
+        if self.modules is not None:
+            module, in_head, again = self.modules.now()
+            if phase == "forward" and in_head:
+                self._phase = phase = "loss"
+                self.log.enter("loss", self._step)
+                kind = "loss"
+            elif phase == "backward":
+                kind = "loss" if in_head else "recomputed activations" if again else kind
+            elif phase == "evaluation" and in_head:
+                kind = "loss"
+        return Block(size, kind, phase, operation, module, step=self._step)
+
+    def _take_scratch(self, operation: str, sizes: Iterable[int]) -> dict[int, None]:
+        """Take what a kernel takes beside its results; gives what it still holds at its end."""
+        taken: list[int] = []
+        held: dict[int, None] = {}
+        for size in sizes:
+            if size < 0:
+                number = taken[-size - 1]
+                del held[number]
+                self.log.give_back(number)
+                continue
+            block = self._block(size, operation)
+            block.kind = "kernel scratch"
+            number = self.log.take(block)
+            taken.append(number)
+            held[number] = None
+        return held
+
+    def _give_back(self, held: dict[int, None]) -> None:
+        for number in reversed(held):
+            self.log.give_back(number)
+
+    def _take_workspace(self, *, lt: bool) -> None:
+        """A handle's workspace is never given back; the backward pass has a thread of its own, so a second handle.
+
+        cuBLASLt has one of its own, or shares it.
+        """
+        size = lt_workspace() if lt else 0
+        in_backward = torch._C._current_autograd_node() is not None  # also where a loss takes gradients by itself
+        handle = (in_backward, size > 0)
+        if handle not in self._handles:
+            self._handles.add(handle)
+            block = self._block(size or self._workspace, "cuBLASLt" if size else "cuBLAS")
+            block.kind = "cuBLAS workspace"
+            self.log.take(block)

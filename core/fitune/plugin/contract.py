@@ -1,0 +1,171 @@
+"""What a plugin must keep to: the hooks that it implements and the records that it gives, checked as it is loaded.
+
+pluggy itself lets pass what would fail late or do nothing at all: hooks of unknown names, functions that lack their
+mark, keyword arguments that no call has. Every finding here is a `PluginError` that says what to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import inspect
+import os
+import re
+import reprlib
+import traceback
+import typing
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from fitune.errors import FtError, PluginError, Problem, nearest
+from fitune.plugin.dataflow import Flow
+from fitune.plugin.hookspecs import Hooks
+from fitune.plugin.levers import Lever
+from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
+
+SPECS: dict[str, tuple[str, ...]] = {
+    name: tuple(inspect.signature(function).parameters)[1:]
+    for name, function in vars(Hooks).items()
+    if name.startswith("ft_")
+}
+"""Each hook with the names of its arguments."""
+
+PROVIDERS: dict[str, type[Any]] = {
+    "ft_model_loaders": ModelLoader,
+    "ft_adapters": Adapter,
+    "ft_memory_strategies": MemoryStrategy,
+    "ft_data_stages": DataStage,
+}
+
+RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}
+"""The hooks that give something, and of which type."""
+
+CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
+
+OPTIONAL = ("build_model", "load_quantized", "load", "merge", "fingerprint", "dialogue")
+"""Fields that hold something to call, or None."""
+
+
+def check_hooks(manager: pluggy.PluginManager, plugin: object, homes: Collection[str]) -> None:
+    """Check all hook implementations of a plugin; `homes` are the modules that are plugins. Raises `PluginError`."""
+    if inspect.isclass(plugin):
+        raise PluginError("it is a class: name a module, or an object of the class")
+    found = False
+    for name in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is None:
+            if name in SPECS:
+                raise PluginError(f"{name} is not marked: put @fitune.hookimpl above it")
+            continue
+        found = True
+        hook = options.get("specname") or name
+        if hook not in SPECS:
+            raise PluginError(f'there is no hook "{hook}". {nearest(hook, SPECS)}')
+        if options.get("wrapper") or options.get("hookwrapper"):
+            raise PluginError(f"{hook} is a wrapper: fitune's hooks take none")
+        function = getattr(plugin, name)
+        _check_arguments(hook, function)
+        home = function.__module__
+        if isinstance(plugin, ModuleType) and home != plugin.__name__ and home in homes:
+            raise PluginError(f"its {hook} is that of plugin {home}: import it under another name")
+    if not found:
+        raise PluginError("it implements no hook: mark its functions with @fitune.hookimpl")
+
+
+def check_given(plugin: str, hook: str, given: object) -> list[Any]:
+    """What a plugin's hook of `RECORDS` gave, checked. Raises `PluginError` if it is not what the hook asks for."""
+    wanted = RECORDS[hook]
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(given)}: yield each {wanted.__name__}")
+    for record in given:
+        if not isinstance(record, wanted):
+            raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(record)}, not a {wanted.__name__}")
+        wrong = _wrong(record) if hook in PROVIDERS else None
+        if wrong:
+            raise PluginError(f"plugin {plugin}: {wrong}")
+    return given
+
+
+def _check_arguments(hook: str, function: Any) -> None:
+    """Calls are made by keyword: an argument that no call has, or that takes no keyword, would fail or stay empty."""
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise PluginError(f"{hook} takes {parameter}: name the arguments that it needs")
+        if parameter.name not in SPECS[hook]:
+            raise PluginError(f'{hook} has no argument "{parameter.name}". {nearest(parameter.name, SPECS[hook])}')
+
+
+def _wrong(record: Any) -> str | None:
+    """What is wrong with a provider record that would only fail once a recipe names it, or once it is listed."""
+    kind = type(record).__name__
+    for field in ("name", "summary"):
+        text = getattr(record, field)
+        if not isinstance(text, str) or not text.strip() or len(text.splitlines()) != 1:
+            return f"a {kind} has {field} = {reprlib.repr(text)}: give it one line of text"
+    what = f'the {kind} "{record.name}"'
+    if not inspect.isclass(record.options) or not dataclasses.is_dataclass(record.options):
+        return f"{what} has options that are not a dataclass. Without any, give fitune.NoOptions"
+    try:
+        typing.get_type_hints(record.options, include_extras=True)
+    except Exception as error:
+        return f"{what} has options whose types cannot be read at run time: {error}"
+    for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
+        if not callable(getattr(record, field, _wrong)):
+            return f"{what} has a {field} that cannot be called"
+    if isinstance(record, Adapter) and not is_plain(record.directory):
+        wanted = "name a directory of its own within a run's, in letters, digits, - and _"
+        return f"{what} has directory = {reprlib.repr(record.directory)}: {wanted}"
+    flows = typing.get_args(Flow)
+    for field in ("takes", "gives"):
+        flow = getattr(record, field, flows[1])
+        if flow not in flows or (field, flow) == ("gives", "nothing"):
+            return f'{what} {field} "{flow}". {nearest(str(flow), flows)}'
+    return None
+
+
+@contextlib.contextmanager
+def blame(what: str, *, but: type[Exception] = FtError) -> Iterator[None]:
+    """Around a call of a plugin's code: an error that is not meant for users becomes one that says what failed.
+
+    Errors of the type `but` are let through too.
+    """
+    try:
+        yield
+    except (FtError, but):
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{what} failed: {cause(error)}") from error
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FtError):
+        return text
+    own = {contextlib.__file__, importlib.__file__, importlib.metadata.__file__}
+    core = f"{Path(__file__).parents[1]}{os.sep}"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames = [f for f in frames if f[0] not in own and not f[0].startswith(("<frozen ", core))]
+    lines = [line for file, line in frames if file == frames[0][0]]  # not within what the plugin called
+    place = f" ({'/'.join(Path(frames[0][0]).parts[-2:])}:{lines[-1]})" if lines else ""
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + place
+
+
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""A directory's name that means the same everywhere, and that no file of a run can have: those have a suffix."""
+
+TAKEN = frozenset({"checkpoints", "non-finite", "lock"})
+"""What else a run's directory holds."""
+
+
+def is_plain(directory: object) -> bool:
+    """Whether a name can be that of the directory with what was trained: no path, and not another of a run's."""
+    return isinstance(directory, str) and bool(PLAIN.fullmatch(directory)) and directory.lower() not in TAKEN

@@ -1,0 +1,58 @@
+"""What plugins ask of a model, or do to it, that every one of them would otherwise do in a way of its own.
+
+Nothing here imports torch or transformers before it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside peft's wrapper, its layers adapted; a model without a wrapper as it is."""
+    from transformers import PreTrainedModel
+
+    get = getattr(model, "get_base_model", None)
+    inner = model if get is None else get()
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def has_values(model: nn.Module) -> bool:
+    """Whether the model's weights are numbers: in a forecast they have shapes alone, and a question to them fails."""
+    return not any(parameter.is_meta for parameter in model.parameters())
+
+
+def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """An optimizer's groups: matrices, and vectors (norms, biases), which are not decayed, as is the custom."""
+    every = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p.ndim >= 2]},
+        {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def mend_generation_config(model: PreTrainedModel) -> None:
+    """Settings that transformers loads with a warning, it may refuse to save, and all that was trained with them."""
+    from transformers import GenerationConfig
+
+    settings = model.generation_config
+    if settings is None or _is_valid(settings):
+        return
+    settings.do_sample = True  # some models give a temperature, but not this, which alone makes it count
+    if not _is_valid(settings):
+        model.generation_config = GenerationConfig(eos_token_id=settings.eos_token_id)
+
+
+def _is_valid(settings: GenerationConfig) -> bool:
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,228 @@
+"""A recipe: everything that a run depends on, as frozen dataclasses. `fitune.recipe.reader` makes one from TOML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from fitune.plugin.options import to_table
+from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+
+R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]")
+
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class General:
+    """The keys that stand above the first table."""
+
+    name: str
+    """Name of the run; part of its directory's name, so without a slash."""
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 42
+    """Seed of the adapter's initial weights, the order of the data, and dropout."""
+    deterministic: bool = False
+    """Compute with deterministic kernels alone, so that equal runs are equal to the bit. An operation that has none
+    ends the run."""
+    plugins: tuple[Path, ...] = ()
+    """Single-file plugins, as paths from the recipe's directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """`[data]`, beside its sources and stages."""
+
+    path: Path | None = None
+    """A local file that is read in place of all `[[data.source]]`s, by the source that knows its suffix."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """Whether a row that cannot be used stops the run, or is left out and counted."""
+    max_empty: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Highest share of rows without a token to train on. They are left out; more of them are an error."""
+    cache: bool = True
+    """Whether prepared data are kept for the next start (in $FT_CACHE, or the user's cache directory)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """`[memory]`, beside its strategies."""
+
+    fit: bool | str = False
+    """Choose the strategies that are not named here, so that the run fits and is fast: true for this machine's GPU, a
+    card's name or description (a .toml file), or a size such as "22.3GiB". Those that are named stay as they are."""
+    allow: tuple[str, ...] = ()
+    """Strategies that `fit` may take although they change numbers or move bytes off the card, by name."""
+    rehearse: bool = True
+    """On a GPU, take the longest batch through a whole step, an evaluation and a save before the first step, and then
+    put everything back as it was."""
+    recoveries: Annotated[int, Ge(0)] = 3
+    """How many times a run that runs out of GPU memory may go on with strategies that take less of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """`[train]`: the loop."""
+
+    micro_batch: Annotated[int, Ge(1)] = 1
+    """Rows in a forward pass, in each process."""
+    length: Annotated[int, Ge(2)] = 2048
+    """Most tokens in a row."""
+    batch_tokens: Annotated[int, Ge(1)] | None = None
+    """Tokens of an optimizer step over all micro-batches and processes, as if every row were full. With `[memory] fit`,
+    which then chooses `micro_batch` and accumulation; a multiple of `length`."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps. With `epochs` too, the run ends at whichever comes first; with neither, after one epoch."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """Passes over the data."""
+    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    """The highest learning rate."""
+    schedule: Schedule = "cosine"
+    """How the learning rate goes on after the warm-up; transformers' scheduler of that name."""
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's decay of the mean of gradients."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """AdamW's decay of the mean of squared gradients."""
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    """AdamW's term that keeps a division finite."""
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    """Gradients of a larger norm are scaled down to this one; 0 for no clipping."""
+    master_weights: bool = True
+    """Keep a float32 copy of trainable parameters of lower precision in the optimizer, so that small updates are
+    not rounded away."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do where the loss or the norm of its gradient is no finite number: stop the run, or leave the step out.
+    Its weights are never changed by such a step, and the rows are kept for inspection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`[eval]`, beside its sources, without which nothing is evaluated."""
+
+    micro_batch: Annotated[int, Ge(1)] = 1
+    """Rows in a forward pass, in each process."""
+    every: Annotated[int, Ge(1)] | None = None
+    """Steps between evaluations; without it, only after the last step."""
+    before: bool = True
+    """Whether to evaluate before the first step too."""
+    loss: bool = True
+    """Whether to measure the loss on held-out rows, which takes a forward pass over all of them."""
+    exact_match: bool = False
+    """Whether to generate an answer to every held-out prompt and count those equal to the data's."""
+    max_new_tokens: Annotated[int, Ge(1)] = 128
+    """Most tokens of a generated answer."""
+    fraction: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Share of the training sources' rows that is held out in place of an `[[eval.source]]`. Equal rows fall on one
+    side, so that no held-out row is trained on."""
+    examples: Annotated[int, Ge(0)] = 3
+    """Held-out prompts whose answers before and after training are printed side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """`[checkpoint]`: what a run keeps on the way, to go on from."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Steps between checkpoints."""
+    minutes: Annotated[float, Ge(0)] = 30.0
+    """Minutes of training between checkpoints; 0 for none by time."""
+    at_end: bool = True
+    """Whether to write one after the last step too, from which a longer run can go on."""
+    keep: Annotated[int, Ge(1)] = 2
+    """How many of the newest are kept."""
+    best: bool = True
+    """Whether that of the best evaluation is kept too: of the highest exact match, or else of the lowest loss."""
+    spot: Literal["aws", "gcp", "azure"] | None = None
+    """Stop and save when this cloud says that it takes the machine, a spot instance, back: the machine's own metadata
+    service is asked every few seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """`[log]`."""
+
+    every: Annotated[int, Ge(1)] = 1
+    """Steps between lines of `metrics.jsonl` (evaluations are always written)."""
+    tracker: Tracker | None = None
+    """An experiment tracker that accelerate knows; the package of that name must be installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """The key that every `[[data.source]]` takes beside its plugin's own."""
+
+    weight: Annotated[float, Gt(0)] = 1.0
+    """How often each row of the source occurs in an epoch: 2 is twice, 0.5 is a random half of the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use(Generic[R]):
+    """A table that a plugin serves: the provider it names, and its options, checked."""
+
+    record: R
+    options: Any
+    weight: float | None = None
+    """Of a data source: how often each of its rows occurs in an epoch; None where the table does not say."""
+
+    def table(self) -> dict[str, object]:
+        """The table as TOML, every option explicit."""
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"use": self.record.name, **weight, **to_table(self.options)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe without problems."""
+
+    path: Path
+    """The file that it was read from."""
+    general: General
+    model: Use[ModelLoader[Any]]
+    adapter: Use[Adapter[Any]]
+    memory: Memory
+    strategies: tuple[Use[MemoryStrategy[Any]], ...]
+    data: Data
+    sources: tuple[Use[DataStage[Any]], ...]
+    stages: tuple[Use[DataStage[Any]], ...]
+    train: Train
+    evaluation: Evaluation
+    eval_sources: tuple[Use[DataStage[Any]], ...]
+    checkpoint: Checkpoint
+    log: Log
+
+    def to_toml(self) -> dict[str, object]:
+        """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe."""
+        sources = {"source": [s.table() for s in self.eval_sources]} if self.eval_sources else {}
+        held_out = {"eval": {**to_table(self.evaluation), **sources}}
+        return {
+            **to_table(self.general),
+            "model": self.model.table(),
+            "adapter": self.adapter.table(),
+            "memory": {**self._memory(), "strategy": [s.table() for s in self.strategies]},
+            "data": {
+                **to_table(self.data),
+                "source": [s.table() for s in self.sources],
+                "stage": [s.table() for s in self.stages],
+            },
+            "train": self._train(),
+            **(held_out if self.eval_sources or self.evaluation.fraction else {}),
+            "checkpoint": to_table(self.checkpoint),
+            "log": to_table(self.log),
+        }
+
+    def _memory(self) -> dict[str, object]:
+        """Without what only speaks of a choice, where none is left."""
+        table = to_table(self.memory)
+        return table if self.memory.fit else {k: v for k, v in table.items() if k not in ("fit", "allow")}
+
+    def _train(self) -> dict[str, object]:
+        """Without what is left to be chosen."""
+        table = to_table(self.train)
+        return table if self.train.batch_tokens is None else {k: v for k, v in table.items() if k != "micro_batch"}

@@ -1,0 +1,173 @@
+"""What plugins give and what flows between them: frozen records, each a small contract.
+
+A provider record (`ModelLoader`, `Adapter`, `MemoryStrategy`, `DataStage`) has a name that recipes use, a one-line
+summary, an options dataclass and a callable that takes the options read from the recipe. None of these records needs
+torch to be imported, so that listing plugins stays instant: import it inside the callables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from fitune.errors import Problem
+from fitune.plugin.dataflow import DataContext, Flow, Stage
+from fitune.plugin.strategy import Strategy
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
+
+
+def no_problems(options: Any) -> Iterable[Problem]:
+    """The check of a provider that has nothing to check beyond the types and ranges of its options."""
+    return ()
+
+
+# --------------------------------------------------------------------------------------------------------- providers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoader(Generic[O]):
+    """Loads a tokenizer and a causal language model: `[model] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    load_tokenizer: Callable[[O], PreTrainedTokenizerBase]
+    """Gives a fast tokenizer with a pad token; reads no weight. Raises `ModelError`."""
+    load_model: Callable[[O, torch.device], PreTrainedModel]
+    """Gives the model on the device, in evaluation mode. Raises `ModelError`."""
+    build_model: Callable[[O], PreTrainedModel] | None = None
+    """Gives the model on the meta device, from its configuration alone and in the dtype it would be loaded in: what a
+    forecast traces. Raises `ModelError`."""
+    load_quantized: Callable[[O, torch.device, QuantizationConfigMixin], PreTrainedModel] | None = None
+    """As `load_model`, with linear layers quantised as they are read (transformers' quantisers)."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+    """Looks at what can be known before a weight is read, e.g. whether a file is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter(Generic[O]):
+    """Decides which parameters train: `[adapter] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    attach: Callable[[O, PreTrainedModel], PreTrainedModel]
+    """Gives the model with its trainable parameters, all others frozen. Raises `ModelError`."""
+    save: Callable[[PreTrainedModel, Path], None]
+    """Writes what was trained into an empty directory, as safetensors."""
+    directory: str = "adapter"
+    """Name of that directory within the run's."""
+    load: Callable[[O, PreTrainedModel, Path], PreTrainedModel] | None = None
+    """Gives the base model with what `save` wrote into a directory, frozen; None for an adapter that cannot be asked,
+    evaluated or merged after its run. It may change the model. Raises `ModelError`, for a part that is missing too."""
+    merge: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] | None = None
+    """Gives a loaded model as a plain one of transformers: what the adapter adds becomes part of the weights, in
+    float32, and these are cast once, to the type. The weights that it does not touch may keep theirs. The base is
+    never quantised here. Raises `ModelError`."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How `[memory] fit` may choose a memory strategy that the recipe does not name."""
+
+    settings: tuple[Mapping[str, object], ...] = ({},)
+    """Options to try, a table each; those that are left out have their defaults."""
+    layers: str = ""
+    """Name of the option that says in how many of the first layers it works, from 1 to all: the search looks for the
+    smallest number that fits. Left out of the table, the option must mean all of them."""
+    needs: str = ""
+    """Name of the strategy without which this one does nothing; it stands before this one in the recipe."""
+    asked: bool = False
+    """Whether a recipe must allow it by name (`[memory] allow`): always so for one that is not exact, and for one that
+    moves bytes off the card."""
+    free: bool = False
+    """Whether it costs no time, so that it is always taken."""
+    suits: Callable[[PreTrainedConfig], bool] | None = None
+    """Whether it works with a model of this configuration, where that can be told; None for every model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStrategy(Generic[O]):
+    """Changes what a run keeps in memory, and where: `[[memory.strategy]] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    make: Callable[[O], Strategy]
+    check: Callable[[O], Iterable[Problem]] = no_problems
+    exact: bool | None = None
+    """Whether a run learns the same with it, but for rounding; None where that is not known."""
+    fit: Fit | None = None
+    """How `[memory] fit` may choose it; None if it may not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTwin:
+    """What a custom kernel takes of the card, for forecasts, which cannot run it (`ft_memory_twins`).
+
+    `fitune.testing.assert_twin` proves it equal to the kernel. Give `replaces` and `twin` for a kernel that is called
+    as a function; `operation` for one that is a custom operation of torch with a fake implementation, which shows its
+    results already.
+    """
+
+    name: str
+    replaces: str = ""
+    """Where the kernel is looked up when it is called, as `package.module:attribute`."""
+    twin: Callable[..., Any] | None = None
+    """Called in its place with the same arguments: operations of torch alone, that give results of the same shapes and
+    types and keep the same tensors for the backward pass."""
+    operation: str = ""
+    """The custom operation's name as `str` shows it, e.g. `mylib.fused_norm.default`."""
+    scratch: Callable[[Sequence[Any], Any], Iterable[int]] | None = None
+    """Bytes that the kernel takes beside its results: `(arguments, results) -> sizes`, all alive at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """How a data stage writes conversations, for a trained model that is to answer."""
+
+    prompt: Callable[[Sequence[Mapping[str, Any]]], str]
+    """Messages as text with its special tokens, up to where the assistant's next answer begins. Raises `DataError`."""
+    end: str
+    """What the model writes behind an answer, e.g. "<|im_end|>"; empty where that cannot be told."""
+    template: str
+    """The chat template, as Jinja."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataStage(Generic[O]):
+    """One step from files to batches: `[[data.source]]` (takes nothing) or `[[data.stage]] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    takes: Flow
+    gives: Flow
+    make: Callable[[O, DataContext], Stage]
+    """Gives the stage; a source ignores the (empty) iterator it is called with. Raises `DataError`."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+    packs: bool = False
+    """Whether it joins several documents in a row; such stages are left out for held-out data."""
+    suffixes: tuple[str, ...] = ()
+    """Of a source: the file names that it reads end so, e.g. `(".jsonl",)`; `[data] path` finds it by them."""
+    fingerprint: Callable[[O], str | None] | None = None
+    """Of a source: a digest of the content that it would read now, or None where nobody can know it. Prepared data are
+    cached only if every source has one. Other stages are known by their name, options and plugin version."""
+    dialogue: Callable[[O, DataContext], Dialogue] | None = None
+    """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`. Raises `DataError`."""
+
+
+Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"
+
+
+def must_be_asked(record: MemoryStrategy[Any]) -> bool:
+    """Whether a recipe must allow it by name."""
+    return record.fit is not None and (record.fit.asked or record.exact is not True)

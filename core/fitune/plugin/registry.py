@@ -1,0 +1,285 @@
+"""Finds plugins, keeps a broken one from harming the rest, and hands out what they provide.
+
+Plugins come from three places, in this order: those built in, those that installed distributions announce in the
+entry-point group `fitune`, and single files that a recipe names. Everything a plugin does wrong is caught here and
+carries its name: pluggy's own loading has no isolation, and its errors do not say which plugin raised them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar, cast
+
+import pluggy
+
+from fitune._version import __version__
+from fitune.errors import FtError, PluginError, nearest
+from fitune.plugin import contract
+from fitune.plugin.hookspecs import Hooks
+from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
+
+GROUP = "fitune"
+
+BUILT_IN = (
+    "fitune_plugins.loaders.hf",
+    "fitune_plugins.loaders.gguf",
+    "fitune_plugins.loaders.deepseek_7b",
+    "fitune_plugins.adapters.lora",
+    "fitune_plugins.adapters.full",
+    "fitune_plugins.memory.gradient_checkpointing",
+    "fitune_plugins.memory.offload_checkpoints",
+    "fitune_plugins.memory.tiled_mlp",
+    "fitune_plugins.memory.host_embeddings",
+    "fitune_plugins.memory.recompute_pointwise",
+    "fitune_plugins.memory.accumulation",
+    "fitune_plugins.memory.pinned_memory",
+    "fitune_plugins.memory.chunked_loss",
+    "fitune_plugins.memory.expandable_segments",
+    "fitune_plugins.memory.fused_rms_norm",
+    "fitune_plugins.memory.fused_lora",
+    "fitune_plugins.memory.nf4",
+    "fitune_plugins.memory.adamw_8bit",
+    "fitune_plugins.data.sources.jsonl",
+    "fitune_plugins.data.sources.json_file",
+    "fitune_plugins.data.sources.csv_file",
+    "fitune_plugins.data.sources.parquet",
+    "fitune_plugins.data.sources.txt",
+    "fitune_plugins.data.sources.hf_dataset",
+    "fitune_plugins.data.formats",
+    "fitune_plugins.data.detect",
+    "fitune_plugins.data.plain_text",
+    "fitune_plugins.data.chat",
+    "fitune_plugins.data.tokenize",
+    "fitune_plugins.data.truncate",
+    "fitune_plugins.data.pack",
+    "fitune_plugins.data.pad",
+    "fitune.recipe.secrets",
+    "fitune.memory.cards.check",
+    "fitune_plugins.events.spot_notice",
+)
+
+P = TypeVar("P", bound=Provider)
+
+KINDS: dict[type[Any], str] = {
+    ModelLoader: "model loader",
+    Adapter: "adapter",
+    MemoryStrategy: "memory strategy",
+    DataStage: "data stage",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A plugin that was found, whether it works or not."""
+
+    name: str
+    origin: Literal["built-in", "installed", "file", "given"]
+    version: str | None
+    path: str | None
+    hooks: tuple[str, ...] = ()
+    cause: str | None = None
+    """Why it is broken; None if it works."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """A provider record and the plugin that gave it."""
+
+    kind: str
+    record: Provider
+    plugin: str
+
+
+class Registry:
+    """The plugins of one process; made once and passed on, never global."""
+
+    def __init__(self, *, trace: Callable[[str], None] | None = None, trusts_remote_code: bool = False) -> None:
+        """An empty registry. `trace` is told of every hook call: hook, plugin, seconds. With `trusts_remote_code`
+        recipes may have models run code of their own (`fitune.recipe.checks`).
+        """
+        self.trusts_remote_code = trusts_remote_code
+        self._manager = pluggy.PluginManager("fitune")
+        self._manager.add_hookspecs(Hooks)
+        self._trace = trace
+        self._homes = set(BUILT_IN)
+        self.plugins: dict[str, Plugin] = {}
+        self.provided: list[Provided] = []
+        self._errors: dict[str, BaseException] = {}
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        third_party: bool = True,
+        trace: Callable[[str], None] | None = None,
+        trusts_remote_code: bool = False,
+    ) -> Registry:
+        """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
+        registry = cls(trace=trace, trusts_remote_code=trusts_remote_code)
+        entries = _entries() if third_party else []
+        registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
+        for dotted in BUILT_IN:
+            registry._load(dotted, "built-in", __version__, partial(importlib.import_module, dotted))
+        announced = Counter(entry.name for entry, _, _ in entries)
+        for entry, distribution, version in entries:
+            name = entry.name if announced[entry.name] == 1 else f"{entry.name} ({distribution})"
+            registry._load(name, "installed", version, entry.load)
+        return registry
+
+    def load_file(self, path: Path) -> None:
+        """Load the single-file plugin that a recipe names. Raises `PluginError` if it is broken: it was asked for."""
+        name = os.path.normpath(path)
+        plugin = self.plugins.get(name) or self._load(name, "file", None, lambda: _import_file(path))
+        if plugin.cause is not None:
+            raise PluginError(f"plugin {path}: {plugin.cause}") from self._errors.get(name)
+
+    def register(self, plugin: object, name: str) -> None:
+        """Register an object that is a plugin. Raises `PluginError` if it is broken."""
+        cause = self._load(name, "given", None, lambda: plugin).cause
+        if cause is not None:
+            raise PluginError(f"plugin {name}: {cause}")
+
+    def find(self, record_type: type[P], name: str) -> P:
+        """The provider of this type and name. Raises `PluginError` if none or several have it."""
+        kind = KINDS[record_type]
+        found = [p for p in self.provided if p.kind == kind and p.record.name == name]
+        if len(found) == 1:
+            return cast(P, found[0].record)
+        if found:
+            plugins = " and ".join(sorted(p.plugin for p in found))
+            raise PluginError(f'{len(found)} plugins provide a {kind} "{name}": {plugins}. Uninstall or rename one')
+        message = f'unknown {kind} "{name}". {nearest(name, self.names(record_type))}'
+        broken = [f"{p.name} ({p.cause})" for p in self.plugins.values() if p.cause]
+        if broken:
+            message += (
+                f"{'' if message.endswith('?') else '.'} It may belong to a plugin that is broken: {'; '.join(broken)}"
+            )
+        raise PluginError(message)
+
+    def names(self, record_type: type[Any]) -> list[str]:
+        """The names of all providers of a type, sorted."""
+        return sorted({p.record.name for p in self.provided if p.kind == KINDS[record_type]})
+
+    def conflicts(self, provided: Provided) -> list[str]:
+        """The other plugins that provide the same name of the same kind."""
+        return [
+            p.plugin
+            for p in self.provided
+            if p is not provided and (p.kind, p.record.name) == (provided.kind, provided.record.name)
+        ]
+
+    def call(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
+        """Call a hook in every plugin that implements it, last registered first: (plugin, result) each.
+
+        Raises `PluginError`, which names the plugin, on the first exception that is not an `FtError`.
+        """
+        return [(name, self._call(name, hook, function, arguments)) for name, function in self._functions(hook)]
+
+    def call_every(self, hook: str, **arguments: object) -> list[FtError]:
+        """Like `call`, but an error keeps no other plugin from being called: the errors."""
+        errors: list[FtError] = []
+        for name, function in self._functions(hook):
+            try:
+                self._call(name, hook, function, arguments)
+            except FtError as error:
+                errors.append(error)
+        return errors
+
+    def _functions(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return [(i.plugin_name, i.function) for i in reversed(implementations)]
+
+    def _call(self, plugin: str, hook: str, function: Callable[..., Any], arguments: dict[str, object]) -> Any:
+        wanted = inspect.signature(function).parameters
+        start = time.perf_counter()
+        ended = " failed"
+        try:
+            with contract.blame(f"plugin {plugin}: {hook}"):
+                result = function(**{k: v for k, v in arguments.items() if k in wanted})
+                if isinstance(result, Iterable):
+                    result = list(result)  # a generator's body runs here, where its errors get a name
+            ended = ""
+        finally:
+            if self._trace:
+                self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s{ended}")
+        return contract.check_given(plugin, hook, result) if hook in contract.RECORDS else result
+
+    def _load(self, name: str, origin: Any, version: str | None, get: Callable[[], object]) -> Plugin:
+        """Load one plugin; whatever goes wrong, only this plugin is broken."""
+        shown = name
+        while shown in self.plugins:  # an entry point may have a built-in's name, or a test give one twice
+            shown += "'"
+        plugin = Plugin(name=shown, origin=origin, version=version, path=None)
+        try:
+            module = get()
+            plugin = replace(plugin, path=getattr(module, "__file__", None))
+            other = self._manager.get_name(module)
+            if other is not None:
+                raise PluginError(f'it is the same as plugin "{other}"')
+            contract.check_hooks(self._manager, module, self._homes)
+            self._manager.register(module, shown)
+            self._manager.check_pending()
+            callers = self._manager.get_hookcallers(module) or []
+            plugin = replace(plugin, hooks=tuple(sorted(caller.name for caller in callers)))
+            self.provided += self._provided(shown)
+        except (Exception, SystemExit) as error:
+            if self._manager.has_plugin(shown):
+                self._manager.unregister(name=shown)
+            self._errors[shown] = error
+            plugin = replace(plugin, hooks=(), cause=contract.cause(error).removeprefix(f"plugin {shown}: "))
+        self.plugins[shown] = plugin
+        return plugin
+
+    def _provided(self, plugin: str) -> list[Provided]:
+        """All that a plugin provides: nothing of it counts if any of it is wrong."""
+        found: list[Provided] = []
+        for hook, record_type in contract.PROVIDERS.items():
+            kind = KINDS[record_type]
+            functions = [function for name, function in self._functions(hook) if name == plugin]
+            for record in (record for function in functions for record in self._call(plugin, hook, function, {})):
+                if any((p.kind, p.record.name) == (kind, record.name) for p in found):
+                    raise PluginError(f'it provides the {kind} "{record.name}" twice')
+                found.append(Provided(kind=kind, record=record, plugin=plugin))
+        return found
+
+
+def _entries() -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:
+    """The entry points of installed plugins, each with its distribution's name and version, in a fixed order."""
+
+    def origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str | None]:
+        try:
+            return (entry.dist.name, entry.dist.version) if entry.dist else ("?", None)
+        except Exception:  # what an interrupted uninstallation left has no metadata
+            return "?", None
+
+    found = [(entry, *origin(entry)) for entry in importlib.metadata.entry_points(group=GROUP)]
+    return sorted(found, key=lambda e: (e[0].name, e[1]))
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError("no such file")
+    name = f"fitune_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

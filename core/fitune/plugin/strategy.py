@@ -1,0 +1,110 @@
+"""What a memory strategy is and does: its methods in a run, the plan that it changes, and what it may ask a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    from fitune.plugin.dataflow import Batch
+
+    Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+# -------------------------------------------------------------------------------------------------- memory strategies
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What memory strategies decide before a weight is read; each returns it changed by `dataclasses.replace`."""
+
+    gpu: bool = False
+    """Whether the run is on an NVIDIA GPU: of this machine, or the one that a forecast is made for."""
+    accumulation: int = 1
+    """Micro-batches to a step, in each process."""
+    pin_memory: bool = False
+    """Whether batches are copied to page-locked host memory before they go to the GPU."""
+    allocator: tuple[tuple[str, str], ...] = ()
+    """Settings of torch's CUDA caching allocator (PYTORCH_ALLOC_CONF), as (key, value)."""
+    loss: Loss | None = None
+    """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.compose.loss`)."""
+    quantization: QuantizationConfigMixin | None = None
+    """How the base model's linear layers are quantised as they are loaded; None for not at all."""
+    notices: tuple[str, ...] = ()
+    """What the user should know, e.g. that a setting has no effect on this machine; printed before the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """What a recipe's `[train]` says about AdamW, for strategies that make the optimizer themselves."""
+
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    fused: bool
+    """Whether every parameter is on a device for which torch has a fused AdamW kernel that pays (CUDA)."""
+
+
+class Strategy:
+    """A memory strategy at work in one run; every method may be left as it is.
+
+    Strategies are called in the order in which they stand in the recipe.
+    """
+
+    def plan(self, plan: Plan) -> Plan:
+        """Change the plan. Called first, before torch touches a device."""
+        return plan
+
+    def loaded(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Change the base model, before it gets its adapter. In a forecast it is on meta, and not quantised yet."""
+        return model
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Change the model, which has its adapter by now. Called once, before the optimizer is made."""
+        return model
+
+    def make_optimizer(
+        self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings
+    ) -> torch.optim.Optimizer | None:
+        """Make the optimizer of these float32 parameters, or None to leave it to others. At most one may."""
+        return None
+
+    def around_step(self) -> contextlib.AbstractContextManager[None]:
+        """A context around the forward and backward passes of each step."""
+        return contextlib.nullcontext()
+
+
+_times: ContextVar[int] = ContextVar("times", default=1)
+
+_module: ContextVar[nn.Module | None] = ContextVar("module", default=None)
+
+
+@contextlib.contextmanager
+def standing_for(times: int, module: nn.Module | None = None) -> Iterator[None]:
+    """What is computed in here, with tensors without values, stands for so many of its kind.
+
+    In a backward pass it is this module's, also where gradients are taken anew, of which nobody else would know.
+    """
+    tokens = _times.set(times * _times.get()), _module.set(module)
+    try:
+        yield
+    finally:
+        _times.reset(tokens[0])
+        _module.reset(tokens[1])
+
+
+def module() -> nn.Module | None:
+    """Whose piece is computed now, if somebody has said."""
+    return _module.get()
+
+
+def times() -> int:
+    """How many what is computed now stands for."""
+    return _times.get()

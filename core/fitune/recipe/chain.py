@@ -1,0 +1,84 @@
+"""The chain of data stages: each takes what the one before gives, from a source's rows to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fitune.errors import Problem
+from fitune.plugin.recipe import Use
+from fitune.plugin.records import DataStage
+from fitune.plugin.registry import Registry
+from fitune.recipe.source import Key
+
+Uses = Sequence[Use[DataStage[Any]]]
+
+Found = list[tuple[Key, Problem]]
+
+FORMAT_STAGE = "detect"
+"""The stage that is put between rows and a stage that takes conversations, where the recipe names no format."""
+
+CLOSING_STAGES = ("tokenize", "truncate", "pad")
+"""Stages that are put behind a recipe's own, each where the chain takes it and the recipe does not name it."""
+
+
+def close_chain(
+    registry: Registry, sources: Uses, stages: Uses, eval_sources: Uses
+) -> tuple[Found, tuple[Use[DataStage[Any]], ...] | None]:
+    """The stages with those that close them up to batches; or the problems, each with the key of its table."""
+    found = [*_sources(registry, sources, eval_sources), *_no_sources(stages)]
+    if found:
+        return found, None
+    chain: list[Use[DataStage[Any]]] = []
+    gives = sources[0].record.gives
+    for number, use in enumerate(stages):
+        if (gives, use.record.takes) == ("rows", "conversations"):
+            chain.append(_plain_use(registry, FORMAT_STAGE))
+            gives = "conversations"
+        if use.record.takes != gives:
+            what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
+            fix = f"Stages that take {gives}: {_names_that_take(registry, gives)}"
+            return [(("data", "stage", number), Problem(what=what, fix=fix))], None
+        chain.append(use)
+        gives = use.record.gives
+    for name in CLOSING_STAGES:
+        record = registry.find(DataStage, name)
+        if record.takes == gives and all(use.record.name != name for use in chain):
+            chain.append(_plain_use(registry, name))
+            gives = record.gives
+    if gives != "batches":
+        what = f"the data stages end with {gives}, not with batches"
+        fix = f"Add a [[data.stage]] that takes {gives}: {_names_that_take(registry, gives)}"
+        return [(("data",), Problem(what=what, fix=fix))], None
+    return [], tuple(chain)
+
+
+def _plain_use(registry: Registry, name: str) -> Use[DataStage[Any]]:
+    record = registry.find(DataStage, name)
+    return Use(record=record, options=record.options())
+
+
+def _sources(registry: Registry, sources: Uses, eval_sources: Uses) -> Iterable[tuple[Key, Problem]]:
+    """What stands under a source's name must be one, and all must give the same."""
+    first = sources[0].record
+    for table, uses in (("data", sources), ("eval", eval_sources)):
+        for number, use in enumerate(uses):
+            key: Key = (table, "source", number)
+            if use.record.takes != "nothing":
+                fix = f"Move it to [[data.stage]]; sources: {_names_that_take(registry, 'nothing')}"
+                yield key, Problem(what=f'"{use.record.name}" is a stage, not a source', fix=fix)
+            elif first.takes == "nothing" and use.record.gives != first.gives:
+                what = f'"{use.record.name}" gives {use.record.gives}, but "{first.name}" gives {first.gives}'
+                yield key, Problem(what=what, fix="Use sources of one kind")
+
+
+def _no_sources(stages: Uses) -> Iterable[tuple[Key, Problem]]:
+    for number, use in enumerate(stages):
+        if use.record.takes == "nothing":
+            what = f'"{use.record.name}" is a source, not a stage'
+            yield ("data", "stage", number), Problem(what=what, fix="Move it to [[data.source]]")
+
+
+def _names_that_take(registry: Registry, flow: str) -> str:
+    stages = (p.record for p in registry.provided if isinstance(p.record, DataStage))
+    return ", ".join(sorted(stage.name for stage in stages if stage.takes == flow)) or "none"

@@ -1,0 +1,147 @@
+"""A TOML file with `--set` overrides: its values, and where each of them came from.
+
+tomli gives values without positions. They are found without a second TOML grammar: of a valid document, a prefix of
+lines parses exactly if it ends between two statements, so the statement that brings a key starts after the last
+shorter prefix that parsed. This reads the document once a line, and only when a position is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from fitune.errors import RecipeError
+from fitune.plugin.options import is_table
+
+Key = tuple["str | int", ...]
+"""A path into a document: names of keys, and positions in arrays of tables."""
+
+
+class TomlSource:
+    """The values of a recipe file, overrides applied, and the place of each."""
+
+    def __init__(self, path: Path, text: str, overrides: Sequence[str] = ()) -> None:
+        """Parse `text` and apply overrides such as `train.steps=20`. Raises `RecipeError`."""
+        self.path = path
+        self.text = text
+        try:
+            self.values: dict[str, Any] = tomli.loads(text)
+        except tomli.TOMLDecodeError as error:
+            message = error.msg.replace("Cannot overwrite a value", "this key is given a second time")
+            raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
+        self._overrides: dict[Key, str] = {}
+        problems = [p for p in map(self._override, overrides) if p]
+        if problems:
+            raise RecipeError(problems)
+        self._lines: dict[Key, int] | None = None
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> TomlSource:
+        """Read a file. Raises `RecipeError` if it is not there, not text, or not TOML."""
+        try:
+            text = path.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
+        except FileNotFoundError:
+            raise RecipeError(
+                [f"{path}: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml"]
+            ) from None
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                [f"{path}: not UTF-8 text (byte {error.start}). Is it a recipe? Then save it as UTF-8"]
+            ) from None
+        except OSError as error:
+            raise RecipeError([f"{path}: cannot be read: {error.strerror}. Give the path of a recipe"]) from None
+        return cls(path, text, overrides)
+
+    def overridden(self, key: Key) -> str | None:
+        """The `--set` text that gave this key or a table around it, if one did; the last of several."""
+        given = [text for k, text in self._overrides.items() if key[: len(k)] == k]
+        return given[-1] if given else None
+
+    def where(self, key: Key) -> tuple[int, str]:
+        """The place of a key: its line, and `FILE:LINE: [table] key`; line 0 and the `--set` text that gave it.
+
+        Of a key that is not there, the place is that of the nearest table around it, or the file alone.
+        """
+        override = self.overridden(key)
+        if override is not None:
+            return 0, f"--set {override}"
+        if self._lines is None:
+            self._lines = dict(_lines(self.text))
+        while key and key not in self._lines:
+            inside = [text for k, text in self._overrides.items() if k[: len(key)] == key]
+            if inside:  # a table that only overrides have made
+                return 0, f"--set {inside[0]}"
+            key = key[:-1]
+        if not key:
+            return 0, str(self.path)
+        value: Any = self.values
+        for part in key:
+            value = value[part]
+        table, name = (key, "") if is_table(value) else (key[:-1], key[-1])
+        words = [f"[{'.'.join(str(part) for part in table if isinstance(part, str))}]"] if table else []
+        line = self._lines[key]
+        return line, " ".join([f"{self.path}:{line}:", *words, *([str(name)] if name else [])])
+
+    def _override(self, text: str) -> str | None:
+        """Apply one override; gives the problem with it, if there is one."""
+        name, equals, raw = text.partition("=")
+        parts = [part.strip() for part in name.split(".")]
+        if not equals or not all(parts):
+            return f"--set {text}: not an override. Write table.key=value, e.g. --set train.steps=20"
+        key: Key = tuple(int(p) if p.isdecimal() else p for p in parts)
+        inside: Any = self.values
+        for number, part in enumerate(key):
+            path = ".".join(parts[:number])
+            if isinstance(inside, list):
+                if not isinstance(part, int) or part >= len(inside):
+                    return f'--set {text}: "{path}" has no entry "{part}": it has {len(inside)}, counted from 0'
+                if number == len(key) - 1:
+                    return f"--set {text}: an entry as a whole cannot be set. Set a key of it, or the whole array"
+            elif not isinstance(inside, dict):
+                return f'--set {text}: "{path}" is not a table, so it has no key "{part}"'
+            if number < len(key) - 1:
+                inside = inside[int(part)] if isinstance(inside, list) else inside.setdefault(str(part), {})
+        inside[str(key[-1])] = _value(raw)
+        self._overrides.pop(key, None)  # the last of two stands last
+        self._overrides[key] = text
+        return None
+
+
+def _value(raw: str) -> object:
+    """What stands behind an equals sign: a TOML value, or else a bare word or a path, as a shell user types it."""
+    try:
+        values = tomli.loads(f"value = {raw}")
+    except tomli.TOMLDecodeError:
+        return raw
+    return values["value"] if len(values) == 1 else raw
+
+
+def _keys(values: Any, key: Key = ()) -> Iterator[Key]:
+    if key:
+        yield key
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _keys(value, (*key, name))
+    elif isinstance(values, list) and is_table(values):
+        for position, value in enumerate(values):
+            yield from _keys(value, (*key, position))
+
+
+def _lines(text: str) -> Iterator[tuple[Key, int]]:
+    """Each key of a valid document with the line, counted from 1, on which the statement that brings it starts."""
+    seen: set[Key] = set()
+    lines = [f"{line}\n" for line in text.split("\n")]  # of the ends that str.splitlines knows, TOML's own
+    start = 0
+    for end in range(1, len(lines) + 1):
+        try:
+            values = tomli.loads("".join(lines[:end]))
+        except tomli.TOMLDecodeError:
+            continue
+        for key in _keys(values):
+            if key not in seen:
+                seen.add(key)
+                yield key, start + 1
+        start = end

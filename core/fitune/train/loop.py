@@ -1,0 +1,139 @@
+"""TODO-DOC fitune.train.loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from fitune.compose.devices import measure_memory
+from fitune.compose.evaluate import EvaluationStopped
+from fitune.compose.loss_scaling import Judge
+from fitune.compose.parts import Parts
+from fitune.data.prepare import batches
+from fitune.data.sampler import share, windows
+from fitune.plugin.dataflow import Example
+from fitune.plugin.events import CheckpointReport, EvalReport, Notice, StepReport
+from fitune.plugin.recipe import Evaluation
+from fitune.train.guards import Watcher
+from fitune.train.keeper import Keeper
+from fitune.train.position import Position
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Report = StepReport | EvalReport | CheckpointReport | Notice
+
+
+def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None) -> Iterator[Report]:
+    """Make every step of the run that is left at a position; gives a report of each step, evaluation and checkpoint,
+    and notices. Ends early where the run is asked to stop; without a keeper nothing is written.
+    """
+    at, watcher = at or Position(), Watcher() if keeper is None else keeper.watcher
+    rows_of_steps = windows(len(parts.examples), parts.window, parts.run.recipe.general.seed, start=at.step)
+    while True:
+        if parts.evaluator and not _wishes(parts)[0] and _is_due(parts.run.recipe.evaluation, at, parts.run.steps):
+            evaluated = _evaluate(parts, at)
+            if evaluated is not None:
+                if keeper is not None:
+                    keeper.saw(evaluated)
+                yield evaluated
+        stop, late = _wishes(parts, keeper)
+        if keeper is not None and (why := keeper.due(parts, at, stop=stop, late=late)) is not None:
+            yield keeper.keep(parts, at, why)
+        if stop or at.step == parts.run.steps:
+            return
+        at.begin(parts, "step")
+        epoch, window = next(rows_of_steps)
+        rows = [parts.examples[row] for row in window]
+        report, judge = _step(parts, at, epoch, window, rows)
+        notices = list(watcher.saw(parts, report, judge, rows))  # which may end the run, with the step not made
+        at.end_step()
+        yield report
+        yield from notices
+
+
+def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
+    """Whether an evaluation is to be made before the next step."""
+    if at.evaluated == at.step:
+        return False
+    if at.step == 0:
+        return settings.before
+    return at.step == steps or (settings.every is not None and at.step % settings.every == 0)
+
+
+def _is_done(parts: Parts, at: Position) -> bool:
+    """Whether nothing is left to do but to save."""
+    return at.step == parts.run.steps and not (
+        parts.evaluator and _is_due(parts.run.recipe.evaluation, at, parts.run.steps)
+    )
+
+
+def _wishes(parts: Parts, keeper: Keeper | None = None) -> tuple[bool, bool]:
+    """Whether any of the processes is asked to stop, and whether the first finds that it is time for a checkpoint; the
+    same in each.
+    """
+    stop, late = parts.run.stop.is_asked(), keeper is not None and keeper.late(parts)
+    if parts.run.processes > 1:
+        flags = torch.tensor([stop, late and parts.accelerator.is_main_process], dtype=torch.float32)
+        flags = parts.accelerator.reduce(flags.to(parts.accelerator.device), reduction="sum")
+        stop, late = (bool(flag > 0) for flag in flags.tolist())
+        if stop:
+            parts.run.stop.ask("another process of the run was asked to stop")
+    return stop, late
+
+
+def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
+    """Evaluate; None where the run is asked to stop in the midst of it, and it is to be made when the run goes on."""
+    assert parts.evaluator is not None
+    at.begin(parts, "evaluation")
+    alone = parts.run.processes == 1  # others would wait for this one
+    try:
+        report = parts.evaluator.evaluate(at.step, parts.run.stop.is_asked if alone else lambda: False)
+    except EvaluationStopped:
+        at.cut_evaluation()
+        return None
+    at.end_evaluation()
+    return report
+
+
+def _step(
+    parts: Parts, at: Position, epoch: float, window: NDArray[np.int64], rows: Sequence[Example]
+) -> tuple[StepReport, Judge]:
+    """Make the next step, over the rows of this window."""
+    start = time.perf_counter()
+    accelerator, number = parts.accelerator, at.step + 1
+    targets = sum(example.targets for example in rows)
+
+    micro_batch = parts.run.recipe.train.micro_batch
+    picks = share(window, micro_batch, accelerator.process_index, accelerator.num_processes)
+    learning_rate = parts.step.optimizer.param_groups[0]["lr"]
+    scaling = parts.step.scaling
+    loss_scale = scaling.scale if scaling else None
+    judge = Judge(accelerator, scaling, parts.step.trainables.masters, look=number == 1)
+    _, norm = parts.step.make(
+        batches(parts.examples, picks, parts.make_batches),
+        targets,
+        reduce=partial(parts.step.trainables.reduce, accelerator),
+        enter=partial(at.enter, parts),
+        accept=judge.accept,
+    )
+    if judge.made:
+        parts.scheduler.step()  # which goes on only with steps that are made, as in accelerate
+    return StepReport(
+        step=number,
+        epoch=epoch,
+        loss=judge.loss_sum / targets,
+        learning_rate=float(learning_rate),
+        grad_norm=norm.item(),
+        tokens=sum(len(example.input_ids) for example in rows),
+        targets=targets,
+        seconds=time.perf_counter() - start,
+        memory=measure_memory(accelerator.device),
+        loss_scale=loss_scale,
+        skipped=not judge.made,
+    ), judge

@@ -1,0 +1,102 @@
+"""Going on with a run: what it was, what of it is whole, and whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fitune.errors import FtError
+from fitune.plugin.recipe import Recipe
+from fitune.recipe.reader import read_recipe
+from fitune.runs.atomic import sweep
+from fitune.runs.identity import Identity, content_differences, must_be_allowed, must_keep_place
+from fitune.runs.provenance import versions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fitune.checkpoint.files import Checkpoint
+    from fitune.compose.parts import Parts
+    from fitune.plugin.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """What `ft run` knows of a run that goes on, before anything is loaded."""
+
+    identity: Identity | None
+    """As the run began; None where it never did."""
+    allowed: Sequence[str] = ()
+    """Keys that may differ."""
+    refit: bool = False
+    """Whether the keys that `[memory] fit` depends on were changed, so that it chooses anew."""
+
+    def must_be_same(self, run: Path, now: Identity) -> None:
+        """Raise `RunError` if the data, the model or the processes are others, and that is not allowed."""
+        if self.identity is None:
+            return
+        must_keep_place(run, self.identity, now)
+        must_be_allowed(run, content_differences(self.identity, now), self.allowed)
+
+    def other_versions(self, now: Identity) -> list[str]:
+        """Packages that are of other versions than when the run began."""
+        before = {} if self.identity is None else self.identity.versions
+        return [f"{name} {one}, now {now.versions.get(name)}" for name, one in before.items()
+                if one != now.versions.get(name)]  # fmt: skip
+
+    def composition(self, run: Path, registry: Registry) -> Recipe | None:
+        """The memory strategies that the run last used, where `[memory] fit` chose them; None if they cannot be known,
+        or are to be chosen anew.
+        """
+        if self.refit:
+            return None
+        try:
+            found = read_recipe(run / "recipe.toml", registry)
+        except FtError:
+            return None
+        return None if found.memory.fit else found
+
+
+def find(run: Path, process: int, *, main: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones; what a killed process left is deleted."""
+    from fitune.checkpoint.files import HOME, newest
+
+    if main:
+        sweep(run)
+        sweep(run / HOME)
+    return newest(run, process)
+
+
+SAMPLES = 16
+"""Elements of each frozen weight that are looked at: another fine-tuning of a model changes nearly all of them."""
+
+
+def identity_of(parts: Parts, asked: Recipe) -> Identity:
+    """Of a run that is composed."""
+    held_out = parts.materials.held_out
+    return Identity(
+        recipe=asked.to_toml(),
+        data=parts.materials.data.digest,
+        held_out=None if held_out is None else held_out.digest,
+        model=fingerprint(parts.run.model),
+        rows_of_step=parts.window,
+        processes=parts.run.processes,
+        versions=versions(),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a few elements of every weight that does not train, whatever the modules are called."""
+    import torch
+
+    samples = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.numel():
+            flat = parameter.detach().reshape(-1)
+            picks = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long()
+            seen = flat[picks.to(flat.device)].contiguous().view(torch.uint8).cpu().numpy().tobytes()
+            samples.append(f"{tuple(parameter.shape)} {parameter.dtype} ".encode() + seen)
+    return hashlib.sha256(b"\n".join(sorted(samples))).hexdigest()

@@ -1,0 +1,63 @@
+"""Writing what was trained: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from fitune.compose.parts import Parts
+from fitune.errors import RunError, cause_of
+from fitune.runs.atomic import begin, publish
+
+
+def write(parts: Parts, directory: Path) -> None:
+    """Write what was trained, with its tokenizer, into an empty directory."""
+    parts.run.recipe.adapter.record.save(parts.run.model, directory)
+    parts.run.tokenizer.save_pretrained(str(directory))
+
+
+def save(parts: Parts) -> Path:
+    """Write what was trained into the run's directory, whole. Raises `RunError`, which says where else it is."""
+    final = parts.run.directory / parts.run.recipe.adapter.record.directory
+    partial: Path | None = None
+    try:
+        partial = begin(final)
+        write(parts, partial)
+        publish(partial, final)
+    except Exception as error:  # a full disk is an OSError here, an error of safetensors' own there
+        raise RunError(f"{final} could not be written: {cause_of(error)}. {_rescue(parts)}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def save_unfinished(parts: Parts) -> Path | None:
+    """Write what trains, in the midst of a step that cannot be undone, beside the place of what is finished; None where
+    that cannot be.
+    """
+    record = parts.run.recipe.adapter.record
+    place = parts.run.directory / f"{record.directory}.unfinished"
+    with contextlib.suppress(Exception):
+        partial = begin(place)
+        write(parts, partial)
+        publish(partial, place)
+        return place
+    return None
+
+
+def _rescue(parts: Parts) -> str:
+    """Where else what was trained is: in a checkpoint of the last step, or in a directory for temporary files, where it
+    is written now.
+    """
+    checkpoint = parts.run.directory / "checkpoints" / f"step-{parts.run.steps}"
+    if checkpoint.is_dir():
+        return f"What was trained is in {checkpoint}. Make room, then: ft run {parts.run.directory}"
+    try:
+        place = Path(tempfile.mkdtemp(prefix="fitune-rescued-"))
+        write(parts, place)
+    except Exception as error:
+        return f"Nor could it be written to {tempfile.gettempdir()}: {cause_of(error)}. What was trained is lost"
+    return f"What was trained was written to {place} instead: move it to a safe place"

@@ -1,0 +1,143 @@
+"""Where a run is to be, and whether it begins there or goes on: what `ft run` decides before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from fitune.errors import RunError
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.recipe.reader import read_recipe, read_recipe_text
+from fitune.runs.atomic import PARTIAL
+from fitune.runs.identity import FILE, Identity, must_be_allowed, read_identity, recipe_differences
+from fitune.runs.lock import LEFT_OVER
+from fitune.train.resume import Resume
+
+RUNS = Path("runs")
+
+CHOSEN_BY = ("model", "adapter", "memory", "train", "eval.micro_batch")
+"""Keys that what `[memory] fit` chooses depends on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A run that is to begin, or to go on."""
+
+    recipe: Recipe
+    """As it is asked for."""
+    directory: Path
+    resume: Resume | None = None
+    """What is known of it, where it goes on."""
+    done: bool = False
+    """Whether it has trained to its end, so that there is nothing to do."""
+
+
+def start_of(
+    given: Path, registry: Registry, overrides: Sequence[str], *, out: Path | None, resume: bool, allowed: Sequence[str]
+) -> Start:
+    """What `ft run GIVEN` is to do. Raises `RecipeError` and `RunError`.
+
+    A directory of a run goes on; a recipe begins, or with `resume` goes on in `out`, or in its newest run that is not
+    done. Differences from what the run was must be under the `allowed` keys.
+    """
+    if given.is_dir():
+        if out is not None:
+            raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
+        return _going_on(given, _recipe_of(given, registry, overrides), allowed)
+    recipe = read_recipe(given, registry, overrides)
+    if resume:
+        directory = out or _newest(recipe)
+        if (directory / FILE).exists() or _holds(directory, recipe.adapter.record.directory):
+            return _going_on(directory, recipe, allowed)
+        return Start(recipe=recipe, directory=directory, resume=None)
+    if allowed:
+        raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
+    return Start(recipe=recipe, directory=out or RUNS / f"{recipe.general.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def make_directory(start: Start) -> list[Path]:
+    """Make the run's directory, and give those that had to be made, the innermost first.
+
+    Raises `RunError` if it cannot be made or written to, or if it holds another run.
+    """
+    directory = start.directory
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if start.resume is None and any(not _is_left_over(place) for place in directory.iterdir()):
+            again = f"To go on with what it holds: ft run {directory}. " if (directory / FILE).exists() else ""
+            raise RunError(f"{directory} is not empty: nothing in it is overwritten. {again}Give another --out")
+    except OSError as error:
+        raise RunError(f"{directory} cannot be made: {error.strerror}. Give another --out") from error
+    if not os.access(directory, os.W_OK):
+        raise RunError(f"{directory} cannot be written to: permission denied. Give another --out")
+    return made
+
+
+def _is_left_over(place: Path) -> bool:
+    """Whether it is what a run may leave that was killed before it had written anything whole."""
+    return place.name in LEFT_OVER or (place.name.startswith(".") and place.name.endswith(PARTIAL))
+
+
+def remove_if_empty(directories: Sequence[Path]) -> None:
+    """Leave no litter of a run that ended before it wrote anything."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # it holds a run
+            return
+
+
+def _going_on(directory: Path, recipe: Recipe, allowed: Sequence[str]) -> Start:
+    identity = read_identity(directory)
+    changed = [] if identity is None else recipe_differences(identity.recipe, recipe.to_toml())
+    must_be_allowed(directory, changed, allowed)
+    refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
+    done = not changed and _is_done(directory, recipe)
+    resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit)
+    return Start(recipe=recipe, directory=directory, resume=resume, done=done)
+
+
+def _recipe_of(run: Path, registry: Registry, overrides: Sequence[str]) -> Recipe:
+    """As the run was asked for. Raises `RunError` if the directory holds no run."""
+    identity: Identity | None = read_identity(run)
+    if identity is not None:
+        return read_recipe_text(run / FILE, tomli_w.dumps(identity.recipe), registry, overrides)
+    if (run / "recipe.toml").is_file():  # it ended before it had begun to train
+        return read_recipe(run / "recipe.toml", registry, overrides)
+    raise RunError(f"{run} holds no run: there is no {FILE} in it. Give a recipe, or the directory of a run")
+
+
+def _newest(recipe: Recipe) -> Path:
+    """The newest run of a recipe's name that is not done. Raises `RunError` if there is none."""
+    found = [
+        place
+        for place in RUNS.glob("*")
+        if place.name.startswith(f"{recipe.general.name}-")
+        and (place / FILE).is_file()
+        and not _is_done(place, recipe)
+        and (before := read_identity(place)) is not None
+        and before.recipe.get("name") == recipe.general.name
+    ]
+    if not found:
+        raise RunError(
+            f'no run of "{recipe.general.name}" in {RUNS} could go on. Name its directory with --out, or leave '
+            "--resume out to start one"
+        )
+    return max(found, key=lambda place: (place / FILE).stat().st_mtime_ns)
+
+
+def _is_done(directory: Path, recipe: Recipe) -> bool:
+    """Whether a run has saved what it trained, which is the last that it does."""
+    return (directory / recipe.adapter.record.directory).is_dir()
+
+
+def _holds(directory: Path, trained: str) -> bool:
+    """Whether a directory holds the files of a run that had not begun to train when it ended."""
+    return (directory / "recipe.toml").is_file() or (directory / trained).is_dir()

@@ -1,0 +1,134 @@
+"""Text from a trained model: the prompt as it was trained on, the answer as it comes, up to where it ends itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from fitune.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+    from fitune.plugin.records import Dialogue
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 256
+    """Most tokens of an answer."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; higher is more random."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from."""
+
+
+class Generator:
+    """Writes answers with one model."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dialogue: Dialogue | None,
+        sampling: Sampling,
+    ) -> None:
+        """Without a dialogue, the model goes on with plain text."""
+        self.model, self.tokenizer, self.dialogue, self.sampling = model, tokenizer, dialogue, sampling
+        self._stops, self._ending = ends(tokenizer, dialogue)
+
+    def answer(self, messages: Messages, tell: Callable[[str], None]) -> str:
+        """The model's answer to messages, or what it writes behind the last one; `tell` gets it piece by piece.
+
+        Raises `DataError` for messages that the template refuses, `RunError` for those that are too long.
+        """
+        import torch
+
+        ids = self.tokens(messages)
+        room = self._room(len(ids))
+        device = self.model.device
+        prompt = torch.tensor([ids], device=device)
+        with torch.no_grad(), self._own_settings():
+            out = cast(Any, self.model).generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=self._config(room),
+                streamer=_streamer(self.tokenizer, tell),
+                **({"tokenizer": self.tokenizer} if self._ending else {}),
+            )
+        text = str(self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+        return text.removesuffix(self._ending) if self._ending else text
+
+    def tokens(self, messages: Messages) -> list[int]:
+        """What the model is given, tokenized as in training."""
+        tokenizer: Any = self.tokenizer
+        if self.dialogue is not None:  # the template has written the special tokens
+            return list(tokenizer(self.dialogue.prompt(messages), add_special_tokens=False)["input_ids"])
+        ids = list(tokenizer(messages[-1]["content"])["input_ids"])
+        ends_itself = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+        ids = ids[:-1] if ends_itself else ids
+        if not ids and tokenizer.bos_token_id is None:
+            raise RunError("the prompt is empty, and the tokenizer has no token that begins a text. Write something")
+        return ids or [tokenizer.bos_token_id]
+
+    def _room(self, prompt: int) -> int:
+        """Tokens that may be written. Raises `RunError` if the prompt takes all that the model knows positions of."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(most, int):
+            return self.sampling.max_new_tokens
+        if prompt >= most:
+            raise RunError(f"the prompt has {prompt} tokens, and the model takes {most} in all. Shorten it")
+        return min(self.sampling.max_new_tokens, most - prompt)
+
+    def _config(self, room: int) -> Any:
+        from transformers import GenerationConfig
+
+        sampling = self.sampling
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=room,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=self._stops or None,
+            pad_token_id=self.tokenizer.pad_token_id,
+            stop_strings=[self._ending] if self._ending else None,
+            **(drawn if sampling.temperature > 0 else {}),
+        )
+
+    def _own_settings(self) -> Any:
+        from fitune.compose.evaluate import no_defaults
+
+        return no_defaults(self.model)
+
+
+def ends(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None) -> tuple[list[int], str]:
+    """What ends an answer: special tokens, and, where the template has none for it, a text ("" for none)."""
+    stops = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    if dialogue is None or not dialogue.end:
+        return sorted(stops), ""
+    whole: Any = tokenizer
+    special = set(tokenizer.all_special_ids)
+    special |= {number for number, token in whole.added_tokens_decoder.items() if token.special}
+    marks = [token for token in whole(dialogue.end, add_special_tokens=False)["input_ids"] if token in special]
+    if marks:
+        return sorted({*stops, int(marks[-1])}), ""
+    return sorted(stops), dialogue.end
+
+
+def _streamer(tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]) -> BaseStreamer:
+    """Tells of whole words: the bytes of one character may come in several tokens."""
+    from transformers import TextStreamer
+
+    class Telling(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            """Hand the text on; transformers' own prints it."""
+            if text:
+                tell(text)
+
+    return Telling(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)

@@ -1,0 +1,205 @@
+"""`ft merge`: what was trained becomes a plain model of transformers, on disk whole or not at all, and proven equal.
+
+The adapter is merged into the weights that it was trained on: those of an NF4 base are what is left of them in four
+bits. The result is written beside its place, read again as anybody would, compared on real rows, and only then named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fitune.compose.devices import free_memory
+from fitune.compose.model import call_plugin
+from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, tokenizer_of, training_data
+from fitune.errors import ModelError, RunError, cause_of
+from fitune.plugin.dataflow import Example
+from fitune.plugin.model import mend_generation_config
+from fitune.runs.atomic import begin, publish
+from fitune.runs.card import write_card
+from fitune.trained.evaluate import on_file
+from fitune.trained.generate import ends
+from fitune.trained.generation_config import end_at
+from fitune.trained.open import Opened, Trained, dialogue_of, open_base, with_trained
+from fitune.trained.parity import Parity, Seen, compare, see
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FIGURES = "parity.json"
+
+REFUSED = "merge-refused.json"
+"""File, in the run's directory, with the figures of a merge that was refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """What is asked for."""
+
+    to: Path
+    dtype: torch.dtype
+    limit: float | None = None
+    """Of the relative difference and of the share, in place of those of the types."""
+    rows: int = 16
+    """Most rows that the models are compared on."""
+    file: bool = False
+    """Whether the recipe's sources are a file that was named for the comparison."""
+    shard_size: str = "5GB"
+
+
+def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
+    """Merge, compare and write. Raises `RunError` if the models differ by more than rounding explains."""
+    if trained.recipe.adapter.record.merge is None:
+        name = trained.recipe.adapter.record.name
+        raise ModelError(f'the adapter "{name}" cannot be merged: its plugin gives no "merge" (fitune.Adapter)')
+    must_be_free(asked.to)
+    rows, source = rows_of(trained, asked, watch)
+    opened = open_base(trained)
+    base = see(opened.model, rows)
+    trained_dtype = opened.model.dtype
+    opened = with_trained(opened)
+    adapter = see(opened.model, rows)
+    if opened.plan.quantization is not None:
+        device = opened.device
+        del opened
+        free_memory(device)
+        opened = with_trained(open_base(trained, plain=True))
+    own, cast = trained_dtype, None
+    if asked.dtype == torch.float32 != own:  # exact, and no more than the merged model takes
+        opened.model.float()
+        own, cast = torch.float32, see(opened.model, rows)
+    partial = _begin(asked.to)
+    try:
+        write_merged(opened, partial, asked, own)
+        device = opened.device
+        del opened
+        free_memory(device)
+        merged = see_written(partial, rows, device)
+        found = compare(
+            base,
+            adapter,
+            merged,
+            source=source,
+            trained=trained_dtype,
+            dtype=asked.dtype,
+            limit=asked.limit,
+            cast=cast,
+        )
+        if found.wrong is not None:
+            raise RunError(_refusal(found, trained, asked))
+        (partial / FIGURES).write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
+        write_card(trained.directory, partial, name=asked.to.name, parity=found.lines if found else ())
+        publish(partial, asked.to)
+    except OSError as error:
+        raise RunError(f"{asked.to} could not be written: {cause_of(error)}. Nothing is left there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+def must_be_free(directory: Path) -> None:
+    """Raise `RunError` if there is something already."""
+    try:
+        taken = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    except OSError as error:
+        raise RunError(f"--to {directory} cannot be read: {error.strerror}. Give another") from error
+    if taken:
+        raise RunError(f"--to {directory} is there already, and not empty: nothing in it is overwritten. Give another")
+
+
+def see_written(directory: Path, rows: Sequence[Example], device: torch.device) -> Seen:
+    """What a model that was written makes of rows, read as anybody reads it."""
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    return see(load(str(directory), device_map={"": device}, trust_remote_code=False), rows)
+
+
+def rows_of(trained: Trained, asked: Merge, watch: Watch) -> tuple[list[Example], str]:
+    """Rows to compare on, and what they are: held-out ones if there are any. Raises the errors of `fitune.errors`."""
+    recipe = trained.recipe
+    context = context_of(recipe, tokenizer_of(recipe))
+    if asked.file:
+        recipe = on_file(recipe)
+    found, source = held_out_data(recipe, context, watch), "the file" if asked.file else "held-out data"
+    if found is None:
+        apart = tuple(use for use in recipe.stages if not use.record.packs)
+        found, source = training_data(replace(recipe, stages=apart), context, watch), "training data"
+    return list(islice(iter(found.rows), asked.rows)), source
+
+
+def _begin(to: Path) -> Path:
+    try:
+        return begin(to)
+    except OSError as error:
+        raise RunError(f"--to {to} cannot be made: {cause_of(error)}. Give another") from error
+
+
+def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype) -> None:
+    """Merge in place, and write the model with its tokenizer; `own` is the type of the base that was trained on.
+
+    Raises `OSError`, `ModelError` or `RunError`.
+    """
+    recipe = opened.trained.recipe
+    use = recipe.adapter
+    assert use.record.merge is not None
+    model = call_plugin(use, use.record.merge, opened.model, asked.dtype)
+    _cast(model, own, asked.dtype)
+    _must_have_room(model, directory)
+    dialogue = dialogue_of(recipe, opened.context)
+    tokenizer = opened.tokenizer
+    mend_generation_config(model)
+    if dialogue is not None:
+        end_at(model, ends(tokenizer, dialogue)[0])
+        if not isinstance(tokenizer.chat_template, dict):
+            tokenizer.chat_template = dialogue.template
+    try:
+        model.save_pretrained(str(directory), max_shard_size=asked.shard_size)
+        tokenizer.save_pretrained(str(directory))
+    except OSError:
+        raise
+    except Exception as error:  # safetensors has errors of its own for a full disk
+        raise RunError(f"{asked.to} could not be written: {cause_of(error)}. Nothing is left there") from error
+
+
+def _cast(model: PreTrainedModel, own: torch.dtype, dtype: torch.dtype) -> None:
+    """Cast the weights of the model's own type; those that it keeps in another stay. Raises `ModelError`."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == own:
+            parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            over = f" in {str(dtype).removeprefix('torch.')}" if dtype == torch.float16 else ""
+            fix = "Merge to bfloat16 or float32" if over else "Give another checkpoint"
+            raise ModelError(f"the merged weight {name} holds what is no number{over}. {fix}")
+
+
+def _must_have_room(model: PreTrainedModel, directory: Path) -> None:
+    needed = sum(parameter.nbytes for parameter in model.parameters())
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise RunError(
+            f"{directory.parent}: {free / 2**30:.2f} GiB are free, and the merged model takes {needed / 2**30:.2f}. "
+            "Free some, or give another --to"
+        )
+
+
+def _refusal(found: Parity, trained: Trained, asked: Merge) -> str:
+    """Why a merge is refused; its figures are left with the run."""
+    file = trained.directory / REFUSED
+    place = ""
+    with contextlib.suppress(OSError):
+        file.write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
+        place = f"All figures: {file}. "
+    return (
+        f"the merged model is not what was trained: {found.wrong} (loss {found.loss_adapter:.4f} with adapter, "
+        f"{found.loss_merged:.4f} merged). {place}Nothing is left at {asked.to}. Merge with --dtype float32 to see "
+        "whether rounding alone does it"
+    )

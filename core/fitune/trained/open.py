@@ -1,0 +1,248 @@
+"""Opening a run: from its directory to the model that was trained, with its tokenizer, ready to be asked.
+
+RUN/recipe.toml            the recipe, every choice explicit
+RUN/adapter, or model      what was trained, once the run has ended
+RUN/checkpoints/step-N/    the same directory, as it was after N steps
+
+The model is composed as the run composed it: the base with what memory strategies do to it, e.g. quantise, then the
+adapter, loaded where a run attaches a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fitune.checkpoint.manifest import damage
+from fitune.errors import ModelError, RunError, nearest, sentences
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.recipe.reader import read_recipe
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fitune.compose.model import Strategies
+    from fitune.plugin.dataflow import DataContext
+    from fitune.plugin.records import Dialogue
+    from fitune.plugin.strategy import Plan
+
+RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
+
+LAST, BEST = "last", "best"
+"""What stands for the newest checkpoint, and for that of the best evaluation."""
+
+STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run's directory holds."""
+
+    directory: Path
+    recipe: Recipe
+    weights: Path
+    """Directory of what was trained."""
+    checkpoint: str | None
+    """Name of the checkpoint that it belongs to; None for what the run ended with."""
+
+    notices: tuple[str, ...] = ()
+    """What the user should know, e.g. that a checkpoint is damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A trained model on its device, in evaluation mode."""
+
+    trained: Trained
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    context: DataContext
+    strategies: Strategies
+    plan: Plan
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return cast("torch.device", self.accelerator.device)
+
+
+def find(
+    directory: Path,
+    registry: Registry,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Trained:
+    """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest,
+    "best" for that of the best evaluation).
+
+    The data that the recipe names need not be there. Reads no weight. Raises the errors of `fitune.errors`.
+    """
+    if not (directory / RECIPE).is_file():
+        what = "no such directory" if not directory.exists() else f"it holds no {RECIPE}"
+        raise RunError(f"{directory} is no run's directory: {what}. Give a directory that ft run wrote")
+    recipe = read_recipe(directory / RECIPE, registry, overrides, look=False)
+    kind = recipe.adapter.record.directory
+    found = checkpoints(directory, kind)
+    if checkpoint is None and has_weights(directory / kind):
+        return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
+    if not found:
+        raise RunError(f"{directory}: {sentences(_nothing(directory, kind), f'Let the run end: ft run {directory}')}")
+    if checkpoint == BEST:
+        checkpoint = _best(directory, found)
+    if checkpoint not in (None, LAST, *found):
+        raise RunError(f'{directory} has no whole checkpoint "{checkpoint}". {nearest(str(checkpoint), found)}')
+    name, notices = _sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
+    if checkpoint is None:
+        notices.append(f"the run has not ended: this is its checkpoint {name}")
+    weights = directory / CHECKPOINTS / name / kind
+    return Trained(directory=directory, recipe=recipe, weights=weights, checkpoint=name, notices=tuple(notices))
+
+
+def checkpoints(directory: Path, kind: str) -> list[str]:
+    """Names of a run's checkpoints that hold what was trained, those of steps last and in their order."""
+    place = directory / CHECKPOINTS
+    names = [p.name for p in place.iterdir() if has_weights(p / kind)] if place.is_dir() else []
+    steps = {name: int(match[1]) if (match := STEP.fullmatch(name)) else -1 for name in names}
+    return sorted((name for name in names if not name.startswith(".")), key=lambda name: (steps[name], name))
+
+
+def _sound(directory: Path, names: Sequence[str]) -> tuple[str, list[str]]:
+    """The last of these checkpoints whose files are as they were written, and what is wrong with those behind it.
+
+    Raises `RunError` if none is.
+    """
+    notices: list[str] = []
+    for name in reversed(names):
+        wrong = damage(directory / CHECKPOINTS / name)
+        if wrong is None:
+            return name, notices
+        notices.append(f"the checkpoint {name} is damaged, and left out: {wrong}")
+    raise RunError(f"{directory}: {'; '.join(notices)}. Give another --checkpoint")
+
+
+def _best(directory: Path, names: Sequence[str]) -> str:
+    """The checkpoint of the best evaluation, as the newest whole one knows it. Raises `RunError` if there was none."""
+    name, _ = _sound(directory, names)
+    try:
+        state = json.loads((directory / CHECKPOINTS / name / "state.json").read_text(encoding="utf-8"))
+        step = state["progress"]["best_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{directory}: {name} does not tell which is the best: {error}. Name another") from error
+    if step is None:
+        raise RunError(f"{directory}: nothing was evaluated until {name}, so none is the best. Name another")
+    return f"step-{step}"
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights that may be read: in safetensors, which run no code."""
+    return directory.is_dir() and any(directory.glob("*.safetensors"))
+
+
+def _nothing(directory: Path, kind: str) -> str:
+    places = (directory / kind, *(directory / CHECKPOINTS).glob(f"*/{kind}"))
+    if any(file for place in places for file in place.glob("*.bin")):
+        return f"what is in {kind} is a .bin file, which may run code and is not read, and no .safetensors is there"
+    return f"nothing is trained yet: it has neither {kind} nor a checkpoint with one"
+
+
+def dialogue_of(recipe: Recipe, context: DataContext) -> Dialogue | None:
+    """How the recipe's data stages write conversations; None where it trains on text. Raises `DataError`."""
+    from fitune.compose.model import call_plugin
+
+    for use in recipe.stages:
+        if use.record.dialogue is not None:
+            return call_plugin(use, use.record.dialogue, use.options, context)
+    return None
+
+
+def open_base(trained: Trained, *, plain: bool = False) -> Opened:
+    """The base model that was trained on, quantised where the run's was; `plain` gives it with those numbers, but in
+    the model's own type. Raises the errors of `fitune.errors`.
+    """
+    import torch
+
+    from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
+    from fitune.compose.model import base_model, call_plugin, planned
+    from fitune.data.prepare import context_of, tokenizer_of
+
+    recipe = trained.recipe
+    strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
+    set_allocator(plan)
+    set_deterministic(recipe.general.deterministic)
+    accelerator = make_accelerator()
+    tokenizer = tokenizer_of(recipe)
+    model = base_model(recipe, plan, accelerator.device)
+    for use, strategy in strategies:
+        model = call_plugin(use, strategy.loaded, model)
+    if plain and plan.quantization is not None:
+        model = dequantized(model)
+    model.eval()
+    return Opened(
+        trained=trained,
+        model=model,
+        tokenizer=tokenizer,
+        context=context_of(recipe, tokenizer),
+        strategies=strategies,
+        plan=plan,
+        accelerator=accelerator,
+    )
+
+
+def with_trained(opened: Opened) -> Opened:
+    """A base model that was opened, with what was trained. Raises `ModelError`."""
+    from fitune.compose.model import call_plugin
+
+    use, weights = opened.trained.recipe.adapter, opened.trained.weights
+    if use.record.load is None:
+        raise ModelError(
+            f'the adapter "{use.record.name}" cannot be loaded again: its plugin gives no "load" (fitune.Adapter)'
+        )
+    return replace(opened, model=call_plugin(use, use.record.load, use.options, opened.model, weights))
+
+
+def open_run(trained: Trained, *, base: bool = False) -> Opened:
+    """The trained model as its run evaluates it, with all that memory strategies do to it.
+
+    With `base`, as it was before the first step.
+    """
+    from accelerate.utils import set_seed
+
+    from fitune.compose.attention import isolate_documents
+    from fitune.compose.model import call_plugin, prepared
+
+    opened, recipe = open_base(trained), trained.recipe
+    if base:
+        set_seed(recipe.general.seed)  # a new adapter draws its first weights
+        model = call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, opened.model)
+    else:
+        model = with_trained(opened).model
+    model = prepared(opened.strategies, model)
+    if any(use.record.packs for use in recipe.stages):
+        isolate_documents(model)
+    model.requires_grad_(False)
+    model.eval()
+    return replace(opened, model=model)
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A quantised model with the numbers, and in the type, that it computes with. Raises `ModelError`."""
+    import logging
+
+    log = logging.getLogger("transformers.integrations.bitsandbytes")
+    before = log.level
+    log.setLevel(logging.ERROR)  # it tells of the type, which is the right one
+    try:
+        return cast("PreTrainedModel", cast(Any, model).dequantize())
+    except (NotImplementedError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{type(model).__name__} cannot be dequantised, which a merge needs: {what}") from error
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,190 @@
+"""Adapter `lora`: low-rank adapters (Hu et al., arXiv 2106.09685) by peft."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from fitune import Adapter, Lever, ModelError, Recipe, hookimpl, nearest
+from fitune_plugins.adapters.lora_merge import merge
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+
+Preset = Literal["all-linear", "attention", "mlp"]
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraOptions:
+    """Options of the adapter `lora`."""
+
+    r: Annotated[int, Ge(1)] = 4
+    """Rank of the adapters."""
+    alpha: Annotated[float, Gt(0)] = 8
+    """The adapters' output is scaled by alpha / r. Costs no memory."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the adapters' inputs that is dropped in training; above 0 it costs memory in every layer."""
+    targets: Annotated[tuple[str, ...], MinLen(1)] | Preset = ("q_proj", "v_proj")
+    """Names of the layers to adapt; or "all-linear" for all but the output head, "attention", "mlp"."""
+    dtype: Literal["base", "float32"] = "base"
+    """What adapters compute in. "base" is the model's own type, with a float32 copy in the optimizer (see
+    `[train] master_weights`); "float32" costs more activations: 1.4 GiB (q, v) to 6 GiB (all linear) on a 7B model
+    at 2048 tokens."""
+
+
+def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
+    from peft import LoraConfig, get_peft_model
+
+    targets = PRESETS.get(cast(str, options.targets), options.targets)
+    if not isinstance(targets, str):
+        _must_exist(targets, model)
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=cast(int, options.alpha),  # peft only divides it by r
+        lora_dropout=options.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `merge` unties them
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
+        except ValueError as error:  # e.g. a target that is no layer with weights
+            raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
+    if options.dtype == "base":
+        _match_quantized(adapted)
+    return cast("PreTrainedModel", adapted)
+
+
+def _match_quantized(model: PeftModel) -> None:
+    """Give the adapters of quantised layers the model's own type: peft, which finds integers there, left float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    dtype = cast("PreTrainedModel", model.get_base_model()).dtype
+    for layer in model.modules():
+        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
+        if weight is None or weight.is_floating_point():  # experts, say, are one parameter without a layer
+            continue
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
+
+def _must_exist(targets: Iterable[str], model: PreTrainedModel) -> None:
+    """Each target must name a layer; peft itself is content if one of them does."""
+    import torch
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+            known = {name.rpartition(".")[2] for name in layers}
+            raise ModelError(f'[adapter] targets: the model has no layer "{target}". {nearest(target, known)}')
+
+
+def _save(model: PreTrainedModel, directory: Path) -> None:
+    # "auto" would ask the hub whether the embeddings were resized, and would write an adapted head's frozen weight
+    # too. fitune never resizes them, and the base model has that weight.
+    cast("PeftModel", model).save_pretrained(str(directory), save_embedding_layers=False)
+
+
+def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = _read(directory)
+    _must_be_of(options, directory)
+    adapted = _attach(options, model)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wrong = sorted(
+        {*wanted.keys() ^ weights.keys()}
+        | {name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape}
+    )
+    if wrong:
+        raise ModelError(
+            f"{directory / WEIGHTS} is not of this recipe's [adapter] on this model: {len(wrong)} tensors are missing, "
+            f"of another shape, or known to one of them alone, e.g. {wrong[0]}"
+        )
+    set_peft_model_state_dict(adapted, weights)
+    adapted.requires_grad_(False)
+    adapted.eval()
+    return adapted
+
+
+def _read(directory: Path) -> dict[str, Tensor]:
+    """The tensors that were saved. Raises `ModelError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = directory / WEIGHTS
+    if not file.is_file():
+        other = ", and a .bin file, which may run code, is not read" if any(directory.glob("*.bin")) else ""
+        raise ModelError(f"{directory} holds no {WEIGHTS}{other}. Give another checkpoint")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{file} is damaged, or cannot be read: {what}. Give another checkpoint") from error
+
+
+def _must_be_of(options: LoraOptions, directory: Path) -> None:
+    """The settings that no tensor tells must be those that were trained with. Raises `ModelError`."""
+    file = directory / "adapter_config.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        found = {"r": saved["r"], "alpha": saved["lora_alpha"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is damaged, or cannot be read. Give another checkpoint") from error
+    for name, value in found.items():
+        if value != getattr(options, name):
+            raise ModelError(
+                f"{file}: the adapter was trained with {name} = {value}, but the run's recipe.toml says "
+                f"{getattr(options, name)}. One of them was changed: put it back"
+            )
+
+
+@hookimpl
+def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
+    """Offer the adapter."""
+    yield Adapter(
+        name="lora",
+        summary="Low-rank adapters (peft): trains well under 1 % of the parameters",
+        options=LoraOptions,
+        attach=_attach,
+        save=_save,
+        load=_load,
+        merge=merge,
+    )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe) -> Iterable[Lever]:
+    """Rank and alpha, which people try first and which save next to nothing; and the adapters' type, which may."""
+    options = recipe.adapter.options
+    if not isinstance(options, LoraOptions):
+        return
+    if options.r > 1:
+        change = ("adapter.r", options.r // 2)
+        yield Lever(name=f"LoRA r {options.r} to {options.r // 2}", changes=(change,), exact=False)
+    alpha = options.alpha / 2
+    yield Lever(name=f"LoRA alpha {options.alpha:g} to {alpha:g}", changes=(("adapter.alpha", alpha),), exact=False)
+    if options.dropout:
+        yield Lever(name="LoRA without dropout", changes=(("adapter.dropout", 0.0),), exact=False)
+    if options.dtype == "float32":
+        remark = "float32 copies stay in the optimizer"
+        yield Lever(name="LoRA in the model's type", changes=(("adapter.dtype", "base"),), exact=False, remark=remark)

@@ -1,0 +1,84 @@
+"""Data stage `pad`: rows of a micro-batch to one length, on the right. Shapes: B rows, S tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge
+
+from fitune import IGNORED, Batch, DataContext, DataStage, Example, Stage, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PadOptions:
+    """Options of the stage `pad`."""
+
+    to: Literal["longest", "length"] = "longest"
+    """Pad to the longest row of the micro-batch, or always to `[train] length`."""
+    multiple_of: Annotated[int, Ge(1)] = 1
+    """Round the padded length up to a multiple of this, but not over `[train] length`."""
+
+
+def _make(options: PadOptions, context: DataContext) -> Stage:
+    import torch
+
+    pad_id = context.tokenizer.pad_token_id
+
+    def pad(micro_batches: Iterator[Sequence[Example]]) -> Iterator[Batch]:
+        for examples in micro_batches:
+            longest = max(len(e.input_ids) for e in examples)
+            rounded = -(-longest // options.multiple_of) * options.multiple_of
+            length = context.length if options.to == "length" else max(longest, min(rounded, context.length))
+            input_ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
+            labels = torch.full((len(examples), length), IGNORED, dtype=torch.int64)
+            for row, example in enumerate(examples):
+                input_ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids)
+                labels[row, : len(example.labels)] = torch.from_numpy(example.labels)
+            lengths = _documents(examples, length)
+            yield Batch(
+                input_ids=input_ids,
+                labels=labels,
+                targets=sum(example.targets for example in examples),
+                tokens=sum(len(example.input_ids) for example in examples),
+                positions=_positions_BS(lengths, length) if lengths else None,
+                lengths=lengths,
+            )
+
+    return pad
+
+
+def _documents(examples: Sequence[Example], length: int) -> tuple[int, ...]:
+    """Tokens of each document, row after row, a row's padding as its last one; empty if no row is packed."""
+    if not any(example.lengths for example in examples):
+        return ()
+    found: list[int] = []
+    for example in examples:
+        tokens = len(example.input_ids)
+        found += example.lengths or (tokens,)
+        found += (length - tokens,) if tokens < length else ()
+    return tuple(found)
+
+
+def _positions_BS(lengths: Sequence[int], length: int) -> Tensor:  # noqa: N802 - shape suffix
+    """Positions from 0 in each document."""
+    import torch
+
+    return torch.cat([torch.arange(tokens) for tokens in lengths]).view(-1, length)
+
+
+@hookimpl
+def ft_data_stages() -> Iterable[DataStage[PadOptions]]:
+    """Offer the stage."""
+    yield DataStage(
+        name="pad",
+        summary="Rows of a micro-batch to one length, padded on the right",
+        options=PadOptions,
+        takes="examples",
+        gives="batches",
+        make=_make,
+    )

@@ -1,0 +1,120 @@
+"""Data source `hf-dataset`: a data set of the hub, by name, configuration, split and revision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from fitune import DataContext, DataError, DataStage, Origin, Problem, Row, Stage, hookimpl, one_line
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS = 256
+"""Rows that are taken out of Arrow at a time: one by one is ten times as slow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfDatasetOptions:
+    """Options of the source `hf-dataset`."""
+
+    id: str
+    """Name on the hub, e.g. "openai/gsm8k", or the absolute path of a directory with data files."""
+    config: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = "train"
+    """Split, or a slice of one, e.g. "train[:1000]"."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+    streaming: bool = False
+    """Read rows over the network as they are needed, in place of storing the whole split first. What is prepared from
+    them is not kept for the next run."""
+    limit: Annotated[int, Ge(1)] | None = None
+    """Only the first so many rows."""
+
+
+def read(options: HfDatasetOptions) -> Iterator[Row]:
+    """The rows of the split. Raises `DataError`."""
+    return islice(_read(options), options.limit)
+
+
+def _read(options: HfDatasetOptions) -> Iterator[Row]:
+    data = _load(options)
+    name = f"{options.id}[{options.split}]"
+    number = 0
+    try:
+        for number, values in enumerate(data if options.streaming else _batched(data), 1):
+            yield Row(values=values, origin=Origin(file=name, row=number))
+    except Exception as error:  # the network goes away, a file of the data set is damaged
+        cause = one_line(str(error)).rstrip(".") or type(error).__name__
+        raise DataError(f"{name}: the rows behind row {number} cannot be read: {cause}") from error
+
+
+def _load(options: HfDatasetOptions) -> Any:
+    """The data set, a `datasets.Dataset` or `datasets.IterableDataset`. Raises `DataError`."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            options.id, options.config, split=options.split, revision=options.revision, streaming=options.streaming
+        )
+    except Exception as error:  # the library raises a dozen kinds, its clients' among them
+        cause = one_line(str(error)).rstrip(".") or type(error).__name__
+        offline = isinstance(error, ConnectionError) and datasets.config.HF_HUB_OFFLINE
+        hint = "The environment forbids the network: unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE. " if offline else ""
+        raise DataError(
+            f"the data set {options.id} cannot be loaded: {cause}. {hint}To train on a local file instead: "
+            "--set data.path=FILE.jsonl"
+        ) from error
+
+
+def _batched(data: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows, taken out of Arrow a batch at a time."""
+    for batch in data.iter(ROWS):
+        columns = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _fingerprint(options: HfDatasetOptions) -> str | None:
+    """The library's own, which changes with the revision's commit and, of a directory, with its files' dates; None of
+    rows that are streamed, whose content nobody knows before they are read. Raises `DataError`."""
+    if options.streaming:
+        return None
+    return f"{_load(options)._fingerprint}@{options.revision}"
+
+
+def _check(options: HfDatasetOptions) -> Iterator[Problem]:
+    if options.streaming and "[" in options.split:
+        fix = "Name the split alone, and set: limit"
+        yield Problem(key="split", what="a slice of a split cannot be streamed", fix=fix)
+    if options.id.startswith((".", "~")):
+        # The library would look for it below the working directory, which is not the recipe's.
+        fix = "Write its absolute path, or use the source of its files, e.g. jsonl"
+        yield Problem(key="id", what=f"a relative path: {options.id}", fix=fix)
+    elif options.id.startswith("/") and not Path(options.id).is_dir():
+        yield Problem(key="id", what=f"no such directory: {options.id}", fix="Give a name on the hub, or a directory")
+
+
+def _make(options: HfDatasetOptions, context: DataContext) -> Stage:
+    return lambda nothing: read(options)
+
+
+@hookimpl
+def ft_data_stages() -> Iterable[DataStage[HfDatasetOptions]]:
+    """Offer the source."""
+    yield DataStage(
+        name="hf-dataset",
+        summary="Source: a data set of the hub, by name, configuration, split and revision",
+        options=HfDatasetOptions,
+        takes="nothing",
+        gives="rows",
+        make=_make,
+        check=_check,
+        fingerprint=_fingerprint,
+    )

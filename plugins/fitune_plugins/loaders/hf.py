@@ -1,0 +1,216 @@
+"""Model loader `hf`: any causal language model that transformers loads, from the hub or a directory."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fitune import Lever, ModelError, ModelLoader, Problem, Recipe, hookimpl
+from fitune_plugins.loaders.remote_code import NEEDED, code_arguments, code_problems, must_name_no_kernel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+CODE = ("trust_remote_code", "code_revision")
+"""What transformers is told of code that comes with a model."""
+
+DType = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfOptions:
+    """Options of the loader `hf`."""
+
+    id: str | None = None
+    """Name on the hub, e.g. "Qwen/Qwen2.5-1.5B". Give this or `path`."""
+    path: Path | None = None
+    """Directory with config, weights and tokenizer, used in place of the hub."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub; the commit that it stands for is recorded with the run."""
+    trust_remote_code: bool = False
+    """Let the model run Python code of its own repository. The command line must repeat it, each time, with
+    `--trust-remote-code`, and `revision` must be a commit."""
+    code_revision: str | None = None
+    """With `trust_remote_code`, the commit of that code, where it is in another repository."""
+    dtype: DType = "bfloat16"
+    """Type of the weights, and so of the computation."""
+
+
+def load_tokenizer(source: str, kind: type[Any] | None = None, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a pad token, by `AutoTokenizer` or the given class. Raises `ModelError`."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    try:
+        tokenizer = (kind or AutoTokenizer).from_pretrained(source, **{"trust_remote_code": False, **arguments})
+    except Exception as error:  # tokenizers, the hub's client and JSON each raise kinds of their own
+        raise ModelError(f"the tokenizer of {source} cannot be loaded: {_cause(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {source} has no fast version, which masks are made with")
+    if tokenizer.pad_token_id is None:
+        # Safe though it is a real token too: labels come from where the text is trained on, never from token ids.
+        if tokenizer.eos_token is None:
+            raise ModelError(f"the tokenizer of {source} has neither a pad nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any) -> PreTrainedModel:
+    """A causal language model straight on its device. Raises `ModelError`.
+
+    Safetensors are preferred; `.bin` files of old repositories go through torch's weights-only unpickler, which runs
+    no code. No request to convert the repository is sent to the hub on the way. A weight that is missing or
+    of another shape is an error: transformers would make a random one up and go on.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    must_name_no_kernel(source, arguments)
+    before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, found = load(
+            source,
+            dtype=getattr(torch, dtype),
+            device_map={"": device},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **{"trust_remote_code": False, **arguments},
+        )
+    except pickle.UnpicklingError as error:
+        # torch's own message tells how to switch the safe unpickler off: not here.
+        raise ModelError(
+            f"the model {source} cannot be loaded: its .bin file is damaged, or holds more than weights, which is not "
+            "run here. Get a copy with safetensors"
+        ) from error
+    except Exception as error:  # safetensors, the hub's client and torch each raise kinds of their own
+        raise ModelError(f"the model {source} cannot be loaded: {_cause(error)}") from error
+    finally:
+        if before is None:
+            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
+        else:
+            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{source} is an adapter, whose base no recipe names. Merge it into its base, and load that")
+    wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *_misshapen(model)})
+    if wrong:
+        raise ModelError(
+            f"the model {source} cannot be loaded: {len(wrong)} of its weights are not in its files, or of another "
+            f"shape, e.g. {wrong[0]}. Get a whole copy"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _misshapen(model: PreTrainedModel) -> Iterable[str]:
+    """Quantised weights that were of another shape in the files: transformers looks at the others' alone."""
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            yield f"{name}.weight"
+
+
+def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) -> PreTrainedModel:
+    """The model on the meta device, by its configuration, which is all that is read. Raises `ModelError`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+    code = {"trust_remote_code": False, **{k: v for k, v in arguments.items() if k in CODE}}
+    try:
+        if isinstance(source, str):
+            must_name_no_kernel(source, arguments)
+            config = AutoConfig.from_pretrained(source, **{**code, **arguments})
+        else:
+            config = source
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **code)
+    except ModelError:
+        raise
+    except Exception as error:  # the hub's client, JSON and each architecture raise kinds of their own
+        raise ModelError(f"the configuration of {source} cannot be loaded: {_cause(error)}") from error
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    return model
+
+
+def check_path(path: Path | None) -> Iterable[Problem]:
+    """A model directory must be there and hold a config."""
+    if path is not None and not path.is_dir():
+        yield Problem(key="path", what=f"no such directory: {path}", fix="Give a directory that holds a model")
+    elif path is not None and (path / "adapter_config.json").is_file():
+        # transformers would load it, and fetch the base that it names.
+        yield Problem(key="path", what=f"{path} is an adapter", fix="Merge it into its base, and name that: ft merge")
+    elif path is not None and not (path / "config.json").is_file():
+        yield Problem(key="path", what=f"no config.json in {path}", fix="Give a directory that holds a model")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _cause(error: BaseException) -> str:
+    """The same, in this project's words where it is about code that is not run."""
+    return NEEDED if "trust_remote_code" in str(error) else first_line(error)
+
+
+def _check(options: HfOptions) -> Iterable[Problem]:
+    if options.id is None and options.path is None:
+        yield Problem(key="id", what='neither "id" nor "path" is given', fix='Name a model, e.g. "Qwen/Qwen2.5-1.5B"')
+    yield from check_path(options.path)
+    yield from code_problems(
+        options.id, options.path, options.revision, options.code_revision, options.trust_remote_code
+    )
+
+
+def _hub(options: HfOptions) -> tuple[str, dict[str, Any]]:
+    code = code_arguments(options.path, options.revision, options.code_revision, options.trust_remote_code)
+    return (str(options.path), code) if options.path else (str(options.id), {"revision": options.revision, **code})
+
+
+def _tokenizer(options: HfOptions) -> PreTrainedTokenizerBase:
+    source, arguments = _hub(options)
+    return load_tokenizer(source, **arguments)
+
+
+def _model(options: HfOptions, device: torch.device) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return load_model(source, options.dtype, device, **arguments)
+
+
+def _quantized(options: HfOptions, device: torch.device, quantization: QuantizationConfigMixin) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return load_model(source, options.dtype, device, quantization_config=quantization, **arguments)
+
+
+def _built(options: HfOptions) -> PreTrainedModel:
+    source, arguments = _hub(options)
+    return build_model(source, options.dtype, **arguments)
+
+
+@hookimpl
+def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
+    """Offer the loader."""
+    yield ModelLoader(
+        name="hf",
+        summary="Any causal language model of transformers, from the hub or a directory",
+        options=HfOptions,
+        load_tokenizer=_tokenizer,
+        load_model=_model,
+        build_model=_built,
+        load_quantized=_quantized,
+        check=_check,
+    )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe) -> Iterable[Lever]:
+    """Weights of half the size, for any loader whose table has a `dtype`."""
+    if getattr(recipe.model.options, "dtype", None) == "float32":
+        yield Lever(name="model in bfloat16", changes=(("model.dtype", "bfloat16"),), exact=False)

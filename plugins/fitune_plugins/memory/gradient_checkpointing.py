@@ -1,0 +1,135 @@
+"""Memory strategy `gradient-checkpointing`: layers keep their input alone and are computed again in the backward pass.
+
+Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174. What costs most may be kept beside the
+input (Korthikanti et al., arXiv 2205.05198, who compute attention again; at great lengths it is the rest that is
+cheap). Changes no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from annotated_types import Ge
+
+from fitune import (
+    Fit,
+    Lever,
+    MemoryStrategy,
+    ModelError,
+    Recipe,
+    Strategy,
+    hookimpl,
+    strategy_options,
+    with_strategy,
+    without_strategy,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+NAME = "gradient-checkpointing"
+
+Keep = Literal["nothing", "attention", "products"]
+
+KEEP: tuple[Keep, ...] = get_args(Keep)
+
+NO_KERNEL = ("eager", "flex_attention")
+"""Ways of transformers to compute attention that `keep` does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientCheckpointingOptions:
+    """Options of the strategy `gradient-checkpointing`."""
+
+    layers: Annotated[int, Ge(1)] | None = None
+    """Checkpoint the first n layers only: fewer cost less time and save less memory. Without it, all."""
+    keep: Keep = "nothing"
+    """What a checkpointed layer keeps beside its input: "attention" the results of attention kernels, whose work grows
+    with the square of the length; "products" these and the results of products of matrices, so that only what is cheap
+    is repeated (`recompute-pointwise` keeps less, in models that it knows)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientCheckpointing(Strategy):
+    """Marks decoder layers; transformers checkpoints those that are marked."""
+
+    options: GradientCheckpointingOptions
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Mark the layers. Raises `ModelError` if the model has none, fewer than asked for, or nothing to keep."""
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        wanted = len(layers) if self.options.layers is None else self.options.layers
+        if not layers:
+            raise ModelError(f"gradient-checkpointing: {type(model).__name__} has no layers that can be checkpointed")
+        if wanted > len(layers):
+            raise ModelError(f"gradient-checkpointing: layers = {wanted}, but the model has {len(layers)}")
+        more: dict[str, Any] = {}
+        if self.options.keep != "nothing":
+            from fitune_plugins.memory.selective_checkpointing import contexts
+
+            _must_keep_attention(model, self.options.keep)
+            more["context_fn"] = contexts(self.options.keep)
+        for number, layer in enumerate(layers):
+            # Set here rather than by transformers' own switch, which has no "first n" and changed its name in 5.x.
+            layer.gradient_checkpointing = number < wanted
+            layer.__dict__["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False, **more)
+        return model
+
+
+def _must_keep_attention(model: PreTrainedModel, keep: str) -> None:
+    """Raise `ModelError` if attention alone is to be kept, and cannot be."""
+    from fitune import unwrapped
+
+    config = model.config.get_text_config()
+    kind = config._attn_implementation
+    why = ""
+    if kind in NO_KERNEL:
+        why = f'its attention is computed by "{kind}", which is no kernel of one result'
+    elif getattr(config, "attention_dropout", 0.0):
+        why = "it drops attention weights (attention_dropout), and has to draw the same ones again"
+    if why and keep == "attention":
+        name = type(unwrapped(model)).__name__
+        raise ModelError(f'{NAME}: keep = "attention" would keep nothing of {name}: {why}. Remove it')
+
+
+@hookimpl
+def ft_memory_strategies() -> Iterable[MemoryStrategy[GradientCheckpointingOptions]]:
+    """Offer the strategy."""
+    yield MemoryStrategy(
+        name=NAME,
+        summary="Recompute layers in the backward pass instead of keeping their activations (about 1/3 more work)",
+        options=GradientCheckpointingOptions,
+        make=GradientCheckpointing,
+        exact=True,
+        fit=Fit(settings=({}, {"keep": "attention"}), layers="layers"),
+    )
+
+
+@hookimpl
+def ft_levers(recipe: Recipe, config: PreTrainedConfig) -> Iterable[Lever]:
+    """Half of the layers, or all of them; what else they may keep; and what it would cost to do without."""
+    layers = config.get_text_config().num_hidden_layers
+    options = strategy_options(recipe, NAME)
+    now = 0 if options is None else options.get("layers") or layers
+    half = layers // 2
+    if now < half:
+        change = with_strategy(recipe, NAME, layers=half)
+        yield Lever(name=f"{NAME}, the first {half} of {layers} layers", changes=(change,), exact=True)
+    if options is not None and now < layers:
+        tables = [
+            {k: v for k, v in use.table().items() if use.record.name != NAME or k != "layers"}
+            for use in recipe.strategies
+        ]
+        yield Lever(name=f"{NAME}, all {layers} layers", changes=(("memory.strategy", tables),), exact=True)
+    for keep in KEEP:
+        if options is not None and keep != options.get("keep", "nothing"):
+            change = with_strategy(recipe, NAME, keep=keep)
+            yield Lever(name=f"{NAME}, layers keep {keep}", changes=(change,), exact=True)
+    if options is not None:
+        yield Lever(name=f"without {NAME}", changes=(without_strategy(recipe, NAME),), exact=True)

@@ -1,0 +1,321 @@
+"""Prepared rows on disk: equal to those written, whole or not there, built once, and never all in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitune import IGNORED, Example, Origin
+from fitune.data.cache import ROWS_IN_BATCH, Build, Rows, Writer, build_or_open, cache_directory
+from fitune.errors import DataError
+from support.paths import TESTS
+
+KEY = "0" * 32
+
+
+def example(number: int, tokens: int = 3) -> Example:
+    ids = np.full(tokens, number, dtype=np.int32)
+    return Example(input_ids=ids, labels=ids.copy(), origin=Origin(file="f", row=number + 1))
+
+
+def rows_of(number: int) -> Build:
+    """Builds so many rows."""
+
+    def build(writer: Writer) -> Mapping[str, Any]:
+        writer.write(example(n) for n in range(number))
+        return {}
+
+    return build
+
+
+def never(writer: Writer) -> Mapping[str, Any]:
+    raise AssertionError("built again")
+
+
+def stored(number: int, tmp_path: Path) -> Rows:
+    writer = Writer(tmp_path / "rows.arrow")
+    assert writer.write(example(n) for n in range(number)) == number
+    (tmp_path / "meta.json").write_text(json.dumps({"files": list(writer.files)}), encoding="utf-8")
+    return Rows(tmp_path)
+
+
+def left() -> list[str]:
+    return sorted(path.name for path in cache_directory().iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> Example:
+    lengths = draw(st.lists(st.integers(1, 5), max_size=4))
+    tokens = sum(lengths) or draw(st.integers(1, 9))
+    numbers = st.integers(0, 2**31 - 1)
+    ids = np.array(draw(st.lists(numbers, min_size=tokens, max_size=tokens)), dtype=np.int32)
+    trained = np.array(draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
+    origin = Origin(file=draw(st.sampled_from(["a", "b/ü.jsonl", "c d"])), row=draw(st.integers(1, 2**40)))
+    return Example(
+        input_ids=ids, labels=np.where(trained, ids, IGNORED).astype(np.int32), origin=origin, lengths=tuple(lengths)
+    )
+
+
+def plain(example: Example) -> object:
+    return example.input_ids.tolist(), example.labels.tolist(), example.lengths, example.origin
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(examples(), max_size=12))
+def test_rows_read_back_as_they_were_written(written: list[Example]) -> None:
+    def build(writer: Writer) -> Mapping[str, Any]:
+        return {"rows": writer.write(written)}
+
+    rows, _ = build_or_open(None, build)
+    assert rows.meta["rows"] == len(rows) == len(written)
+    assert list(map(plain, rows)) == list(map(plain, written))
+    assert all(row.input_ids.dtype == row.labels.dtype == np.int32 for row in rows)
+
+
+def test_rows_are_found_across_the_borders_of_batches(tmp_path: Path) -> None:
+    rows = stored(2 * ROWS_IN_BATCH + 5, tmp_path)
+    for at in (0, 1, 1023, 1024, 1025, 2047, 2048, 2052, -1, -5, -6, -2053):
+        assert rows[at].origin.row == (at % len(rows)) + 1
+        assert rows[np.int64(at)].input_ids.tolist() == [at % len(rows)] * 3  # type: ignore[call-overload]
+    assert [row.origin.row for row in rows[1022:1027]] == [1023, 1024, 1025, 1026, 1027]
+    assert [row.origin.row for row in rows[::-1024]] == [2053, 1029, 5]
+    assert rows[5:5] == []
+    assert [row.origin.row for row in rows] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize("at", [3, 100, -4])
+def test_a_row_that_there_is_not(at: int, tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        stored(3, tmp_path)[at]
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    rows = stored(0, tmp_path)
+    assert len(rows) == 0
+    assert list(rows) == []
+    with pytest.raises(IndexError):
+        rows[0]
+
+
+def test_batches_end_early_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitune.data.cache.TOKENS_IN_BATCH", 10)
+    rows = stored(23, tmp_path)
+    assert [row.origin.row for row in rows] == list(range(1, 24))
+    assert rows[-1].input_ids.tolist() == [22] * 3
+
+
+def test_nobody_writes_into_the_cache(tmp_path: Path) -> None:
+    rows = stored(2, tmp_path)
+    rows[1].input_ids[:] = 9
+    rows[1].labels[:] = 9
+    assert rows[1].input_ids.tolist() == rows[1].labels.tolist() == [1, 1, 1]
+
+
+def test_neither_writing_nor_reading_holds_all_rows(tmp_path: Path) -> None:
+    """40 MB of tokens; a record batch is 2 MB of them, and the writer may hold it in a few forms."""
+
+    def rows() -> Iterator[Example]:
+        for number in range(20_000):
+            yield example(number, 256)
+
+    tracemalloc.start()
+    try:
+        writer = Writer(tmp_path / "rows.arrow")
+        writer.write(rows())
+        writing = tracemalloc.get_traced_memory()[1]
+        (tmp_path / "meta.json").write_text(json.dumps({"files": list(writer.files)}), encoding="utf-8")
+        tracemalloc.reset_peak()
+        assert sum(len(row.input_ids) for row in Rows(tmp_path)) == 20_000 * 256
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "rows.arrow").stat().st_size > 40_000_000
+    assert writing < 12_000_000
+    assert reading < 1_000_000
+
+
+# ---------------------------------------------------------------------------------------------------------- entries
+
+
+def test_the_second_start_finds_what_the_first_built() -> None:
+    first, hit = build_or_open(KEY, rows_of(3))
+    second, hit_then = build_or_open(KEY, never)
+    assert (hit, hit_then) == (False, True)
+    assert list(map(plain, first)) == list(map(plain, second))
+    assert left() == [KEY]
+    assert sorted(path.name for path in (cache_directory() / KEY).iterdir()) == ["meta.json", "rows.arrow"]
+
+
+@pytest.mark.parametrize("error", [DataError("bad row"), KeyboardInterrupt(), MemoryError()])
+def test_a_build_that_fails_leaves_nothing(error: BaseException) -> None:
+    def build(writer: Writer) -> Mapping[str, Any]:
+        def rows() -> Iterator[Example]:
+            yield from map(example, range(2000))
+            raise error
+
+        writer.write(rows())
+        return {}
+
+    with pytest.raises(type(error)):
+        build_or_open(KEY, build)
+    assert left() == []
+    assert not build_or_open(KEY, rows_of(3))[1]
+
+
+PROCESS = """\
+import os, sys, time
+from pathlib import Path
+from test_cache import KEY, example
+from fitune.data.cache import build_or_open
+
+place = Path(sys.argv[1])
+
+def build(writer):
+    def rows():
+        for number in range(3000):
+            if number == 2000:
+                with (place / "builds").open("a") as file:
+                    file.write("built\\n")
+                print("half", flush=True)
+                sys.stdin.readline()
+            yield example(number)
+    return {"rows": writer.write(rows())}
+
+rows, hit = build_or_open(KEY, build)
+print(len(rows), hit, flush=True)
+"""
+
+
+def start(place: Path) -> subprocess.Popen[str]:
+    """A process that builds the entry, and waits for a line in the middle of it."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-c", PROCESS, str(place)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_build_that_is_killed_leaves_no_entry(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        assert line(process) == "half"
+        process.send_signal(signal.SIGKILL)
+    assert KEY not in left()
+    again, hit = build_or_open(KEY, rows_of(3))
+    assert (hit, len(again)) == (False, 3)
+    assert left() == [KEY]
+
+
+def test_processes_share_one_build(tmp_path: Path) -> None:
+    with start(tmp_path) as first:
+        assert line(first) == "half"
+        with start(tmp_path) as second:
+            first.communicate("go on\n")
+            assert line(second) == "3000 True"
+    assert (tmp_path / "builds").read_text() == "built\n"
+    assert left() == [KEY]
+
+
+def test_what_is_not_kept_goes_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    rows, hit = build_or_open(None, rows_of(3))
+    assert (hit, len(rows)) == (False, 3)
+    assert rows.directory.parent == tmp_path / "temporary"
+    assert not cache_directory().exists()
+    del rows
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_build_that_fails_and_is_not_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with pytest.raises(AssertionError, match="built again"):
+        build_or_open(None, never)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- damage
+
+
+def truncate(entry: Path) -> None:
+    file = entry / "rows.arrow"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(entry: Path) -> None:
+    (entry / "rows.arrow").write_bytes(b"")
+
+
+def without_meta(entry: Path) -> None:
+    (entry / "meta.json").unlink()
+
+
+def half_of_meta(entry: Path) -> None:
+    (entry / "meta.json").write_text('{"files": [', encoding="utf-8")
+
+
+def meta_of_another_kind(entry: Path) -> None:
+    (entry / "meta.json").write_text("[]", encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, without_meta, half_of_meta, meta_of_another_kind])
+def test_a_damaged_entry_is_built_anew_and_told_of(damage: Any) -> None:
+    build_or_open(KEY, rows_of(3))
+    damage(cache_directory() / KEY)
+    told: list[str] = []
+    again, hit = build_or_open(KEY, rows_of(4), told.append)
+    assert (hit, len(again)) == (False, 4)
+    assert told == [f"the prepared data in {cache_directory() / KEY} are damaged, and are prepared anew"]
+    assert build_or_open(KEY, never, told.append)[1]
+    assert len(told) == 1
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError) as error:
+        build_or_open(KEY, rows_of(1))
+    assert error.value.message == (
+        f"prepared data cannot be kept in {tmp_path / 'file' / 'cache'}: Not a directory. "
+        "Set FT_CACHE to another directory, or [data] cache = false"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_cache_that_may_only_be_read_serves_what_it_has(tmp_path: Path) -> None:
+    build_or_open(KEY, rows_of(3))
+    cache_directory().chmod(0o500)
+    try:
+        assert build_or_open(KEY, never)[1]
+        with pytest.raises(DataError, match="Permission denied"):
+            build_or_open("1" * 32, rows_of(1))
+    finally:
+        cache_directory().chmod(0o700)
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_directory() == tmp_path / "cache"
+    monkeypatch.delenv("FT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "fitune" / "data"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "fitune" / "data"

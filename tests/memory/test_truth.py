@@ -1,0 +1,53 @@
+"""A rehearsal without values does what a run with values does: the same operations, sizes and order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fitune.memory.allocator.allocator import replay
+from fitune.plugin.recipe import Recipe
+from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
+from support.real_steps import both_generations, both_logs, events
+
+LAYER_NORM = {"phi", "falcon", "gpt_neox", "starcoder2"}
+"""Their norms keep float32 on a card, but the type of their input on the CPU, so float32 is what can be compared."""
+ON_HOST = {"phimoe"}
+"""It makes its rotary frequencies on the host in every step, which the CPU cannot be told from."""
+
+
+def _same(recipe: Recipe) -> None:
+    forecast, real = both_logs(recipe)
+    assert events(forecast) == events(real)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ON_HOST])
+def test_lora(tmp_path: Path, name: str) -> None:
+    _same(recipe_of(tmp_path, name, dtype="float32" if name in LAYER_NORM else "bfloat16", length=32))
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", "qwen3_moe", "gemma2", "phi3", "deepseek_v3", "gpt_oss", "gpt_neox", "olmo2", "glm4"]
+)
+def test_full_fine_tuning_with_checkpoints_and_chunked_loss(tmp_path: Path, name: str) -> None:
+    strategies = (GRADIENT_CHECKPOINTING, CHUNKED_LOSS)
+    dtype = "float32" if name in LAYER_NORM else "bfloat16"
+    _same(recipe_of(tmp_path, name, *strategies, lora=False, dtype=dtype, length=32))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+def test_evaluation_dropout_and_a_longer_window_than_the_row(tmp_path: Path, name: str) -> None:
+    recipe = recipe_of(tmp_path, name, dropout=0.05, evaluates=True, length=12)
+    _same(recipe)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
+def test_generation(tmp_path: Path, name: str, rows: int) -> None:
+    """Against `generate` itself; prompts that are longer than a window."""
+    forecast, real = both_generations(recipe_of(tmp_path, name), rows, 24, 12)
+    peaks = [replay(log.sized()).peak_allocated for log in (forecast, real)]
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.01)
+    standing = sum(block.rounded for block in real.blocks if block.phase == "load")
+    assert peaks[0] - standing == pytest.approx(peaks[1] - standing, rel=0.1)

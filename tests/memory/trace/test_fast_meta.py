@@ -1,0 +1,101 @@
+"""Operations that a trace makes by itself, for speed: what they give is what torch gives."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fitune.memory.trace.fast_meta import USUAL, aten
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, device="meta", dtype=dtype)
+
+
+TENSORS = (
+    empty(2, 3, 4, 5),
+    empty(2, 4, 3, 5).transpose(1, 2),
+    empty(2, 3, 4, 5, dtype=torch.float32),
+    empty(2, 3, 4, 5, dtype=torch.int64),
+    empty(1, 1, 4, 5),
+    empty(2, 1, 4, 5),
+    empty(5),
+    empty(),
+    empty(2, 3, 4, 1),
+    empty(2, 3, 1, 5).expand(2, 3, 4, 5),
+    empty(2, 3, 4, 10)[..., ::2],
+    empty(2, 3, 4, 5)[..., :3],
+)
+
+
+def facts(result: Any) -> Any:
+    """Of each tensor what a trace and later operations see; strides of single elements say nothing."""
+    if isinstance(result, tuple):
+        return [facts(one) for one in result]
+    if result is None:
+        return None
+    strides = [stride for stride, size in zip(result.stride(), result.shape, strict=True) if size > 1]
+    return tuple(result.shape), strides, result.dtype, result.untyped_storage().nbytes(), result.device.type
+
+
+def original(name: str) -> Any:
+    _, packet, overload = name.split(".")
+    return getattr(getattr(aten, packet), overload)
+
+
+@pytest.mark.parametrize("name", ["aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor", "aten.div.Tensor"])
+def test_two_tensors_in_every_layout(name: str) -> None:
+    compared = 0
+    for first, second in itertools.product(TENSORS, [*TENSORS, 2, 2.5]):
+        try:
+            expected = original(name)(first, second)
+        except RuntimeError:
+            continue
+        assert facts(USUAL[name](first, second)) == facts(expected), (first.shape, first.stride(), second)
+        compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("name", ["neg", "silu", "sigmoid", "rsqrt"])
+@pytest.mark.parametrize("tensor", [t for t in TENSORS if t.is_floating_point()], ids=lambda t: str(t.stride()))
+def test_one_tensor_in_every_layout(name: str, tensor: Tensor) -> None:
+    name = f"aten.{name}.default"
+    assert facts(USUAL[name](tensor)) == facts(original(name)(tensor))
+
+
+@pytest.mark.parametrize("power", [2, 0.5])
+def test_powers(power: float) -> None:
+    name = "aten.pow.Tensor_Scalar"
+    for tensor in TENSORS:
+        assert facts(USUAL[name](tensor, power)) == facts(original(name)(tensor, power))
+
+
+def test_products_of_matrices() -> None:
+    left, right = empty(6, 4), empty(8, 4).t()
+    assert facts(USUAL["aten.mm.default"](left, right)) == facts(aten.mm.default(left, right))
+    total = empty(6, 8)
+    assert USUAL["aten.addmm_.default"](total, left, right) is total
+
+
+@pytest.mark.parametrize("left", [empty(6, 5), empty(6, 4, 1)])
+def test_what_cannot_be_multiplied_is_refused_by_torch(left: Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        USUAL["aten.mm.default"](left, empty(4, 8))
+    with pytest.raises(RuntimeError):
+        USUAL["aten.addmm_.default"](empty(6, 8), left, empty(4, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_norms(dtype: torch.dtype) -> None:
+    inputs, weight = empty(2, 3, 8, dtype=dtype), empty(8)
+    results = USUAL["aten._fused_rms_norm.default"](inputs, [8], weight, 1e-6)
+    expected = aten._fused_rms_norm.default(inputs, [8], weight, 1e-6)
+    assert facts(results) == facts(expected)
+    for asked in ([True, True], [True, False]):
+        arguments = inputs, inputs, [8], expected[1], weight, asked
+        back = USUAL["aten._fused_rms_norm_backward.default"](*arguments)
+        assert facts(back) == facts(aten._fused_rms_norm_backward.default(*arguments))

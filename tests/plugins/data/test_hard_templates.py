@@ -1,0 +1,202 @@
+"""Templates that render a turn in another way when more follow, mark too much or too little, or hide a turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from support.templates import FAMILIES, conversation, error, label, marked, render, targets, tokenizer
+
+CHATML, LLAMA_3 = FAMILIES[0], FAMILIES[2]
+TALK = conversation("a?", "one", "b?", "two")
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+CALLED = conversation(
+    "Rome?",
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "sunny"},
+    {"role": "assistant", "content": "It is sunny."},
+    "And now?",
+    {"role": "assistant", "content": "Night."},
+    tools=[WEATHER],
+)
+
+# As Qwen 3's: only answers behind the last question keep their thoughts, and the last answer gets an empty one.
+THINKING = """\
+{%- set last = namespace(question=0) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set last.question = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{%- set thought, content = '', m.content -%}
+{%- if '</think>' in content -%}
+{%- set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') -%}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{%- if m.role == 'assistant' and loop.index0 > last.question and (loop.last or thought) -%}
+{{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') -}}
+{%- elif m.role == 'tool' -%}{{- '<|im_start|>user\\n<tool_response>\\n' + content + '\\n</tool_response>' -}}
+{%- else -%}{{- '<|im_start|>' + m.role + '\\n' + content -}}{%- endif -%}
+{%- for call in m.tool_calls or [] -%}
+{{- '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+# As Llama 3.1's: tools stand in the first question, calls and results have forms of their own.
+TOOLS_IN_QUESTION = """\
+{{- bos_token -}}
+{%- for m in messages -%}
+{%- if m.tool_calls -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' + (m.tool_calls[0].function | tojson) -}}
+{%- elif m.role == 'tool' -%}{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + (m.content | tojson) -}}
+{%- else -%}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' -}}
+{%- if loop.first and tools -%}{{- 'Tools: ' + (tools | tojson) + '\\n\\n' -}}{%- endif -%}{{- m.content | trim -}}
+{%- endif -%}{{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}
+"""
+
+# As Mistral's later ones: tools stand before the last question, so that no prompt is what the whole begins with.
+TOOLS_BEFORE_LAST = """\
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}
+{%- if tools and m == (messages | selectattr('role', 'equalto', 'user') | list)[-1] -%}{{- 'TOOLS ' -}}{%- endif -%}
+{{- '<|im_start|>' + m.content + '<|im_end|>' -}}
+{%- else -%}{{- ' ' + m.content + '<|im_end|>' -}}{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def made(template: str, family: Any = CHATML) -> PreTrainedTokenizerBase:
+    found = tokenizer(family)
+    found.chat_template = template
+    return found
+
+
+def check(talk: Any, template: str, expected: list[str], family: Any = CHATML) -> None:
+    """What is trained on, as text and as tokens."""
+    of = made(template, family)
+    document = render(of, talk)
+    assert marked(document) == expected
+    assert targets(of, label(of, document)) == expected
+
+
+def test_thoughts_of_earlier_turns_are_left_out_by_the_template() -> None:
+    talk = conversation("a?", "<think>\nso\n</think>\n\none", "b?", "<think>\nhm\n</think>\n\ntwo")
+    check(talk, THINKING, ["one<|im_end|>", "<think>\nhm\n</think>\n\ntwo<|im_end|>"])
+
+
+def test_an_empty_thought_that_the_template_adds_is_written_by_the_model() -> None:
+    check(TALK, THINKING, ["one<|im_end|>", "<think>\n\n</think>\n\ntwo<|im_end|>"])
+
+
+def test_calls_where_the_last_answer_is_rendered_in_another_way() -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+    expected = [call, "It is sunny.<|im_end|>", "<think>\n\n</think>\n\nNight.<|im_end|>"]
+    check(CALLED, THINKING, expected)
+
+
+def test_tools_in_the_first_question() -> None:
+    call = '{"name": "weather", "arguments": {"city": "Rome"}}<|eot_id|>'
+    check(CALLED, TOOLS_IN_QUESTION, [call, "It is sunny.<|eot_id|>", "Night.<|eot_id|>"], LLAMA_3)
+
+
+def test_tools_before_the_last_question() -> None:
+    talk = conversation("a?", "one", "b?", "two", tools=[WEATHER])
+    # The first answer's prompt is not the whole's beginning, so the blank before it cannot be told to be the model's.
+    check(talk, TOOLS_BEFORE_LAST, ["one<|im_end|>", " two<|im_end|>"])
+
+
+def test_end_of_text_at_the_end_only() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    check(TALK, template, [" one", " two\n<|im_end|>"])
+
+
+def test_without_a_generation_prompt_the_header_is_not_trained_on() -> None:
+    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    check(TALK, template, ["one<|im_end|>", "two<|im_end|>"])
+    of_header = conversation("a?", "<|im_start|>assistant\none", "b?", "<|im_start|>")
+    check(of_header, template, ["<|im_start|>assistant\none<|im_end|>", "<|im_start|><|im_end|>"])
+
+
+def test_a_conversation_that_begins_with_an_answer() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    talk = conversation({"role": "assistant", "content": "Welcome."}, "a?", "one")
+    check(talk, template, ["Welcome.<|im_end|>", "one<|im_end|>"])
+
+
+def test_reasoning_has_a_key_of_its_own() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    answer = {"role": "assistant", "content": "one", "reasoning_content": "so"}
+    check(conversation("a?", answer, "b?", "two"), template, ["<think>so</think>one<|im_end|>", "two<|im_end|>"])
+
+
+AROUND_HEADER = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITHOUT_END = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [AROUND_HEADER, WITHOUT_END], ids=["too much", "too little"])
+def test_generation_marks_are_mended(template: str) -> None:
+    check(TALK, template, ["one<|im_end|>", "two<|im_end|>"])
+    last = render(made(template), TALK, loss="completion")
+    assert marked(last) == ["two<|im_end|>"]
+
+
+def test_a_template_that_hides_an_answer_is_refused() -> None:
+    template = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    expected = "data.jsonl:1: message 2 is rendered in a way that does not show exactly which text is its own"
+    assert error(TALK, made(template)).startswith(expected)
+
+
+def test_a_template_that_changes_an_answer_is_refused() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + (m.content | upper if not loop.last else m.content[:1]) + '\n' }}"
+        "{% endfor %}"
+    )
+    assert " is rendered in a way that does not show" in error(conversation("a?", "one", "b?", "two"), made(template))
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("answer", ["\nhi", "\n\nhi", " hi", "hi\n", "\n", ".\n\n", "hi  "])
+@pytest.mark.parametrize("family", FAMILIES[:3], ids=lambda family: family.name)
+def test_no_token_holds_a_part_of_the_prompt_and_of_the_answer(family: Any, answer: str) -> None:
+    """A header that ends with a line end or a blank, and an answer that begins with one; no special tokens around."""
+    for before, behind in (("### Response:\n", "\n### End\n"), ("answer: ", "."), ("x\n\n", "\n\n")):
+        template = (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + " + repr(before) + " }}"
+            "{% else %}{{ m.content + " + repr(behind) + " }}{% endif %}{% endfor %}"
+        )
+        of = made(template, family)
+        document = render(of, conversation("a?", answer, "b?", answer))
+        assert document.text == ("a?" + before + answer + behind + "b?" + before + answer + behind)
+        expected = [answer + behind.rstrip()] * 2
+        assert marked(document) == expected
+        example = label(of, document)
+        assert targets(of, example) == expected
+        encoded = of("a?" + before, add_special_tokens=False)["input_ids"]
+        assert example.input_ids[: len(encoded)].tolist() == encoded

@@ -1,0 +1,296 @@
+"""`tiled-mlp` computes MLPs and norms in tiles of tokens, and changes no number but by rounding."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_gradient_checkpointing import LAYERS, MODELS, _model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from fitune import ModelError
+from fitune.compose.loss import plain_loss
+from fitune.memory.cards.cards import find_card
+from fitune.memory.ledger import make_ledger
+from fitune.memory.shapes import shapes_of_recipe
+from fitune.memory.trace.log import MemoryLog
+from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.plugin import strategy as alike
+from fitune.testing import write_recipe
+from fitune_plugins.memory import tiles
+from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
+from fitune_plugins.memory.tiled_mlp import NAME, TiledMlp, TiledMlpOptions
+from fitune_plugins.memory.tiles import Tiled
+from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
+from support.real_steps import both_logs, events
+from support.tiny import assert_close, gradients, loss_and_gradients, make_batch
+
+BATCH = make_batch([([3, 7, 1, 4, 9, 9, 2, 5], [3, 7, 1, 4, 9, 9, 2, 5]), ([8, 6, 4, 2, 1], [8, 6, 4, 2, 1])])
+TOKENS = 16
+
+
+def _checkpointed(model: PreTrainedModel) -> PreTrainedModel:
+    return GradientCheckpointing(GradientCheckpointingOptions()).prepare(model)
+
+
+def _tiled(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
+    return TiledMlp(TiledMlpOptions(tokens=tokens)).prepare(model)
+
+
+def _names(model: PreTrainedModel) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), Tiled)]
+
+
+def _seeded(model: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(7)
+    return loss_and_gradients(plain_loss, model, BATCH)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_are_equal(kind: str, lora: bool, checkpointed: bool) -> None:
+    value, expected = _seeded(_model(kind, lora=lora))
+    for tokens in (1, 6, TOKENS):
+        model = _model(kind, lora=lora)
+        found_value, found = _seeded(_tiled(_checkpointed(model) if checkpointed else model, tokens))
+        torch.testing.assert_close(found_value, value, rtol=1e-6, atol=0)
+        assert_close(found, expected, relative=1e-5)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_one_tile_drops_the_same_units(checkpointed: bool) -> None:
+    value, expected = _seeded(_model(dropout=0.5, lora=True))
+    model = _model(dropout=0.5, lora=True)
+    found_value, found = _seeded(_tiled(_checkpointed(model) if checkpointed else model, TOKENS))
+    assert found_value == value
+    assert_close(found, expected, relative=1e-5)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_gradient_is_of_the_units_that_were_kept(checkpointed: bool) -> None:
+    """Of several tiles: what a small step along the gradient changes, with the same random numbers, is its square."""
+    model: Any = _model(dropout=0.5, lora=True)
+    model = _tiled(_checkpointed(model) if checkpointed else model, 3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    _, found = _seeded(model)
+    square = sum(float(g.square().sum()) for g in found)
+
+    def moved(step: float) -> float:
+        with torch.no_grad():
+            for p, g in zip(trained, found, strict=True):
+                p += step * g
+        torch.manual_seed(7)
+        return float(plain_loss(model, BATCH).detach())
+
+    size = 3e-3 / square**0.5  # small beside the curve, large beside the rounding
+    up = moved(size)
+    down = moved(-2 * size)
+    assert (up - down) / (2 * size) == pytest.approx(square, rel=0.01)
+
+
+def test_the_state_of_random_numbers_afterwards_is_that_of_the_forward_pass() -> None:
+    model = _tiled(_model(dropout=0.5, lora=True), 3)
+    torch.manual_seed(7)
+    loss = plain_loss(model, BATCH)
+    state = torch.get_rng_state()
+    loss.backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_more_than_a_tile_is_wide_and_none_is_computed_a_third_time() -> None:
+    model = _tiled(_checkpointed(_model(lora=True)), 6)
+    rows: list[int] = []
+    for name, module in model.named_modules():
+        if name.endswith("gate_proj"):
+            module.register_forward_hook(lambda module, inputs, out: rows.append(out.numel() // out.shape[-1]))
+    plain_loss(model, BATCH).backward()
+    of_each = [6, 6, 4]  # 3 + 3 + 2 tokens of both rows
+    assert rows == of_each * LAYERS * 2
+
+
+def test_without_gradients() -> None:
+    model = _model().eval()
+    with torch.no_grad():
+        expected = plain_loss(model, BATCH)
+        found = plain_loss(_tiled(model, 3), BATCH)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_generation_is_the_same() -> None:
+    def answer(model: PreTrainedModel) -> Tensor:
+        found: Tensor = model.eval().generate(BATCH.input_ids[:1], max_new_tokens=6, do_sample=False)
+        return found
+
+    assert torch.equal(answer(_tiled(_model(), 3)), answer(_model()))
+
+
+def test_sums_over_tiles_are_made_in_float32() -> None:
+    """In bfloat16, gradients are no further off than those of the whole."""
+    _, exact = _seeded(_model())
+    whole: Any = _model().to(torch.bfloat16)  # type: ignore[arg-type]
+    _, plain = _seeded(whole)
+    _, found = _seeded(_tiled(whole, 1))
+    assert {g.dtype for g in found} == {torch.bfloat16}
+
+    def error(gradients: list[Tensor]) -> float:
+        return sum(float((g.float() - e).norm()) for g, e in zip(gradients, exact, strict=True))
+
+    assert error(found) < 1.1 * error(plain)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 6), (3, 5, 17, 6), (3, 17, 5, 6), (40, 6), (70, 2, 6)])
+def test_any_axis_may_be_the_longest(shape: tuple[int, ...]) -> None:
+    """And what is not contiguous keeps its values."""
+    module = nn.LayerNorm(6)
+    x = torch.randn(shape[::-1]).permute(*reversed(range(len(shape)))).requires_grad_()
+    expected = torch.autograd.grad(module(x).square().sum(), (x, *module.parameters()))
+    tiled = Tiled(module, 8, random=False)
+    found = torch.autograd.grad(tiled(x).square().sum(), (x, *module.parameters()))
+    assert_close(found, expected)
+
+
+def test_other_calls_go_through() -> None:
+    module = nn.Bilinear(3, 3, 3)
+    tiled = Tiled(module, 1, random=False)
+    x = torch.randn(4, 3)
+    assert torch.equal(tiled(x, x), module(x, x))
+
+
+EXPECTED = {
+    "llama": (2, 5),
+    "qwen3": (2, 9),
+    "gemma2": (2, 9),
+    "phi3": (2, 5),
+    "phi": (2, 0),  # torch's own norms, one kernel each
+    "falcon": (2, 0),
+    "gpt_neox": (2, 0),
+    "olmo2": (2, 9),
+    "cohere": (2, 3),
+    "starcoder2": (2, 0),
+    "granite": (2, 5),
+    "glm4": (2, 9),
+    "deepseek_v2": (1, 7),  # the other layer is a mixture of experts
+}
+"""MLPs and norms of two layers."""
+
+
+def _made(name: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **CONFIGS[name]))
+    return model
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_tiled(name: str) -> None:
+    found = _names(_tiled(_made(name), 8))
+    mlps = [name for name in found if name.endswith("mlp")]
+    assert (len(mlps), len(found) - len(mlps)) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "phimoe", "mamba"])
+def test_experts_are_left_alone(name: str) -> None:
+    with pytest.raises(ModelError, match=r"tiled-mlp: .* has no MLP that can be computed in tiles"):
+        _tiled(_made(name), 8)
+
+
+def test_an_mlp_that_mixes_tokens_is_refused() -> None:
+    model: Any = _model()
+    mlp = model.model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: plain(x + torch.nn.functional.pad(x, (0, 0, 1, -1)))  # with the token before it
+    mlp.__class__ = type("ShiftedMLP", (type(mlp),), {})
+    with pytest.raises(ModelError, match="tiled-mlp: ShiftedMLP does not treat every token by itself"):
+        _tiled(model, 4)
+    assert model.training
+    assert mlp.training
+
+
+def test_in_a_run(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"adapter": {"use": "lora", "targets": "all-linear"}})
+    plain = gradients(recipe, "train.steps=2")
+    both = 'memory.strategy=[{use="gradient-checkpointing"}, {use="tiled-mlp", tokens=16}]'
+    for step, expected in zip(gradients(recipe, "train.steps=2", both), plain, strict=True):
+        assert_close(step, expected, relative=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ forecast
+
+
+def _traced(directory: Path, *strategies: str, name: str = "llama", tokens: int = 0, **named: Any) -> Rehearsal:
+    recipe = recipe_of(directory, name, *strategies, **named)
+    if tokens:
+        at = [use.record.name for use in recipe.strategies].index(NAME)
+        recipe = _with_tokens(recipe, at, tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+
+
+def _with_tokens(recipe: Any, at: int, tokens: int) -> Any:
+    from dataclasses import replace
+
+    uses = list(recipe.strategies)
+    uses[at] = replace(uses[at], options=TiledMlpOptions(tokens=tokens))
+    return replace(recipe, strategies=tuple(uses))
+
+
+def _widest(log: MemoryLog, width: int) -> int:
+    """Most rows of what is so wide."""
+    return max(torch.Size(block.shape[:-1]).numel() for block in log.blocks if block.shape[-1:] == (width,))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_nothing_is_tokens_by_intermediate_wide(lora: bool, tmp_path: Path) -> None:
+    strategies = (GRADIENT_CHECKPOINTING, CHUNKED_LOSS, NAME)
+    log = _traced(tmp_path, *strategies, tokens=64, lora=lora, length=768, rows=1).log
+    in_step = [block for block in log.blocks if block.phase in ("forward", "backward")]
+    log.blocks = in_step
+    assert _widest(log, 128) <= (64 if lora else 128), "the gradient of a weight has 64 rows of 128, or 128 of 64"
+    whole = [
+        b for b in in_step if b.dtype == "float32" and b.shape[-1:] == (64,) and torch.Size(b.shape[:-1]).numel() >= 768
+    ]
+    assert not whole, "norms make no whole copy in float32"
+
+
+def test_it_lowers_the_peak_and_counts_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last product of an MLP is not needed again in a checkpointed layer, but is made in a tile."""
+    strategies = (GRADIENT_CHECKPOINTING, CHUNKED_LOSS)
+    shape: dict[str, Any] = {"length": 4096, "rows": 1, "changes": {"intermediate_size": 1024}}
+    plain = _traced(tmp_path / "plain", *strategies, **shape)
+    tiled = _traced(tmp_path / "tiled", *strategies, NAME, tokens=32, **shape)
+    assert make_ledger(tiled.log).peak < 0.6 * make_ledger(plain.log).peak
+    last = 2 * 4 * 64  # of the adapter of `down_proj`, a token
+    assert tiled.flops_per_token == plain.flops_per_token + 2 * last
+    monkeypatch.setattr(tiles, "ALIKE", 10**9)
+    every = _traced(tmp_path / "every", *strategies, NAME, tokens=32, **shape)
+    assert len(every.log.blocks) > 2 * len(tiled.log.blocks)
+    assert every.flops_per_token == tiled.flops_per_token
+    assert make_ledger(every.log).peak == make_ledger(tiled.log).peak
+    assert alike.times() == 1
+
+
+def test_what_a_tile_takes_in_the_backward_pass_is_its_modules(tmp_path: Path) -> None:
+    log = _traced(tmp_path, GRADIENT_CHECKPOINTING, CHUNKED_LOSS, NAME, tokens=16).log
+    blocks = [block for block in log.blocks if block.phase == "backward" and block.shape[-1:] == (128,)]
+    assert {block.module.partition(".mlp")[0] for block in blocks} == {"model.layers.0", "model.layers.1"}
+    assert {block.kind for block in blocks} == {"recomputed activations", "activation gradients", "gradients"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_architectures_are_traced(name: str, tmp_path: Path) -> None:
+    found = _traced(tmp_path, GRADIENT_CHECKPOINTING, NAME, name=name, tokens=16)
+    left = set(range(1, len(found.log.blocks) + 1)) - {-number for number in found.log.events if number < 0}
+    assert not [number for number in left if found.log.blocks[number - 1].kind == "saved activations"]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("strategies", [(NAME,), (GRADIENT_CHECKPOINTING, NAME)])
+def test_the_card_sees_what_a_forecast_sees(lora: bool, strategies: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "llama", *strategies, lora=lora)
+    forecast, real = both_logs(_with_tokens(recipe, len(strategies) - 1, 48))
+    assert events(forecast) == events(real)

@@ -1,0 +1,89 @@
+"""A file of lines on a disk that fills up and is emptied again."""
+
+from __future__ import annotations
+
+import json
+from io import FileIO
+from pathlib import Path
+
+import pytest
+
+from fitune.runs.json_lines import LineFile
+
+
+class FullDisk:
+    """Lets so many more bytes be written to any file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room = room
+        write = FileIO.write
+
+        def limited(file: FileIO, data: bytes) -> int:
+            taken = min(len(data), self.room)
+            if taken == 0:
+                raise OSError(28, "No space left on device")
+            self.room -= taken
+            return write(file, data[:taken]) or 0
+
+        class Limited(FileIO):
+            write = limited  # type: ignore[assignment]
+
+        open_ = Path.open
+
+        def opened(path: Path, mode: str = "r", *rest: object, **named: object) -> object:
+            return Limited(path, mode.replace("b", "")) if named.get("buffering") == 0 else open_(path, mode, **named)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(Path, "open", opened)
+
+
+def steps(file: Path) -> list[int]:
+    """Of its lines, each of which must be whole."""
+    return [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_a_full_disk_took_not_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = FullDisk(monkeypatch, room=20)  # of lines of 12 bytes
+    file = LineFile(tmp_path / "m.jsonl")
+    for number in range(1, 6):
+        file.append({"step": number})
+        assert steps(file.path) == [1]  # and no torn line behind it
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1  # once, not at every line
+    assert told.startswith(f"warning: {file.path} cannot be written: No space left on device. Training goes on")
+    disk.room = 1000
+    file.append({"step": 6})
+    assert steps(file.path) == [1, 2, 3, 4, 5, 6]
+    assert capsys.readouterr().err == f"note: {file.path} is written again, with the lines that were missing\n"
+    file.close()
+
+
+def test_what_waits_is_bounded_and_its_loss_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = FullDisk(monkeypatch, room=0)
+    file = LineFile(tmp_path / "m.jsonl", waiting=2)
+    for number in range(1, 5):
+        file.append({"step": number})
+    disk.room = 12
+    file.close()
+    assert steps(file.path) == [3]
+    assert f"1 lines of {file.path} could not be written" in capsys.readouterr().err
+
+
+def test_lines_that_are_kept_are_followed_by_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    file = LineFile(path, ['{"step": 1}'])
+    assert steps(path) == [1]
+    file.append({"step": 2})
+    file.close()
+    assert steps(path) == [1, 2]
+
+
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "m.jsonl")
+    file.append({"loss": float("nan"), "norms": [1.0, float("inf")], "of": {"x": -float("inf")}})
+    file.close()
+    assert file.path.read_text() == '{"loss": null, "norms": [1.0, null], "of": {"x": null}}\n'

@@ -1,0 +1,203 @@
+"""What befalls a process of `ft`: kills, signals and pauses at moments that are chosen beforehand.
+
+These functions are called in the process itself, before it begins (see `forked`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PHASES = ("start", "loading", "first files", "between", "step", "evaluation", "checkpoint", "cleaning", "final save")
+MARKS = (
+    ("fitune.train.attempts", "find", "loading"),
+    ("fitune.train.attempts", "compose", "loading"),
+    ("fitune.train.attempts", "Attempts._be_same", "first files"),
+    ("fitune.train.run", "_work", "between"),
+    ("fitune.train.run", "_step", "step"),
+    ("fitune.train.run", "_evaluate", "evaluation"),
+    ("fitune.train.keeper", "write", "checkpoint"),
+    ("fitune.train.keeper", "Keeper._thin_out", "cleaning"),
+    ("fitune.train.run", "save", "final save"),
+)
+"""Functions, and the phase that a process is in while they are at work."""
+PHASE, OPERATIONS, FLUSHES = 0, 1, 2
+"""Places on the board of a process."""
+Change = tuple[Callable[[], object], Callable[[], object]]
+"""How something begins, and how it ends."""
+CHANGES = frozenset({"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blow:
+    """When a start is to be killed: one of the three."""
+
+    operation: int | None = None
+    """Before the n-th change of a file or directory in the run's."""
+    flush: int | None = None
+    """After the n-th fsync."""
+    after: float | None = None
+    """Seconds."""
+
+
+def strike(board: memoryview, directory: str, operation: int | None, flush: int | None) -> None:
+    """Count changes of files and flushes on the board, note the phase there, and die at one of them."""
+    for module, name, phase in MARKS:
+        _mark(board, module, name, PHASES.index(phase))
+    fsync = os.fsync
+
+    def flushed(number: int) -> None:
+        fsync(number)
+        board[FLUSHES] += 1
+        if board[FLUSHES] == flush:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if _changes(event, arguments, directory):
+            board[OPERATIONS] += 1
+            if board[OPERATIONS] == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = flushed  # type: ignore[assignment]
+    sys.addaudithook(hook)
+
+
+def _changes(event: str, arguments: tuple[Any, ...], directory: str) -> bool:
+    """Whether an audit event is a change of a file or directory in this one."""
+    if event == "open":
+        path, _, flags = arguments
+        if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return False
+    elif event in CHANGES:
+        path = arguments[0]
+        if event in ("os.remove", "os.rmdir") and arguments[-1] != -1:  # relative to a directory that is open
+            return True
+    else:
+        return False
+    return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(directory)
+
+
+def send(board: memoryview, at: str, number: int, signals: list[int]) -> None:
+    """Send signals to the process itself as it begins a function, e.g. "fitune.train.loop:_step", for the n-th time."""
+
+    def act() -> None:
+        for one in signals:
+            os.kill(os.getpid(), one)
+
+    _before(at, number, act)
+
+
+def hold(board: memoryview, at: str, number: int, ready: str, go: str) -> None:
+    """As it begins a function for the n-th time: open a pipe for writing, and wait until another one is opened so."""
+
+    def act() -> None:
+        Path(ready).open("w").close()
+        Path(go).open().close()
+
+    _before(at, number, act)
+
+
+def deny(board: memoryview, means: str, place: str, at: str, first: int, last: int | None) -> None:
+    """Let nothing more be written once a function begins for the `first` time, until it does for the `last` time."""
+    begin, end = MEANS[means](Path(place))
+    _before(at, first, begin)
+    if last is not None:
+        _before(at, last, end)
+
+
+def _full(place: Path) -> Change:
+    """The file system of this directory is full."""
+    filler = place / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    return fill, filler.unlink
+
+
+def _limited(place: Path) -> Change:
+    """No file may grow beyond a kilobyte, wherever it is."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    begin, end = (partial(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard)) for soft in (1024, hard))
+    return begin, end
+
+
+def _forbidden(place: Path) -> Change:
+    """No directory may be made for what is to be saved; permissions themselves would not stop an administrator."""
+    forbidden = False
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            if forbidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return function(*arguments)
+
+        return wrapped
+
+    def turn() -> None:
+        nonlocal forbidden
+        forbidden = not forbidden
+
+    for module in ("fitune.checkpoint.files", "fitune.train.save"):
+        _replace(module, "begin", wrap)
+    return turn, turn
+
+
+MEANS: dict[str, Callable[[Path], Change]] = {"full": _full, "limited": _limited, "forbidden": _forbidden}
+
+
+def _before(at: str, number: int, act: Callable[[], object]) -> None:
+    count = 0
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                act()
+            return function(*arguments, **named)
+
+        return wrapped
+
+    module, name = at.split(":")
+    _replace(module, name, wrap)
+
+
+def _mark(board: memoryview, module: str, name: str, phase: int) -> None:
+    """Have a function note its phase while it is at work."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def marked(*arguments: Any, **named: Any) -> Any:
+            before, board[PHASE] = board[PHASE], phase
+            try:
+                return function(*arguments, **named)
+            finally:
+                board[PHASE] = before
+
+        return marked
+
+    _replace(module, name, wrap)
+
+
+def _replace(module: str, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put something around a function or a method of a module."""
+    home: Any = importlib.import_module(module)
+    *classes, name = name.split(".")
+    for one in classes:
+        home = getattr(home, one)
+    setattr(home, name, wrap(getattr(home, name)))

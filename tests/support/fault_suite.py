@@ -1,0 +1,231 @@
+"""The fault suite: a run that is killed at random moments, again and again, ends as the one that nothing disturbs.
+
+A chain is one run from its beginning to its end, with as many kills as befall it. Each start of it gets one blow, drawn
+from a seeded generator: SIGKILL at the n-th change of a file in the run's directory, after the n-th flush to the disk,
+or after so many seconds. `tests/test_faults.py` gives 200; more are given on demand:
+
+    FT_FAULTS=2000 FT_SEED=7 pytest tests/test_faults.py
+    python benchmarks/faults.py --kills 2000 --seed 7
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitune.checkpoint.manifest import damage
+from fitune.runs.lock import LEFT_OVER
+from fitune.testing import write_recipe, write_tiny_data
+from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow
+from support.forked import Ended, Forks
+
+STEPS = 14
+"""More than two epochs of six."""
+AT_ONCE = 2
+"""Chains that are at work side by side."""
+LEAST_LEFT = 0.15
+"""Of a run's changes of files, in one that only has to save."""
+MOST = 30
+"""Starts of a chain, after which it is left in peace."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """What came of a suite."""
+
+    seed: int
+    kills: int = 0
+    starts: int = 0
+    chains: int = 0
+    phases: Counter[str] = field(default_factory=Counter)
+    """In which a kill fell: how many."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    went_back: list[int] = field(default_factory=list)
+    """For each kill, the steps that were to be made again."""
+    most_kills: int = 0
+    """Of one run."""
+    seconds: float = 0.0
+
+    def values(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return {
+            "seed": self.seed,
+            "kills": self.kills,
+            "runs": self.chains,
+            "starts": self.starts,
+            "most_kills_of_a_run": self.most_kills,
+            "kills_in": {phase: self.phases[phase] for phase in PHASES},
+            "kills_by": dict(sorted(self.kinds.items())),
+            "steps_made_again": {"mean": round(statistics.mean(self.went_back), 2), "most": max(self.went_back)},
+            "adapters_equal_to_the_bit": self.chains,
+            "loss_curves_equal_to_the_bit": self.chains,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def ended(self, kills: int) -> None:
+        """A chain has come to its end."""
+        self.chains += 1
+        self.most_kills = max(self.most_kills, kills)
+
+
+def write_fault_recipe(directory: Path, steps: int = STEPS) -> Path:
+    """Write the recipe that is killed: all that draws random numbers, checkpoints by steps and of the best."""
+    path = write_recipe(
+        directory,
+        {
+            "deterministic": True,
+            "adapter": {"use": "lora", "dropout": 0.3},
+            "memory": {"strategy": [{"use": "accumulation", "steps": 2}]},
+            "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
+            "train": {"steps": steps, "warmup_steps": 2, "micro_batch": 1},
+            "checkpoint": {"steps": 2, "keep": 2},
+        },
+    )
+    write_tiny_data(path.parent / "held_out.jsonl", rows=3)
+    return path
+
+
+class Suite:
+    """One suite of kills, in a directory of its own."""
+
+    def __init__(self, forks: Forks, home: Path, *, kills: int, seed: int) -> None:
+        self.forks, self.home, self.kills, self.seed = forks, home, kills, seed
+        self.recipe = write_fault_recipe(home / "recipe")
+        self.figures = Figures(seed=seed)
+        self.plain: dict[str, Any] = {}
+        """What came of a run that nothing disturbed."""
+        self._most = (0, 0, 0.0)
+        """Its changes of files, flushes and seconds."""
+
+    def run(self, tell: Callable[[str], None] = lambda line: None) -> Figures:
+        """Kill until there were enough kills, and each chain has come to its end. Fails where one ends otherwise."""
+        start = time.perf_counter()
+        self.forks.learn(self.recipe)
+        plain = self._start([self.recipe, "--out", self.home / "plain"], self.home / "plain")
+        ended = self.forks.wait(plain)
+        assert ended.code == 0, ended.output
+        self._most = (ended.board[OPERATIONS], ended.board[FLUSHES], ended.seconds)
+        self.plain = outcome(self.home / "plain")
+        at_work: list[tuple[Generator[int, Ended, None], int]] = []
+        count = 0
+        while at_work or self.figures.kills < self.kills:
+            while len(at_work) < AT_ONCE and self.figures.kills < self.kills:
+                chain = self._chain(count)
+                at_work.append((chain, next(chain)))
+                count += 1
+            chain, child = at_work.pop(0)
+            try:
+                at_work.append((chain, chain.send(self.forks.wait(child))))
+            except StopIteration:
+                tell(f"{self.figures.kills} kills, {self.figures.chains} runs, {time.perf_counter() - start:.0f} s")
+        self.figures.seconds = time.perf_counter() - start
+        return self.figures
+
+    def _chain(self, number: int) -> Generator[int, Ended, None]:
+        """One run: gives the processes that it starts, and is sent how they ended."""
+        draw = random.Random(f"{self.seed} {number}")
+        directory = self.home / f"run-{number}"
+        given: list[str | Path] = [self.recipe, "--out", directory]
+        kills = 0
+        for starts in range(1, 10 * MOST):
+            in_peace = starts > MOST or self.figures.kills >= self.kills
+            blow = Blow() if in_peace else self._draw(draw, directory)
+            where = f"seed {self.seed}, run {number}, start {starts}, {blow}"
+            ended = yield self._start(given, directory, blow)
+            self.figures.starts += 1
+            if ended.code == 0:
+                break
+            assert ended.code == -signal.SIGKILL, f"{where}: exit code {ended.code}: {ended.output[-3000:]}"
+            kills += 1
+            self._count(blow, ended, directory)
+            must_be_sound(directory, self.plain, where)
+            whole = (directory / "identity.json").exists() and draw.random() < 0.5
+            given = [directory] if whole else [self.recipe, "--out", directory, "--resume"]
+        found = outcome(directory)
+        other = {key: (self.plain[key], found[key]) for key in self.plain if self.plain[key] != found[key]}
+        assert not other, f"seed {self.seed}, run {number} of {kills} kills ends otherwise: {other}"
+        self.figures.ended(kills)
+        shutil.rmtree(directory)
+
+    def _start(self, given: list[str | Path], directory: Path, blow: Blow | None = None) -> int:
+        blow = blow or Blow()
+        return self.forks.start(
+            ["run", *given],
+            cwd=self.home,
+            prepare="blows:strike",
+            kill_after=blow.after,
+            directory=str(directory),
+            operation=blow.operation,
+            flush=blow.flush,
+        )
+
+    def _draw(self, draw: random.Random, directory: Path) -> Blow:
+        """A blow that falls, most likely, before the run is at its end: what is left of it may be little."""
+        left = max(LEAST_LEFT, 1 - saved_steps(directory) / STEPS)
+        operations, flushes, seconds = self._most
+        kind = draw.choices(("operation", "flush", "after"), (5, 2, 3))[0]
+        if kind == "operation":
+            return Blow(operation=draw.randint(1, round(left * operations)))
+        if kind == "flush":
+            return Blow(flush=draw.randint(1, round(left * flushes)))
+        return Blow(after=draw.uniform(0, (1 + left) / 2 * seconds))
+
+    def _count(self, blow: Blow, ended: Ended, directory: Path) -> None:
+        figures = self.figures
+        figures.kills += 1
+        figures.phases[PHASES[ended.board[PHASE]]] += 1
+        kind = "time" if blow.after is not None else "flush to the disk" if blow.flush else "change of a file"
+        figures.kinds[kind] += 1
+        made = max((line["step"] for line in lines_of(directory) if line["event"] == "step"), default=0)
+        figures.went_back.append(max(0, made - saved_steps(directory)))
+
+
+def saved_steps(run: Path) -> int:
+    """Of a run's newest checkpoint."""
+    return max((int(place.name[5:]) for place in run.glob("checkpoints/step-*")), default=0)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, but for a last one that is torn."""
+    file = run / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def curve_of(run: Path) -> list[tuple[str, int, float]]:
+    """(Event, step, loss) of all steps and evaluations, in their order."""
+    return [(line["event"], line["step"], line["loss"]) for line in lines_of(run) if "loss" in line]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What must be equal, to the bit and to the line."""
+    names = {place.name for place in run.iterdir()} - {*LEFT_OVER}
+    return {
+        "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "curve": curve_of(run),
+        "files": sorted(names),
+        "checkpoints": sorted(place.name for place in (run / "checkpoints").iterdir()),
+    }
+
+
+def must_be_sound(run: Path, plain: dict[str, Any], where: str) -> None:
+    """What is there under its own name after a kill is whole, and right as far as it goes."""
+    for place in run.glob("checkpoints/step-*"):
+        assert damage(place) is None, f"{where}: {place.name}: {damage(place)}"
+    trained = run / "adapter"
+    if trained.exists():
+        assert (trained / "adapter_model.safetensors").read_bytes() == plain["adapter"], where
+    for name in ("identity.json", "environment.json", "run.json"):
+        if (run / name).exists():
+            json.loads((run / name).read_text(encoding="utf-8"))
+    curve = curve_of(run)
+    assert curve == plain["curve"][: len(curve)], f"{where}: {curve}"

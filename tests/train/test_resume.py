@@ -1,0 +1,363 @@
+"""A run that goes on is the run that would have been: the same losses, the same weights, to the bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_state import assert_same
+
+from fitune import Notice, Run, RunError, StepReport, hookimpl
+from fitune.checkpoint.files import newest, places
+from fitune.errors import Interrupted
+from fitune.runs.metrics import MetricsFile
+from fitune.testing import open_registry, write_recipe, write_tiny_data
+from fitune.train.run import run
+from fitune.train.start import Start, start_of
+from support.tiny import adapter, metrics
+
+STEPS = 8
+"""More than an epoch of six."""
+
+
+class Stopper:
+    """A plugin: asks the run to stop after a step, or fails there; keeps what it is told."""
+
+    def __init__(self, after: int | None = None, error: Exception | None = None) -> None:
+        self.after, self.error = after, error
+        self.steps: list[StepReport] = []
+        self.notices: list[Notice] = []
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Stop, if it is time."""
+        self.steps.append(step)
+        if step.step == self.after:
+            if self.error is not None:
+                raise self.error
+            run.stop.ask("the test")
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Keep it."""
+        self.notices.append(notice)
+
+
+def go(given: Path, *overrides: str, plugins: Sequence[object] = (), **asked: Any) -> Start:
+    """As `ft run`: a recipe begins, a directory goes on."""
+    registry = open_registry(*plugins)
+    registry.register(MetricsFile(), "fitune.metrics")
+    values: dict[str, Any] = {"out": None, "resume": False, "allowed": (), **asked}
+    start = start_of(given, registry, overrides, **values)
+    if not start.done:
+        start.directory.mkdir(parents=True, exist_ok=True)
+        run(start.recipe, registry, start.directory, resume=start.resume)
+    return start
+
+
+def stop(recipe: Path, directory: Path, after: int, *overrides: str) -> Interrupted:
+    """A run that is stopped after so many steps."""
+    with pytest.raises(Interrupted) as raised:
+        go(recipe, *overrides, plugins=[Stopper(after)], out=directory)
+    return raised.value
+
+
+def curve(directory: Path) -> list[dict[str, Any]]:
+    """The steps and evaluations of a run, without times and memory."""
+    timed = ("seconds", "tokens_per_second", "host_memory_peak")
+    lines = [*metrics(directory), *metrics(directory, "evaluation")]
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def weights(directory: Path) -> list[torch.Tensor]:
+    """What a run has trained."""
+    (file,) = (f for name in ("adapter", "model") for f in (directory / name).glob("*.safetensors"))
+    return list(load_file(file).values())
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe with all that draws random numbers, in deterministic mode."""
+    path = write_recipe(
+        tmp_path_factory.mktemp("resume") / "recipe",
+        {
+            "deterministic": True,
+            "adapter": {"use": "lora", "dropout": 0.3},
+            "memory": {"strategy": [{"use": "accumulation", "steps": 2}]},
+            "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
+            "train": {"steps": STEPS, "warmup_steps": 2, "micro_batch": 1},
+        },
+    )
+    write_tiny_data(path.parent / "held_out.jsonl", rows=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(recipe: Path) -> Path:
+    """A run of it that nothing disturbs."""
+    go(recipe, out=recipe.parent / "plain")
+    return recipe.parent / "plain"
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 6, 7])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(recipe: Path, plain: Path, tmp_path: Path, after: int) -> None:
+    """In mid-epoch, at its end, before an evaluation that is due, and in the second epoch."""
+    error = stop(recipe, tmp_path / "run", after)
+    assert error.exit_code == 3
+    place = tmp_path / "run" / "checkpoints" / f"step-{after}"
+    assert error.message == (
+        f"stopped after {after} of {STEPS} steps: the test. Saved in {place}. Go on with: ft run {tmp_path / 'run'}"
+    )
+    assert not (tmp_path / "run" / "adapter").exists()
+    told = Stopper()
+    go(tmp_path / "run", plugins=[told])
+    assert [step.step for step in told.steps] == list(range(after + 1, STEPS + 1))
+    assert told.notices == []
+    assert curve(tmp_path / "run") == curve(plain)
+    assert_same(weights(tmp_path / "run"), weights(plain))
+
+
+VARIANTS = {
+    "full": ['adapter={use="none"}'],
+    "8 bits": ['memory.strategy=[{use="adamw-8bit"}]', 'adapter={use="none"}', "train.micro_batch=2"],
+    "float16": ['model.dtype="float16"', "adapter.dropout=0.0"],
+    "bfloat16": ['model.dtype="bfloat16"'],
+    "packed": ['data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}, {use="pad"}]'],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_other_types_and_with_other_optimizers(recipe: Path, tmp_path: Path, variant: str) -> None:
+    go(recipe, *VARIANTS[variant], out=tmp_path / "plain")
+    stop(recipe, tmp_path / "run", 4, *VARIANTS[variant])
+    go(tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "plain"))
+
+
+def test_again_and_again(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    stop(recipe, tmp_path / "run", 2)
+    for after in (3, 6):
+        with pytest.raises(Interrupted):
+            go(tmp_path / "run", plugins=[Stopper(after)])
+    go(tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(plain)
+    assert [line["step"] for line in metrics(tmp_path / "run", "resume")] == [2, 3, 6]
+    assert go(tmp_path / "run").done
+
+
+def test_a_run_that_failed_keeps_what_it_learnt(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as raised:
+        go(recipe, plugins=[Stopper(4, RunError("the tracker is lost"))], out=tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints" / "step-4"
+    assert raised.value.lines == (
+        "the tracker is lost",
+        f"What was trained in 4 steps is saved in {place}. Go on with: ft run {tmp_path / 'run'}",
+    )
+    go(tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(plain)
+    assert_same(weights(tmp_path / "run"), weights(plain))
+
+
+def test_checkpoints_by_steps_and_which_are_kept(recipe: Path, tmp_path: Path) -> None:
+    go(recipe, "checkpoint.steps=1", "checkpoint.keep=2", out=tmp_path / "run")
+    lines = metrics(tmp_path / "run", "checkpoint")
+    assert [(line["step"], line["why"]) for line in lines] == [(n, "steps") for n in range(1, STEPS)] + [(STEPS, "end")]
+    evaluations = {line["step"]: line["loss"] for line in metrics(tmp_path / "run", "evaluation") if line["step"]}
+    best = min(evaluations, key=lambda step: evaluations[step])
+    assert {step for step, _ in places(tmp_path / "run")} == {STEPS, STEPS - 1, best}
+    assert [line["step"] for line in lines if line["best"]][-1] == best
+
+
+def test_nothing_by_time_and_at_the_end_where_the_recipe_says_so(recipe: Path, tmp_path: Path) -> None:
+    quiet = ("checkpoint.minutes=0", "checkpoint.at_end=false", "checkpoint.best=false")
+    go(recipe, *quiet, "train.steps=2", out=tmp_path / "run")
+    assert places(tmp_path / "run") == []
+    assert len(adapter(tmp_path / "run")) > 0
+    with pytest.raises(RunError, match="could go on"):
+        go(recipe, *quiet, resume=True)
+
+
+def test_by_minutes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by ten seconds whenever it is looked at."""
+    ticks = iter(range(0, 10**6, 10))
+    monkeypatch.setattr("fitune.train.keeper.Keeper.__init__.__defaults__", (None, lambda: next(ticks)))
+    go(recipe, "checkpoint.minutes=0.5", "checkpoint.best=false", out=tmp_path / "run")
+    lines = metrics(tmp_path / "run", "checkpoint")
+    assert [line["why"] for line in lines] == ["minutes"] * (len(lines) - 1) + ["end"]
+    assert 2 <= len(lines) < STEPS
+
+
+Change = Callable[[Path], None]
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    stop(recipe, tmp_path / "run", 5, "checkpoint.steps=1")
+    _truncate(tmp_path / "run" / "checkpoints" / "step-5" / "state.safetensors")
+    told = Stopper()
+    go(tmp_path / "run", plugins=[told])
+    (notice,) = told.notices
+    assert (notice.step, notice.kind) == (4, "damaged checkpoint")
+    assert "step-5: state.safetensors has " in notice.what
+    assert notice.what.endswith("It is left out, and the run goes on from step 4")
+    assert told.steps[0].step == 5
+    assert curve(tmp_path / "run") == curve(plain)
+    assert_same(weights(tmp_path / "run"), weights(plain))
+
+
+def test_without_a_whole_checkpoint_it_begins_anew(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    stop(recipe, tmp_path / "run", 2)
+    (tmp_path / "run" / "checkpoints" / "step-2" / "manifest.json").unlink()
+    told = Stopper()
+    go(tmp_path / "run", plugins=[told])
+    assert told.notices[0].what.endswith(
+        "manifest.json is missing. It is left out, and the run goes on from the beginning"
+    )
+    assert curve(tmp_path / "run") == curve(plain)
+
+
+def test_a_run_that_ended_before_its_first_step_begins(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    class Failing:
+        @hookimpl
+        def ft_run_started(self) -> None:
+            raise RunError("not now")
+
+    with pytest.raises(RunError, match="not now"):
+        go(recipe, plugins=[Failing()], out=tmp_path / "run")
+    go(tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(plain)
+
+
+def test_resume_with_a_recipe_finds_its_run(recipe: Path, tmp_path: Path) -> None:
+    stop(recipe, Path("runs") / "tiny-1", 2)
+    told = Stopper()
+    assert go(recipe, resume=True, plugins=[told]).directory == Path("runs") / "tiny-1"
+    assert told.steps[0].step == 3
+    with pytest.raises(RunError, match=r'no run of "tiny" in runs could go on\. Name its directory with --out'):
+        go(recipe, resume=True)
+    # With --out it begins where there is nothing yet: the same command may be given again and again.
+    told = Stopper(1)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            go(recipe, resume=True, out=tmp_path / "spot", plugins=[told])
+        told.after = 2
+    assert [step.step for step in told.steps] == [1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------ what may differ
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe: Path) -> Path:
+    """A run that was stopped after two steps; nobody goes on with it."""
+    stop(recipe, recipe.parent / "stopped", 2)
+    return recipe.parent / "stopped"
+
+
+def _refused(run: Path, *overrides: str, **asked: Any) -> tuple[str, ...]:
+    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    with pytest.raises(RunError) as raised:
+        go(run, *overrides, **asked)
+    assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+    return raised.value.lines
+
+
+def test_another_recipe_is_refused_key_by_key(stopped: Path) -> None:
+    lines = _refused(stopped, "train.learning_rate=0.5", 'memory.strategy=[{use="gradient-checkpointing"}]')[:-1]
+    assert lines[0] == f"{stopped} cannot go on: it would not be the same run"
+    assert f"{stopped}: train.learning_rate: 0.01 before, 0.5 now" in lines
+
+
+def test_what_is_refused_says_how_to_allow_it(stopped: Path) -> None:
+    lines = _refused(stopped, "train.learning_rate=0.5", "train.steps=9", allowed=["train.steps"])
+    assert lines[1:] == (
+        f"{stopped}: train.learning_rate: 0.01 before, 0.5 now",
+        "If that is meant, add: --allow-changed train.learning_rate",
+    )
+
+
+def test_a_step_must_take_as_many_rows(stopped: Path) -> None:
+    (line,) = _refused(stopped, "train.micro_batch=3", allowed=["train"])
+    assert "a step took 2 rows, and now takes 6" in line
+
+
+def test_longer_with_leave(recipe: Path, tmp_path: Path) -> None:
+    """A run that is done goes on to more steps; what it had trained stays."""
+    constant = ('train.schedule="constant_with_warmup"', "eval.every=100")
+    go(recipe, *constant, "train.steps=3", out=tmp_path / "run")
+    first = weights(tmp_path / "run")
+    go(tmp_path / "run", "train.steps=5", allowed=["train.steps"])
+    go(recipe, *constant, "train.steps=5", out=tmp_path / "plain")
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "plain"))
+    (moved,) = (tmp_path / "run").glob("adapter.1/*.safetensors")
+    assert_same(list(load_file(moved).values()), first)
+    assert go(tmp_path / "run").done  # what was allowed once is part of the run
+
+
+def test_settings_that_change_no_number_need_no_leave(recipe: Path, plain: Path, tmp_path: Path) -> None:
+    stop(recipe, tmp_path / "run", 2)
+    go(tmp_path / "run", "checkpoint.steps=3", "log.every=2")
+    assert [line["step"] for line in metrics(tmp_path / "run", "checkpoint")][-3:] == [3, 6, 8]
+    assert_same(weights(tmp_path / "run"), weights(plain))
+
+
+@pytest.mark.parametrize("what", ["data", "eval", "model"])
+def test_other_data_and_another_model_are_refused(tmp_path: Path, what: str) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe", {"eval": {"source": [{"use": "jsonl", "path": "held_out.jsonl"}]}, "train": {"steps": 4}}
+    )
+    write_tiny_data(recipe.parent / "held_out.jsonl", rows=3)
+    stop(recipe, tmp_path / "run", 2)
+    if what == "model":
+        file = recipe.parent / "model" / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 0x40
+        file.write_bytes(content)
+    else:
+        file = recipe.parent / {"data": "data.jsonl", "eval": "held_out.jsonl"}[what]
+        file.write_text(file.read_text().replace("Count to 1.", "Count to 7."))
+    with pytest.raises(RunError) as raised:
+        go(tmp_path / "run")
+    word = {"data": "rows", "eval": "held-out rows", "model": "weights"}[what]
+    assert raised.value.lines[1].startswith(f"{tmp_path / 'run'}: {what}: {word} ")
+    assert raised.value.lines[2] == f"If that is meant, add: --allow-changed {what}"
+    go(tmp_path / "run", allowed=[what])
+
+
+def test_other_versions_are_told(recipe: Path, tmp_path: Path) -> None:
+    stop(recipe, tmp_path / "run", 7)
+    file = tmp_path / "run" / "identity.json"
+    values = json.loads(file.read_text())
+    values["versions"]["peft"] = "0.0.1"
+    file.write_text(json.dumps(values))
+    told = Stopper()
+    go(tmp_path / "run", plugins=[told])
+    assert [notice.kind for notice in told.notices] == ["versions"]
+    assert "peft 0.0.1, now " in told.notices[0].what
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"holds no run: there is no identity\.json in it"):
+        go(tmp_path / "empty")
+    with pytest.raises(RunError, match="--out has no effect"):
+        go(recipe.parent, out=tmp_path / "run")
+    with pytest.raises(RunError, match="--allow-changed is for a run that goes on"):
+        go(recipe, out=tmp_path / "run", allowed=["train"])
+
+
+def test_the_newest_checkpoint_is_read_whole(stopped: Path) -> None:
+    checkpoint, damaged = newest(stopped)
+    assert checkpoint is not None
+    assert damaged == []
+    assert checkpoint.progress.step == checkpoint.state.step == 2
+    assert checkpoint.progress.seconds > 0
