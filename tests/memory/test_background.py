@@ -12,12 +12,13 @@ from rich.console import Console
 
 from fitune import MemoryForecast, RunError
 from fitune.cli.console import RunConsole
-from fitune.cli.plan import shapes_of_data
 from fitune.compose.parts import compose
+from fitune.data.run_data import gather
 from fitune.memory.background import Beside
 from fitune.memory.cards import observed as seen
 from fitune.memory.cards.cards import find_card, parse_size
 from fitune.memory.forecast import forecast
+from fitune.memory.shapes import shapes_of_data
 from fitune.plugin.events import MemoryReport
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
@@ -31,7 +32,7 @@ def test_a_run_is_forecast_as_a_plan_of_its_data_is(recipe_path: Path, tmp_path:
     recipe = read_recipe(recipe_path, registry, ["memory.strategy=[]"])
     beside = Beside(A10G, third_party=False, force=False)
     found = compose(recipe, tmp_path / "run", forecaster=beside).run.forecast
-    planned = forecast(recipe, shapes_of_data(recipe), A10G)
+    planned = forecast(recipe, shapes_of_data(recipe, gather(recipe)), A10G)
     assert found is not None
     assert found.error is None
     assert (found.allocated, found.reserved, found.needed) == (planned.allocated, planned.reserved, planned.needed)
