@@ -1,0 +1,224 @@
+"""The model card (README.md) of what was trained: what it came from, what came of it, how to use it.
+
+Made from the files of a run alone. It may be published: a path of this machine is given by its last part, and an
+address without the name and the password in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+import tomli
+import tomli_w
+from fitune.runs.metrics import readable_metrics
+from fitune.runs.atomic import write_file
+
+
+CARD = "README.md"
+
+Values = dict[str, Any]
+
+
+def write_card(directory: Path, target: Path, *, name: str | None = None, parity: Sequence[str] = ()) -> None:
+    """Write the card of a run's model into the directory that holds it.
+
+    `name` is what that directory will be called; `parity` what was compared of a merged model, in lines. A file of the run that is missing leaves
+    its lines out; nothing that is wrong here raises: the model is worth more than its card.
+    """
+    with contextlib.suppress(Exception):
+        facts = _Facts(directory, target)
+        text = "\n".join([_head(facts), *_body(facts, name or target.name, parity)])
+        write_file(target / CARD, text.rstrip("\n") + "\n")
+
+
+class _Facts:
+    """What a run's files tell."""
+
+    def __init__(self, directory: Path, target: Path) -> None:
+        recipe = _toml(directory / "recipe.toml")
+        self.recipe: Values = published(recipe)
+        self.environment = _json(directory / "environment.json")
+        self.memory = _json(directory / "memory.json")
+        self.metrics = readable_metrics(directory)
+        self.is_adapter = (target / "adapter_config.json").is_file()
+        self.license = _license(recipe.get("model"), self.environment.get("model_commit"))
+
+    def _table(self, name: str) -> Values:
+        table = self.recipe.get(name)
+        return table if isinstance(table, dict) else {}
+
+    @property
+    def base(self) -> str:
+        """What the base model is called."""
+        model = self._table("model")
+        return str(model.get("path") or model.get("id") or model.get("package") or model.get("use") or "unknown")
+
+    @property
+    def hub_id(self) -> str | None:
+        """Its name on the hub, if it came from there."""
+        model = self._table("model")
+        found = None if model.get("path") else model.get("id")
+        return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
+
+    def of(self, event: str) -> list[Values]:
+        """Lines of the metrics of one kind."""
+        return self.metrics.of(event)
+
+    def sources(self, table: str) -> list[Values]:
+        """The sources of `data` or `eval`."""
+        found = self._table(table).get("source")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _head(facts: _Facts) -> str:
+    """What the hub reads of a card: a YAML head."""
+    from huggingface_hub import ModelCardData
+
+    adapter = facts.recipe.get("adapter")
+    kind = adapter.get("use") if isinstance(adapter, dict) else None
+    data = ModelCardData(
+        base_model=facts.hub_id,
+        library_name="peft" if facts.is_adapter else "transformers",
+        license=facts.license,
+        pipeline_tag="text-generation",
+        datasets=sorted({one["id"] for one in facts.sources("data") if isinstance(one.get("id"), str)}) or None,
+        tags=["fitune", *([kind] if isinstance(kind, str) and kind != "none" else [])],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _body(facts: _Facts, name: str, parity: Sequence[str]) -> Iterator[str]:
+    commit, version = facts.environment.get("model_commit"), facts.environment.get("fitune", "")
+    what = "An adapter of" if facts.is_adapter else "A model merged from" if parity else "A fine-tuned"
+    at = f" (commit `{commit}`)" if commit else ""
+    licensed = f" Its license: {facts.license}." if facts.license else ""
+    yield f"# {facts.recipe.get('name', name)}\n"
+    yield f"{what} `{facts.base}`{at}, trained by fitune {version}.{licensed}\n".replace("  ", " ")
+    yield from _use(facts, name)
+    yield from _data(facts)
+    yield from _results(facts)
+    yield from _memory(facts.memory)
+    if parity:
+        yield "## Parity of the merged model\n"
+        yield "\n".join(["```text", *parity, "```\n"])
+    packages = facts.environment.get("packages")
+    if isinstance(packages, dict):
+        found = {"python": facts.environment.get("python"), **packages}
+        yield "## Versions\n"
+        yield ", ".join(f"{package} {number}" for package, number in found.items() if number) + "\n"
+    if facts.recipe:
+        yield "## Recipe\n"
+        yield f"```toml\n{tomli_w.dumps(facts.recipe)}```"
+
+
+def _use(facts: _Facts, name: str) -> Iterator[str]:
+    load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    if facts.is_adapter:
+        load += "from peft import PeftModel\n\n"
+        load += f'base = AutoModelForCausalLM.from_pretrained("{facts.base}")\n'
+        load += f'model = PeftModel.from_pretrained(base, "{name}")\n'
+    else:
+        load += f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+    load += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+    yield "## Use\n"
+    yield f"```python\n{load}```\n"
+    yield "Or, with the run's directory: `ft generate RUN --prompt TEXT`.\n"
+
+
+def _data(facts: _Facts) -> Iterator[str]:
+    lines = [f"- {_source(one)}" for one in facts.sources("data")]
+    lines += [f"- held out: {_source(one)}" for one in facts.sources("eval")]
+    steps, evaluations = facts.of("step"), facts.of("evaluation")
+    if steps:
+        last = steps[-1]
+        passes = f", {last['epoch']:g} passes over the data" if isinstance(last.get("epoch"), int | float) else ""
+        lines.append(f"- {last.get('step')} steps{passes}")
+    if evaluations:
+        rows, targets = evaluations[-1].get("rows"), evaluations[-1].get("target_tokens")
+        lines.append(f"- {rows} held-out rows, {targets} tokens that a loss is taken over")
+    if lines:
+        yield "## Data\n"
+        yield "\n".join(lines) + "\n"
+
+
+def _source(table: Values) -> str:
+    shown = {key: value for key, value in table.items() if key != "use"}
+    return f"`{table.get('use')}` " + ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+
+
+def _results(facts: _Facts) -> Iterator[str]:
+    rows = []
+    for what, lines, key in (
+        ("training loss", facts.of("step"), "loss"),
+        ("held-out loss", facts.of("evaluation"), "loss"),
+        ("held-out exact match", facts.of("evaluation"), "exact_match"),
+    ):
+        found = [line for line in lines if isinstance(line.get(key), int | float)]
+        if found:
+            first, last = found[0], found[-1]
+            rows.append(f"| {what} | {first[key]:.4f} (step {first['step']}) | {last[key]:.4f} (step {last['step']}) |")
+    if rows:
+        yield "## Results, measured\n"
+        yield "\n".join(["| | first | last |", "|---|---|---|", *rows]) + "\n"
+
+
+def _memory(memory: Values) -> Iterator[str]:
+    forecast, measured = memory.get("forecast"), memory.get("measured")
+    if not isinstance(forecast, dict) or not isinstance(measured, dict) or forecast.get("error"):
+        return
+    yield f"## Memory on {forecast.get('card')}\n"
+    rows = (
+        f"| {key} | {forecast[key] / 2**30:.3f} GiB | {measured[key] / 2**30:.3f} GiB |"
+        for key in ("allocated", "reserved", "context")
+    )
+    yield "\n".join(["| | forecast | measured |", "|---|---|---|", *rows]) + "\n"
+
+
+def published(value: Any) -> Any:
+    """A value of a recipe as others may see it."""
+    if isinstance(value, Mapping):
+        return {key: published(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [published(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        return re.sub(r"://[^/@\s]*@", "://", value)
+    place = re.match(r"(/|~|[A-Za-z]:[\\/])", value)
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if place else value
+
+
+def _license(model: Any, commit: object) -> str | None:
+    """The base model's license, by its own card, if that is on this machine."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    with contextlib.suppress(Exception):  # a card is what anybody wrote
+        if isinstance(model.get("path"), str):
+            file: object = Path(str(model["path"])) / CARD
+        else:
+            revision = commit if isinstance(commit, str) else None
+            file = try_to_load_from_cache(str(model["id"]), CARD, revision=revision)
+        found = (
+            ModelCard.load(str(file)).data.license if isinstance(file, str | Path) and Path(file).is_file() else None
+        )
+        return found if isinstance(found, str) else None
+    return None
+
+
+def _json(file: Path) -> Values:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _toml(file: Path) -> Values:
+    try:
+        return tomli.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

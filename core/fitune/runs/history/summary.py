@@ -1,0 +1,218 @@
+"""What became of a run, as far as its directory tells: from its record, or for an older run from its other files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+import tomli
+from fitune.errors import RunError
+from fitune.runs.json_lines import finite
+from fitune.runs.lock import HOLDER, is_locked
+from fitune.runs.metrics import NAME as METRICS
+from fitune.runs.metrics import Metrics, read_metrics
+from fitune.runs.record import NAME as RECORD
+from fitune.runs.record import HeldOut, MemoryRecord, RunRecord, read_record
+
+State = Literal["starting", "running", "interrupted", "stopped", "failed", "done", "unknown"]
+"""As it is shown: "interrupted" was killed, "starting" has its directory but trains not yet, "unknown" left no record.
+"""
+
+SIGNS = (RECORD, METRICS, "identity.json", "recipe.toml", HOLDER)
+"""Files, any of which makes a directory a run's: but for a recipe alone, which may lie anywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A run in a list; None for what is not known."""
+
+    directory: Path
+    name: str
+    state: State
+    steps_made: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    """Of the last step."""
+    held_out: HeldOut | None = None
+    """The last evaluation."""
+    memory: MemoryRecord | None = None
+    """Measured."""
+    forecast: int | None = None
+    """Bytes that it was forecast to have allocated at most."""
+    seconds: float | None = None
+    started: str | None = None
+    updated: str | None = None
+    """When it was last heard of."""
+    holder: str | None = None
+    """Who writes it now."""
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    """What of its files cannot be read."""
+
+
+def find_runs(directory: Path) -> list[Summary]:
+    """The runs in a directory, those last heard of first; a run's own directory gives that run.
+
+    Raises `RunError` if there is no such directory. What is damaged ends nothing: it is noted with its run.
+    """
+    try:
+        places = [place for place in directory.iterdir() if place.is_dir() and is_run(place)]
+    except FileNotFoundError:
+        raise RunError(f"{directory}: no such directory. Give the one that holds the runs: ft runs DIR") from None
+    except OSError as error:
+        raise RunError(f"{directory} cannot be read: {error.strerror}. Give the one that holds the runs") from error
+    found = [summarise(place) for place in ([directory] if is_run(directory) else places)]
+    return sorted(found, key=lambda run: (run.updated or "", run.directory.name), reverse=True)
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds a run."""
+    try:
+        names = {place.name for place in directory.iterdir()}
+    except OSError:
+        return False
+    found = names & set(SIGNS)
+    return bool(found) and (found != {"recipe.toml"} or "environment.json" in names)
+
+
+def summarise(directory: Path) -> Summary:
+    """What a run's directory tells. What cannot be read is noted."""
+    holder = is_locked(directory)
+    record: RunRecord | None = None
+    notes: list[str] = []
+    try:
+        record = read_record(directory)
+    except RunError as error:
+        notes.append(error.message)
+    found = _of_files(directory) if record is None else _of_record(directory, record, holder is not None)
+    if holder is not None:
+        state: State = "running" if record is not None and record.state == "running" else "starting"
+        found = replace(found, state=state, holder=str(holder))
+    return replace(found, notes=(*notes, *found.notes))
+
+TRAINED = ("adapter", "model")
+"""Directories, in a run's, of what it trained, saved last of all."""
+
+
+def must_be_run(directory: Path) -> None:
+    """Raise `RunError` if a directory holds no run."""
+    if not directory.is_dir():
+        raise RunError(f"{directory}: no such directory. Name the directory of a run; ft runs lists them")
+    if not is_run(directory):
+        raise RunError(f"{directory} holds no run: there is no {RECORD} or {METRICS} in it. ft runs lists them")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of one JSON object; nothing where it is not there or is damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file; nothing where it is not there or is damaged."""
+    try:
+        return tomli.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def metrics_of(directory: Path) -> tuple[Metrics, tuple[str, ...]]:
+    """A run's metrics, and what is wrong with them."""
+    try:
+        metrics = read_metrics(directory)
+    except OSError as error:
+        return Metrics(), (f"{directory / METRICS} cannot be read: {error.strerror}",)
+    if not metrics.damaged:
+        return metrics, ()
+    lines = "1 line of it is" if metrics.damaged == 1 else f"{metrics.damaged} lines of it are"
+    return metrics, (f"{directory / METRICS}: {lines} damaged, and left out",)
+
+
+def number(value: object) -> float | None:
+    """A number as it was read; None for anything else, and for one that is not finite."""
+    return finite(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def held_out_of(line: Mapping[str, Any]) -> HeldOut:
+    """An evaluation's figures, of its line of the metrics."""
+    step = line.get("step")
+    return HeldOut(
+        step=step if isinstance(step, int) else 0,
+        loss=number(line.get("loss")),
+        exact_match=number(line.get("exact_match")),
+    )
+
+
+def _of_record(directory: Path, record: RunRecord, held: bool) -> Summary:
+    state: State = record.state
+    if state == "running" and not held:  # killed; or done, and killed before it could say so
+        saved = any(next((directory / kind).glob("*.safetensors"), None) for kind in TRAINED)
+        state = "done" if saved and record.steps_made == record.steps else "interrupted"
+    return Summary(
+        directory=directory,
+        name=record.name,
+        state=state,
+        steps_made=record.steps_made,
+        steps=record.steps,
+        loss=record.loss,
+        held_out=record.held_out,
+        memory=record.memory,
+        forecast=None if record.forecast is None else record.forecast.allocated,
+        seconds=record.seconds,
+        started=record.started,
+        updated=record.updated,
+        error=record.error,
+    )
+
+
+def _of_files(directory: Path) -> Summary:
+    """Of a run without a record: older than records are, or not begun."""
+    recipe = read_toml(directory / "recipe.toml")
+    metrics, notes = metrics_of(directory)
+    steps, evaluations = metrics.of("step"), metrics.of("evaluation")
+    name, train = recipe.get("name"), recipe.get("train")
+    asked = train.get("steps") if isinstance(train, dict) and "epochs" not in train else None
+    last = steps[-1] if steps else {}
+    forecast = read_json(directory / "memory.json").get("forecast")
+    allocated = forecast.get("allocated") if isinstance(forecast, dict) else None
+    return Summary(
+        directory=directory,
+        name=name if isinstance(name, str) else directory.name,
+        state="unknown",
+        steps_made=last.get("step"),
+        steps=asked if isinstance(asked, int) else None,
+        loss=number(last.get("loss")),
+        held_out=held_out_of(evaluations[-1]) if evaluations else None,
+        memory=_memory_of(last),
+        forecast=allocated if isinstance(allocated, int) and allocated else None,
+        seconds=sum(number(line.get("seconds")) or 0.0 for line in (*steps, *evaluations)) or None,
+        updated=_touched(directory),
+        notes=notes,
+    )
+
+
+def _memory_of(line: Mapping[str, Any]) -> MemoryRecord | None:
+    kinds: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
+    for kind in kinds:
+        peak, reserved = line.get(f"{kind}_memory_peak"), line.get(f"{kind}_memory_reserved_peak")
+        if isinstance(peak, int):
+            return MemoryRecord(kind=kind, peak=peak, reserved=reserved if isinstance(reserved, int) else None)
+    return None
+
+
+def _touched(directory: Path) -> str | None:
+    """When a file of a run's was last written."""
+    times = []
+    for name in (METRICS, "recipe.toml", "environment.json"):
+        with contextlib.suppress(OSError):
+            times.append((directory / name).stat().st_mtime)
+    if not times:
+        return None
+    return datetime.fromtimestamp(max(times), timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,169 @@
+"""What a run is, so that one that goes on is the same run: its recipe as it was asked for, its data, its base model.
+
+It is kept in the run's directory as one file, `identity.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from fitune.runs.atomic import write_file
+from fitune.errors import RunError
+from fitune.plugin.options import toml_text
+from fitune.runs.provenance import versions
+from fitune.plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FILE = "identity.json"
+
+FREE = (
+    "name",
+    "checkpoint",
+    "log",
+    "data.cache",
+    "eval.examples",
+    "memory.recoveries",
+    "memory.rehearse",
+    "train.non_finite",
+)
+"""Keys that change nothing of what a run computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Plain values, as they are kept."""
+
+    recipe: Mapping[str, Any]
+    """As it was asked for, every choice explicit but those that `[memory] fit` makes."""
+    data: str
+    """A digest of the rows that are trained on."""
+    held_out: str | None
+    model: str
+    """A digest of a sample of the weights that do not train."""
+    rows_of_step: int
+    """Over all micro-batches and processes: with another number, a count of steps is another place in the data."""
+    processes: int
+    versions: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What is not as it was."""
+
+    key: str
+    """As `--allow-changed` takes it."""
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} before, {self.now} now"
+
+
+def read_identity(run: Path) -> Identity | None:
+    """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
+    try:
+        identity = Identity(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        _must_be_sound(identity)
+        return identity
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{run / FILE} cannot be read: {error}. Start the run anew, with another --out") from error
+
+
+def _must_be_sound(identity: Identity) -> None:
+    """Raise `TypeError` where a value is not of its type."""
+    types: dict[str, type | tuple[type, ...]] = {
+        "recipe": dict,
+        "data": str,
+        "held_out": (str, type(None)),
+        "model": str,
+        "rows_of_step": int,
+        "processes": int,
+        "versions": dict,
+    }
+    for name, kind in types.items():
+        if not isinstance(getattr(identity, name), kind):
+            raise TypeError(f"{name} is of type {type(getattr(identity, name)).__name__}")
+
+
+def write_identity(run: Path, identity: Identity) -> None:
+    """Keep it. Raises `OSError`."""
+    write_file(run / FILE, json.dumps(asdict(identity), indent=1) + "\n")
+
+
+def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Keys of a recipe that differ, those left out that change nothing of what a run computes."""
+    one, other = dict(_flat("", before)), dict(_flat("", now))
+    keys = [*one, *(key for key in other if key not in one)]
+    found = []
+    for key in keys:
+        missing = object()
+        if one.get(key, missing) != other.get(key, missing) and not _is_under(key, FREE):
+            found.append(Difference(key=key, before=_shown(one, key), now=_shown(other, key)))
+    return found
+
+
+def content_differences(before: Identity, now: Identity) -> list[Difference]:
+    """What differs of the data, the model and the processes."""
+    found = []
+    for key, one, other in (
+        ("data", before.data, now.data),
+        ("eval", before.held_out or "none", now.held_out or "none"),
+        ("model", before.model, now.model),
+    ):
+        if one != other:
+            what = {"data": "rows", "eval": "held-out rows", "model": "weights"}[key]
+            found.append(Difference(key=key, before=f"{what} {one[:8]}", now=f"{what} {other[:8]}"))
+    if before.processes != now.processes:
+        found.append(Difference(key="processes", before=str(before.processes), now=str(now.processes)))
+    return found
+
+
+def must_be_allowed(run: Path, differences: Sequence[Difference], allowed: Sequence[str]) -> None:
+    """Raise `RunError`, with a line for each difference that was not allowed."""
+    refused = [one for one in differences if not _is_under(one.key, allowed)]
+    if refused:
+        flags = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(one.key for one in refused))
+        error = RunError(f"{run} is another run: {'; '.join(map(str, refused))}. If that is meant: {flags}")
+        error.lines = (
+            f"{run} cannot go on: it would not be the same run",
+            *(f"{run}: {one}" for one in refused),
+            f"If that is meant, add: {flags}",
+        )
+        raise error
+
+
+def must_keep_place(run: Path, before: Identity, now: Identity) -> None:
+    """Raise `RunError` if a step takes another number of rows, so that its place in the data cannot be kept."""
+    if before.rows_of_step != now.rows_of_step:
+        raise RunError(
+            f"{run} cannot go on: a step took {before.rows_of_step} rows, and now takes {now.rows_of_step}, so that "
+            "its place in the data would be lost. Keep micro_batch x accumulation x processes as it was"
+        )
+
+
+def _is_under(key: str, tables: Sequence[str]) -> bool:
+    return any(key == table or key.startswith(f"{table}.") for table in tables)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; an array of tables by positions."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        for number, inner in enumerate(value):
+            yield from _flat(f"{prefix}.{number}", inner)
+    elif value != []:
+        yield prefix, list(value) if isinstance(value, tuple) else value
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return toml_text(flat[key]) if key in flat else "nothing"

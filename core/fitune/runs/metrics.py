@@ -1,0 +1,240 @@
+"""The lines of a run's `metrics.jsonl`, read so that a damaged one harms no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from fitune.runs.answers import Answered, first_answers, write_answers
+from fitune.runs.json_lines import Complaints
+from fitune.errors import cause
+from fitune.runs.atomic import write_file
+from fitune.errors import RunError
+from fitune.plugin.events import CheckpointReport, EvalReport, MemoryForecast, Notice, Recovery, RehearsalReport, Run, StepReport
+from fitune.plugin.hookspecs import hookimpl
+from fitune.runs.json_lines import LineFile
+from fitune.recipe.secrets import redacted_values
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+import tomli
+from fitune.plugin.events import EvalReport
+from fitune.data.prepare import UNWATCHED, Watch
+from fitune.plugin.registry import Registry
+
+if TYPE_CHECKING:
+    from fitune.plugin.recipe import Recipe
+
+NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A whole line: its text, and what it says."""
+
+    text: str
+    event: str
+    step: int
+    """Steps that were made; 0 for a line that does not say."""
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """All that can be read of the file."""
+
+    lines: Sequence[Line] = ()
+    damaged: int = 0
+    """Lines that cannot be read. The last one, if its end is missing, is not among them: a killed run leaves it so."""
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """What the lines of one kind say, in their order."""
+        return [line.values for line in self.lines if line.event == event]
+
+
+def read_metrics(directory: Path) -> Metrics:
+    """Those of a run's directory; none where the file is not there. Raises `OSError` where it cannot be read."""
+    try:
+        *whole, _ = (directory / NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return Metrics()
+    found = [line for text in whole if (line := _line(text)) is not None]
+    return Metrics(lines=found, damaged=len(whole) - len(found))
+
+
+def readable_metrics(directory: Path) -> Metrics:
+    """As `read_metrics`; none where they cannot be read."""
+    try:
+        return read_metrics(directory)
+    except OSError:
+        return Metrics()
+
+
+def until(metrics: Metrics, step: int, evaluated: int) -> list[Line]:
+    """Lines of what was made up to a step, and need not be made again: one for each step and each evaluation.
+
+    `evaluated` is the step of the last evaluation that need not be repeated.
+    """
+    kept: dict[object, Line] = {}
+    for number, line in enumerate(metrics.lines):
+        if line.step <= (evaluated if line.event == "evaluation" else step):
+            once = line.event in ("step", "evaluation")
+            kept[(line.event, line.step) if once else number] = line
+    return list(kept.values())
+
+
+def _line(text: str) -> Line | None:
+    try:
+        values = json.loads(text)
+    except ValueError:  # what a full disk or a power failure left of it
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("event"), str):
+        return None
+    step = values.get("step", 0)
+    if isinstance(step, bool) or not isinstance(step, int):
+        return None
+    return Line(text=text, event=values["event"], step=step, values=values)
+
+
+class MetricsFile:
+    """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
+
+    A rehearsal, a checkpoint and a notice have their lines, and a run that goes on after it ran out of memory. A run
+    that goes on from a checkpoint keeps the lines up to there, so that a step has one line however often the run was
+    killed.
+
+    `examples.json` holds the answers of the last evaluation that generated any, and of the first.
+    """
+
+    def __init__(self) -> None:
+        self._file: LineFile | None = None
+        self._first: Answered | None = None
+        self._complaints = Complaints()
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Open the file. Raises `RunError` if there is one to go on with, and it cannot be read."""
+        file = run.directory / NAME
+        if run.resumed is None:
+            self._file = LineFile(file)
+            return
+        try:
+            metrics = read_metrics(run.directory)
+        except OSError as error:  # it would be lost
+            raise RunError(f"{file} cannot be read: {cause(error)}. Mend that, or move it away") from error
+        self._file = LineFile(file, [line.text for line in until(metrics, run.resumed, run.evaluated)])
+        self._first = first_answers(run.directory, run.evaluated)
+        self._write({"event": "resume", "step": run.resumed})
+
+    @hookimpl
+    def ft_rehearsed(self, report: RehearsalReport) -> None:
+        """Write a rehearsal."""
+        self._write({"event": "rehearsal", **rehearsal_values(report)})
+
+    @hookimpl
+    def ft_recovered(self, recovery: Recovery) -> None:
+        """Write what the run goes on with."""
+        self._write({"event": "recovery", **dataclasses.asdict(recovery)})
+
+    @hookimpl
+    def ft_step_done(self, run: Run, step: StepReport) -> None:
+        """Write a step."""
+        if is_logged(run, step):
+            self._write({"event": "step", **step_values(step)})
+
+    @hookimpl
+    def ft_evaluated(self, run: Run, report: EvalReport) -> None:
+        """Write an evaluation."""
+        self._write({"event": "evaluation", "step": report.step, **eval_values(report)})
+        if not report.answers:
+            return
+        last = Answered(step=report.step, answers=report.answers)
+        try:
+            write_answers(run.directory, last, self._first)
+            self._complaints.mended("answers", "the held-out answers are written again")
+        except OSError as error:
+            what = f"the held-out answers of step {report.step} cannot be written: {cause(error)}. Training goes on"
+            self._complaints.tell("answers", what)
+        self._first = self._first or last
+
+    @hookimpl
+    def ft_checkpoint_saved(self, report: CheckpointReport) -> None:
+        """Write a checkpoint; what it holds of the run, the file then holds on the disk, too."""
+        values = {"step": report.step, "directory": report.directory.name, "why": report.why, "best": report.best}
+        self._write({"event": "checkpoint", **values, "bytes": report.bytes, "seconds": report.seconds})
+        assert self._file is not None
+        self._file.keep()
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Write a notice."""
+        self._write({"event": "notice", **redacted_values(dataclasses.asdict(notice))})
+
+    @hookimpl
+    def ft_run_finished(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.append(values)
+
+
+def is_logged(run: Run, step: StepReport) -> bool:
+    """Whether the numbers of a step are kept (`[log] every`); those of the last are."""
+    return step.step % run.recipe.log.every == 0 or step.step == run.steps
+
+
+def step_values(step: StepReport) -> dict[str, int | float]:
+    """A step's numbers under the names that files and trackers use; memory in bytes, all measured."""
+    values: dict[str, int | float] = {
+        "step": step.step,
+        "epoch": round(step.epoch, 4),
+        "loss": step.loss,
+        "learning_rate": step.learning_rate,
+        "grad_norm": step.grad_norm,
+        "tokens": step.tokens,
+        "target_tokens": step.targets,
+        "tokens_per_second": step.tokens / step.seconds,
+        "seconds": step.seconds,
+        f"{step.memory.kind}_memory_peak": step.memory.peak,
+    }
+    if step.loss_scale is not None:
+        values |= {"loss_scale": step.loss_scale, "skipped": step.skipped}
+    if step.skipped:
+        del values["grad_norm"]  # JSON knows no infinity
+    if step.memory.reserved is not None:
+        values[f"{step.memory.kind}_memory_reserved_peak"] = step.memory.reserved
+    return values
+
+
+def rehearsal_values(report: RehearsalReport) -> dict[str, int | float]:
+    """A rehearsal's numbers; memory in bytes, measured."""
+    memory = report.memory
+    reserved = {} if memory.reserved is None else {f"{memory.kind}_memory_reserved_peak": memory.reserved}
+    return {
+        "rows": report.rows,
+        "tokens": report.tokens,
+        "seconds": report.seconds,
+        f"{memory.kind}_memory_peak": memory.peak,
+        **reserved,
+    }
+
+
+def eval_values(report: EvalReport) -> dict[str, int | float]:
+    """An evaluation's numbers."""
+    values: dict[str, int | float] = {
+        "rows": report.rows,
+        "target_tokens": report.targets,
+        "seconds": report.seconds,
+    }
+    if report.loss is not None:
+        values["loss"] = report.loss
+    if report.exact_match is not None:
+        values["exact_match"] = report.exact_match
+    return values

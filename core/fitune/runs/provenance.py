@@ -1,0 +1,84 @@
+"""What a run came from, written beside it: the resolved recipe, the environment, and the state of the recipe's git."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+import tomli_w
+from fitune._version import __version__
+from fitune.runs.atomic import write_file
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.recipe.secrets import redacted_values
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def write_recipe(recipe: Recipe, directory: Path) -> None:
+    """Write `recipe.toml`, every choice explicit; `ft run` takes it as it is."""
+    write_file(directory / "recipe.toml", tomli_w.dumps(recipe.to_toml()))
+
+
+def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:
+    """Write `environment.json`. No environment variable is recorded, since they hold secrets; nor is any in what is."""
+    values: dict[str, Any] = {
+        "fitune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "plugins": {p.name: p.version for p in registry.plugins.values() if p.origin in ("installed", "file")},
+        "command": sys.argv[1:],
+        "recipe": str(recipe.path),
+        "model_commit": model_commit,
+        "git": _git(recipe.path.resolve()),
+        "devices": _devices(),
+    }
+    write_file(directory / "environment.json", json.dumps(redacted_values(values), indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what a run computes; None for one that is not installed."""
+    return {"fitune": __version__, **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(recipe: Path) -> dict[str, object] | None:
+    """Commit of the repository that holds the recipe, and whether the recipe or its tree differs from it; else None."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(recipe.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    tracked = git("ls-files", "--error-unmatch", recipe.name) is not None
+    return {"commit": commit, "changed": not tracked or bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _devices() -> list[dict[str, object]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    found: list[dict[str, object]] = []
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        found.append({"name": properties.name, "bytes": properties.total_memory, "cuda": torch.version.cuda})
+    return found

@@ -1,0 +1,125 @@
+"""What became of a run, in one small file of its directory: `run.json`. It is there whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from fitune.runs.atomic import write_file
+from fitune.errors import RunError, one_line
+from fitune.runs.json_lines import finite
+from fitune.recipe.secrets import redacted_values
+
+NAME = "run.json"
+
+SCHEMA = 1
+
+State = Literal["running", "done", "stopped", "failed"]
+"""As written. A run whose process was killed leaves "running", and a lock that nobody holds."""
+
+Ending = Literal["done", "stopped", "failed", "interrupted"]
+"""How a start of a run ended; "interrupted" is what the next one finds of a process that was killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """One start of a run: the first, or one that goes on."""
+
+    started: str
+    """In ISO 8601, UTC, like every time here."""
+    from_step: int
+    """Steps that were made before."""
+    ended: str | None = None
+    """None while it is at work, or where it was killed."""
+    how: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Figures of one evaluation."""
+
+    step: int
+    loss: float | None = None
+    exact_match: float | None = None
+    """Share of exact answers, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRecord:
+    """The most of all starts, measured, in bytes."""
+
+    kind: Literal["gpu", "host"]
+    peak: int
+    reserved: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastRecord:
+    """What the last composition of the run was forecast to take, in bytes."""
+
+    card: str
+    allocated: int
+    reserved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """All that a list of runs shows."""
+
+    schema: int = SCHEMA
+    name: str
+    state: State
+    steps_made: int
+    steps: int
+    """Optimizer steps that the run will make."""
+    started: str
+    updated: str
+    """When this was written."""
+    ended: str | None = None
+    seconds: float = 0.0
+    """From being ready to train to the end, over all starts; steps that had to be made again included."""
+    starts: tuple[StartRecord, ...]
+    tokens: int = 0
+    """That are not padding, over all starts; those of steps that had to be made again included."""
+    loss: float | None = None
+    """Of the last step; None before the first, or if it is not finite."""
+    held_out: HeldOut | None = None
+    """Of the last evaluation."""
+    best: HeldOut | None = None
+    """Of the best evaluation after training began: the highest exact match, or else the lowest loss."""
+    memory: MemoryRecord | None = None
+    forecast: ForecastRecord | None = None
+    error: str | None = None
+    """What ended the run, in a line; None if nothing did."""
+    device: str
+    model: str
+    adapter: str
+    trainable: int
+    """Parameters that train."""
+    parameters: int
+    """Parameters in all."""
+
+
+def write_record(directory: Path, record: RunRecord) -> None:
+    """Write it into a run's directory. Raises `OSError`."""
+    values = redacted_values(finite(dataclasses.asdict(record)))
+    write_file(directory / NAME, json.dumps(values, allow_nan=False, indent=1) + "\n")
+
+
+def read_record(directory: Path) -> RunRecord | None:
+    """That of a run's directory; None where there is none. Raises `RunError` if it cannot be read."""
+    from pydantic import TypeAdapter
+
+    file = directory / NAME
+    try:
+        values = json.loads(file.read_bytes())
+        if isinstance(values, dict) and isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:
+            raise RunError(f"{file} is of schema {values['schema']}, and this release reads {SCHEMA}. Update fitune")
+        return TypeAdapter(RunRecord).validate_python(values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError of many lines, the first two of which say it
+        said = one_line(" ".join(str(error).splitlines()[:3]))
+        raise RunError(f"{file} cannot be read: {said}. What else is known of the run is in its other files") from error

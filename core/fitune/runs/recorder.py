@@ -1,0 +1,226 @@
+"""Keeps `run.json`, while a run goes on: the listener behind `ft runs`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+from fitune.runs.json_lines import Complaints
+from fitune.errors import cause
+from fitune.errors import FtError, Interrupted, one_line
+from fitune.plugin.events import EvalReport, MemoryForecast, MemoryReport, Recovery, Run, StepReport
+from fitune.plugin.hookspecs import hookimpl
+from fitune.runs.json_lines import finite
+from fitune.runs.metrics import read_metrics, until
+from fitune.plugin.recipe import Recipe
+from fitune.runs.record import NAME, ForecastRecord, HeldOut, MemoryRecord, RunRecord, StartRecord, read_record, write_record
+
+EVERY = 10.0
+"""Seconds between two writings, where steps alone are to be told."""
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class RecordFile:
+    """Writes `run.json` at the start, at checkpoints and evaluations, at the end, and now and then between.
+
+    A run that goes on adds to the record that is there. A file that cannot be written is told of, and ends no run.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, now: Callable[[], datetime] = _now) -> None:
+        """`clock` gives seconds, `now` the time of the day."""
+        self._clock, self._now = clock, now
+        self._directory = Path()
+        self._record: RunRecord | None = None
+        self._start = self._written = 0.0
+        self._before = 0.0
+        self._complaints = Complaints()
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Begin the record, or go on with it."""
+        self._directory, self._start = run.directory, self._clock()
+        started = self._time()
+        record = _begun(run, started)
+        if run.resumed is not None:
+            record = _gone_on(record, run, self._found())
+        self._before, self._record = record.seconds, record
+        self._write()
+
+    @hookimpl
+    def ft_recovered(self, recovery: Recovery) -> None:
+        """What the run goes on with has a forecast of its own."""
+        self._change(forecast=_forecast(recovery.forecast))
+        self._write()
+
+    @hookimpl
+    def ft_step_done(self, step: StepReport) -> None:
+        """Count a step."""
+        if self._record is None:
+            return
+        self._change(
+            steps_made=step.step,
+            loss=finite(step.loss),
+            tokens=self._record.tokens + step.tokens,
+            memory=_most(self._record.memory, step.memory),
+        )
+        if self._clock() - self._written >= EVERY:
+            self._write()
+
+    @hookimpl
+    def ft_evaluated(self, report: EvalReport) -> None:
+        """Keep an evaluation."""
+        if self._record is not None:
+            found = HeldOut(step=report.step, loss=finite(report.loss), exact_match=report.exact_match)
+            self._change(held_out=found, best=_better(self._record.best, found))
+            self._write()
+
+    @hookimpl
+    def ft_checkpoint_saved(self) -> None:
+        """Write down to where the run can go on."""
+        self._write()
+
+    @hookimpl
+    def ft_run_finished(self, error: BaseException | None) -> None:
+        """Say how it ended; nothing, if it ended before it was ready."""
+        if self._record is None:
+            return
+        state: Literal["done", "stopped", "failed"] = "failed"
+        if error is None:
+            state = "done"
+        elif isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
+            state = "stopped"
+        ended = self._time()
+        *before, last = self._record.starts
+        self._change(
+            state=state,
+            ended=ended,
+            error=None if error is None else _said(error),
+            starts=(*before, replace(last, ended=ended, how=state)),
+        )
+        self._write()
+
+    def _change(self, **values: object) -> None:
+        if self._record is not None:
+            self._record = replace(self._record, **values)  # type: ignore[arg-type]
+
+    def _write(self) -> None:
+        if self._record is None:
+            return
+        self._written = self._clock()
+        self._change(updated=self._time(), seconds=self._before + self._written - self._start)
+        try:
+            write_record(self._directory, self._record)
+            self._complaints.mended("record", f"{self._directory / NAME} is written again")
+        except OSError as error:
+            what = f"{self._directory / NAME} cannot be written: {cause(error)}. Training goes on; ft runs shows"
+            self._complaints.tell("record", f"{what} what was known before")
+
+    def _found(self) -> RunRecord | None:
+        """The record that is there, if it can be read."""
+        try:
+            return read_record(self._directory)
+        except FtError as error:
+            self._complaints.tell("found", f"{error.message}. A new one is begun")
+            return None
+
+    def _time(self) -> str:
+        return self._now().astimezone(timezone.utc).isoformat(timespec="seconds")
+
+
+def model_name(recipe: Recipe) -> str:
+    """What the base model is called: its name on the hub, its package, or the last part of its path."""
+    table = recipe.model.table()
+    for key in ("id", "package", "path"):
+        if isinstance(found := table.get(key), str) and found:
+            return Path(found).name if key == "path" else found
+    return recipe.model.record.name
+
+
+def _begun(run: Run, started: str) -> RunRecord:
+    return RunRecord(
+        name=run.recipe.general.name,
+        state="running",
+        steps_made=run.resumed or 0,
+        steps=run.steps,
+        started=started,
+        updated=started,
+        starts=(StartRecord(started=started, from_step=run.resumed or 0),),
+        forecast=_forecast(run.forecast),
+        device=_device(run.device),
+        model=model_name(run.recipe),
+        adapter=run.recipe.adapter.record.name,
+        trainable=run.trainable,
+        parameters=run.parameters,
+    )
+
+
+def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord:
+    """The record of a run that goes on: what was spent before counts, and what was made up to its checkpoint."""
+    try:
+        metrics = until(read_metrics(run.directory), run.resumed or 0, run.evaluated)
+    except OSError:
+        metrics = []
+    for line in metrics:
+        values = {key: value for key in ("loss", "exact_match") if isinstance(value := line.values.get(key), float)}
+        if line.event == "step":
+            record = replace(record, loss=values.get("loss"))
+        elif line.event == "evaluation":
+            found = HeldOut(step=line.step, **values)
+            record = replace(record, held_out=found, best=_better(record.best, found))
+    if before is None:
+        return record
+    starts = before.starts
+    if starts and starts[-1].how is None:  # its process was killed
+        starts = (*starts[:-1], replace(starts[-1], ended=before.updated, how="interrupted"))
+    return replace(
+        record,
+        started=before.started,
+        seconds=before.seconds,
+        tokens=before.tokens,
+        memory=before.memory,
+        starts=(*starts, *record.starts),
+    )
+
+
+def _better(best: HeldOut | None, found: HeldOut) -> HeldOut | None:
+    """The better of two evaluations; none before the first step is one."""
+    if found.step == 0 or (found.loss is None and found.exact_match is None):
+        return best
+    if best is None:
+        return found
+    if found.exact_match is not None and best.exact_match is not None:
+        return found if found.exact_match > best.exact_match else best
+    return found if found.loss is not None and (best.loss is None or found.loss < best.loss) else best
+
+
+def _most(before: MemoryRecord | None, now: MemoryReport) -> MemoryRecord:
+    found = MemoryRecord(kind=now.kind, peak=now.peak, reserved=now.reserved)
+    if before is None or before.kind != found.kind:
+        return found
+    reserved = [size for size in (before.reserved, found.reserved) if size is not None]
+    return replace(found, peak=max(before.peak, found.peak), reserved=max(reserved) if reserved else None)
+
+
+def _forecast(forecast: MemoryForecast | None) -> ForecastRecord | None:
+    if forecast is None or forecast.error is not None:
+        return None
+    return ForecastRecord(card=forecast.card, allocated=forecast.allocated, reserved=forecast.reserved)
+
+
+def _device(device: str) -> str:
+    """The name of the card, where it is one."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+def _said(error: BaseException) -> str:
+    return one_line(error.message) if isinstance(error, FtError) else cause(error)
