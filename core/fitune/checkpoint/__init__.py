@@ -1,3 +1,7 @@
-"""What a run keeps on the way, and how it goes on from there: whole or not at all, and the same to the bit."""
+"""Training state on disk, and back: whole or not at all, every byte checked, the same to the bit.
 
-from __future__ import annotations
+When a checkpoint is due, and what goes on from it, is decided in `train`; here is what one holds.
+
+May import `runs`, `compose`, `recipe`, `data`, `plugin` and `errors`; a stranger to `memory`. Begin with `state.py`
+(what a run has learnt and where it stands), then `files.py` (as a directory) and `manifest.py` (its digests).
+"""

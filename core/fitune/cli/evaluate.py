@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.cli.main.evaluate."""
+"""`ft eval`: its options. What it does is in `fitune.trained.evaluate`, which is imported when it runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The commands `ft plan` and `ft explain-oom`, made for the command line to add.
-
-What they need is imported when they run.
-"""
+"""`ft explain-oom`: its options. What it does is in `fitune.memory.oom`, which is imported when it runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The commands `ft generate`, `ft eval` and `ft merge`, made for the command line to add.
-
-What they need is imported when they run.
-"""
+"""`ft generate`: its options. What it does is in `fitune.trained.generate`, which is imported when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.cli.main.merge."""
+"""`ft merge`: its options. What it does is in `fitune.trained.merge`, which is imported when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.cli.main.settings."""
+"""What several commands have in common: switches, arguments and options, and the plugins that they load."""
 
 from __future__ import annotations
 

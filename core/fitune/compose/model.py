@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.compose.parts.model."""
+"""The model of a run: loaded, changed by its memory strategies, with its adapter on; and the optimizer of it."""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
-"""The forecast of a run's memory: its own step, traced without values, and the allocator it would meet."""
+"""What a run takes of a card: its own step traced without values, on a model of the allocator that it would meet.
 
-from __future__ import annotations
+`trace/` follows the step, `kernels/` adds what kernels take unseen, `allocator/` replays it all, `cards/` knows cards,
+`fit/` chooses strategies that fit, `oom/` explains a run that did not.
+
+May import `runs`, `compose`, `recipe`, `data`, `plugin` and `errors`; a stranger to `checkpoint`. Begin with
+`forecast.py` (a forecast from a trace), then `trace/run.py`; `fit/resolve.py` is `[memory] fit`.
+"""

@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.memory.measured."""
+"""What a run on a GPU took, beside its forecast: `memory.json`, and what that shows of the card."""
 
 from __future__ import annotations
 

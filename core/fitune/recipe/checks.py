@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.plugin.recipe.checks."""
+"""Checks of a recipe that no options dataclass can make: names, what a fit may do, and code that a model brings."""
 
 from __future__ import annotations
 

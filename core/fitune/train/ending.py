@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.train.ending."""
+"""How a run ends that does not end well: what is said of it."""
 
 from __future__ import annotations
 

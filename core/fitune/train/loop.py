@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.train.loop."""
+"""The training loop: optimizer steps, evaluations and checkpoints in their order, and what is due when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO-DOC fitune.train.recovery."""
+"""A run that ran out of GPU memory: how that is told from other errors, what is kept of it, and what is said."""
 
 from __future__ import annotations
 
