@@ -1,21 +1,170 @@
-"""TODO-DOC fitune.plugin.recipe.tables."""
+"""Tables of a recipe: each read strictly as a dataclass, or served by the provider that it names; problems add up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from fitune.errors import FtError, PluginError, Problem, RecipeError
+from fitune.plugin.options import is_table, parse, toml_text
+from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
-from fitune.recipe.source import Key
+from fitune.plugin.registry import KINDS, Registry
+from fitune.recipe.checks import KEY, is_file, untrusted
+from fitune.recipe.source import Key, TomlSource
 
 T = TypeVar("T")
-
 P = TypeVar("P", bound=Provider)
 
 
-def _without(table: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def without(table: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A copy of a table without these keys."""
     return {key: value for key, value in table.items() if key not in names}
+
+
+def split(key: str) -> Key:
+    """A dotted key as a path: names, and numbers where a part is one; () of an empty key."""
+    return tuple(int(p) if p.isdigit() else p for p in key.split(".")) if key else ()
+
+
+class Tables:
+    """The tables of one recipe. What is wrong in them is collected with its line, and raised when that is asked for."""
+
+    def __init__(self, source: TomlSource, registry: Registry) -> None:
+        self.source, self.registry = source, registry
+        self.problems: list[tuple[int, str]] = []
+        """Lines of the recipe, and what is wrong there."""
+
+    # ------------------------------------------------------------------------------------------------- problems
+
+    def add(self, key: Key, problem: Problem) -> None:
+        """Note a problem with this key."""
+        line, place = self.source.where(key)
+        self.problems.append((line, f"{place}: {problem.sentence()}"))
+
+    def raise_problems(self) -> None:
+        """Raise `RecipeError` if there are problems, in the order of the recipe's lines."""
+        if self.problems:
+            raise RecipeError([text for _, text in sorted(self.problems, key=lambda problem: problem[0])])
+
+    # --------------------------------------------------------------------------------------------------- tables
+
+    def table(self, name: str) -> dict[str, Any]:
+        """The values of a table of the core; none if it is not there, or is no table, which is a problem."""
+        value = self.source.values.get(name, {})
+        if isinstance(value, dict):
+            return value
+        self._not_a_table((name,), value)
+        return {}
+
+    def _not_a_table(self, at: Key, value: object) -> None:
+        names = [part for part in at if isinstance(part, str)]
+        right, wrong = f"[{'.'.join(names)}]", f"[[{'.'.join(names)}]]"
+        if isinstance(at[-1], int):
+            right, wrong = wrong, right
+        fix = f"Write {right}, not {wrong}" if is_table(value) else f"Write {right}, and its keys on the lines below"
+        self.add(at, Problem(what=f'"{names[-1]}" is {"an array of tables" if is_table(value) else "not a table"}',
+                              fix=fix))  # fmt: skip
+
+    def parse(self, options: type[T], table: Mapping[str, Any], at: Key, *, known: Sequence[str] = ()) -> T | None:
+        """Read a table as a dataclass; `known` names keys that are read elsewhere, to suggest them too."""
+        value, problems = parse(options, table, known=known)
+        for problem in problems:
+            self.add((*at, *split(problem.key)), problem)
+        return None if value is None else self._anchor(value, at)
+
+    def _anchor(self, value: T, at: Key) -> T:
+        """Make relative paths absolute: from the recipe's directory, or, given by `--set`, from the working one."""
+        changes: dict[str, object] = {}
+        for field in dataclasses.fields(cast(Any, value)):
+            item = getattr(value, field.name)
+            base = Path.cwd() if self.source.overridden((*at, field.name)) else self.source.path.parent.resolve()
+            if isinstance(item, Path):
+                changes[field.name] = _absolute(base, item)
+            elif isinstance(value, Memory) and is_file(item):
+                changes[field.name] = str(_absolute(base, Path(item)))
+            elif isinstance(item, tuple) and any(isinstance(part, Path) for part in item):
+                changes[field.name] = tuple(_absolute(base, p) if isinstance(p, Path) else p for p in item)
+        return cast(T, dataclasses.replace(cast(Any, value), **changes)) if changes else value
+
+    # ---------------------------------------------------------------------------------------------- provided tables
+
+    def use(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
+        """The table at this key, served by the provider that it names; without `look`, its own check is left out."""
+        table = self._inside(at)
+        names = ", ".join(self.registry.names(record_type))
+        if table is None:
+            self.add(at, Problem(what=f"the table [{at[0]}] is missing", fix=f"Add it, with use = one of: {names}"))
+            return None
+        if not isinstance(table, dict):
+            self._not_a_table(at, table)
+            return None
+        name = table.get("use")
+        if not isinstance(name, str):
+            what = '"use" is missing' if name is None else f'"use" is {toml_text(name)}, not a string'
+            self.add((*at, "use"), Problem(what=what, fix=f"Name one of: {names}"))
+            return None
+        others = {p.kind for p in self.registry.provided if p.record.name == name}
+        if others and KINDS[record_type] not in others:
+            what = f'"{name}" is {_a(min(others))}, not {_a(KINDS[record_type])}'
+            self.add((*at, "use"), Problem(what=what, fix=f"Name one of: {names}"))
+            return None
+        try:
+            record = self.registry.find(record_type, name)
+        except PluginError as error:
+            self.add((*at, "use"), Problem(what=error.message))
+            return None
+        core = ("use", "weight") if at[-2:-1] == ("source",) else ("use",)
+        return self.with_options(record, without(table, *core), at, look=look)
+
+    def with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
+        """The record with its options, read from this table and checked; None if there is a problem."""
+        options = self.parse(record.options, table, at)
+        if (code := untrusted(options, self.registry.trusts_remote_code)) is not None:
+            self.add((*at, KEY), code)
+            return None
+        if options is None or not look:
+            return None if options is None else Use(record=record, options=options)
+        before = len(self.problems)
+        try:
+            for problem in record.check(options):
+                self.add((*at, *split(problem.key)), problem)
+        except FtError as error:
+            self.add(at, Problem(what=error.message))
+        except Exception as error:
+            raise PluginError(f'the check of "{record.name}" failed: {type(error).__name__}: {error}') from error
+        return Use(record=record, options=options) if len(self.problems) == before else None
+
+    def uses(
+        self, record_type: type[P], table: Mapping[str, Any], at: Key, *, look: bool = True
+    ) -> tuple[Use[P], ...] | None:
+        """An array of tables, each served by the provider that it names; None if any has a problem."""
+        items = table.get(cast(str, at[-1]), [])
+        if not isinstance(items, list):
+            name = ".".join(map(str, at))
+            fix = f"Write [[{name}]], not [{name}]" if is_table(items) else f"Write [[{name}]], and its keys below"
+            self.add(at, Problem(what=f'"{at[-1]}" is not an array of tables', fix=fix))
+            return None
+        serve = self._source if at[-1] == "source" else self.use
+        found = [serve(record_type, (*at, number), look=look) for number in range(len(items))]
+        return tuple(f for f in found if f is not None) if None not in found else None
+
+    def _inside(self, at: Key) -> Any:
+        value: Any = self.source.values
+        for part in at:
+            value = value.get(part) if isinstance(value, dict) else value[cast(int, part)]
+        return value
+
+    def _source(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
+        """A source's table: a plugin's, and the key "weight", which is the core's."""
+        table = self._inside(at)
+        if not isinstance(table, dict) or "weight" not in table:
+            return self.use(record_type, at, look=look)
+        weight = self.parse(Weight, {"weight": table["weight"]}, at)
+        use = self.use(record_type, at, look=look)
+        return None if use is None or weight is None else dataclasses.replace(use, weight=weight.weight)
 
 
 def _absolute(base: Path, path: Path) -> Path:
@@ -27,7 +176,3 @@ def _absolute(base: Path, path: Path) -> Path:
 
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def _split(key: str) -> Key:
-    return tuple(int(p) if p.isdigit() else p for p in key.split(".")) if key else ()
