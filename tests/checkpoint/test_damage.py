@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import Stopper, go, stop, weights
-from test_state import assert_same
 
 from fitune import RunError
 from fitune.checkpoint.files import newest, places, read
@@ -23,6 +21,8 @@ from fitune.errors import FtError
 from fitune.runs.identity import read_identity
 from fitune.testing import open_registry, write_recipe
 from fitune.train.start import start_of
+from support.resuming import Stopper, go, stop, weights
+from support.states import assert_same
 
 FLIPS = 12
 """Places of each file in which a bit is flipped."""

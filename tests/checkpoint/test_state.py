@@ -18,41 +18,8 @@ from fitune.compose.parts import Parts
 from fitune.testing import write_recipe
 from fitune.train.loop import train
 from fitune.train.position import Position
+from support.states import CASES, assert_same, tensors, values_of
 from support.tiny import losses_of, parts_of
-
-CASES: dict[str, list[str]] = {
-    "plain": [],
-    "dropout": ["adapter.dropout=0.3"],
-    "bfloat16": ['model.dtype="bfloat16"'],
-    "float16": ['model.dtype="float16"'],
-    "no masters": ['model.dtype="bfloat16"', "train.master_weights=false"],
-    "full": ['adapter={use="none"}'],
-    "8 bits": ['adapter={use="none"}', 'memory.strategy=[{use="adamw-8bit"}]'],
-    "accumulation": ['memory.strategy=[{use="accumulation", steps=2}]', "train.micro_batch=1"],
-    "warm-up": ["train.warmup_steps=3", 'train.schedule="linear"'],
-}
-
-
-def values_of(parts: Parts) -> list[Tensor]:
-    """All that a run has learnt: parameters, masters, the optimizer's state."""
-    state = copied(parts.step.optimizer.state_dict())["state"]
-    trainables = parts.step.trainables
-    return [p.detach().clone() for p in (*trainables.parameters, *trainables.masters)] + _tensors(state)
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    """All tensors must be equal to the bit."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for one in inner for tensor in _tensors(one)]
 
 
 def _state_after(parts: Parts, steps: int) -> tuple[TrainingState, list[float | None]]:
@@ -85,7 +52,7 @@ def test_the_state_is_not_changed_by_what_is_made_of_it(recipe_path: Path) -> No
         second = parts_of(recipe_path, "train.steps=4")
         restore(second, state)
         assert losses_of(train(second, Position(2))) == expected
-    assert_same(_tensors(before), [*state.masters, *_tensors(state.optimizer)])
+    assert_same(tensors(before), [*state.masters, *tensors(state.optimizer)])
 
 
 def test_the_scale_of_the_loss_goes_on(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

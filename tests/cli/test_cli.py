@@ -13,30 +13,10 @@ import pytest
 from fitune import hookimpl
 from fitune._version import __version__
 from fitune.cli.main import main
-from fitune.plugin.registry import BUILT_IN, Registry
+from fitune.plugin.registry import Registry, built_in
 from fitune.testing import open_registry
+from support.commands import Capture, ft, refused
 from support.light import LIGHT, write_light
-
-Capture = pytest.CaptureFixture[str]
-
-
-def ft(*arguments: str, capsys: Capture) -> str:
-    """What a command that succeeds prints."""
-    main(arguments)
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    return printed.out
-
-
-def refused(*arguments: str, capsys: Capture) -> str:
-    """What a command prints that the user got wrong: on standard error alone, with exit code 2."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    printed = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert printed.out == ""
-    assert "Traceback" not in printed.err
-    return printed.err
 
 
 def python(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -112,7 +92,7 @@ def test_plugins_lists_every_provider_with_its_kind(capsys: Capture) -> None:
 
 def test_plugins_as_json(capsys: Capture) -> None:
     entries = json.loads(ft("plugins", "--json", "--no-third-party", capsys=capsys))
-    assert {e["plugin"] for e in entries} == set(BUILT_IN)
+    assert {e["plugin"] for e in entries} == set(built_in())
     for entry in entries:
         assert {"name", "kind", "plugin", "version", "path", "hooks", "status"} <= set(entry)
         assert entry["status"] == "ok"

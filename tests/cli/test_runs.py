@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import ft, refused
 
 from fitune.errors import Interrupted, RunError
 from fitune.runs.history.show import spread
@@ -22,6 +21,7 @@ from fitune.runs.metrics import MetricsFile
 from fitune.runs.provenance import write_recipe
 from fitune.runs.record import NAME, read_record, write_record
 from fitune.runs.recorder import RecordFile
+from support.commands import ft, refused
 from support.told import evaluation, forecast, made_run, notice, step
 
 Capture = pytest.CaptureFixture[str]

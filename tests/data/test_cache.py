@@ -20,14 +20,8 @@ from hypothesis import strategies as st
 from fitune import IGNORED, Example, Origin
 from fitune.data.cache import ROWS_IN_BATCH, Build, Rows, Writer, build_or_open, cache_directory
 from fitune.errors import DataError
+from support.examples import KEY, example
 from support.paths import TESTS
-
-KEY = "0" * 32
-
-
-def example(number: int, tokens: int = 3) -> Example:
-    ids = np.full(tokens, number, dtype=np.int32)
-    return Example(input_ids=ids, labels=ids.copy(), origin=Origin(file="f", row=number + 1))
 
 
 def rows_of(number: int) -> Build:
@@ -180,7 +174,7 @@ def test_a_build_that_fails_leaves_nothing(error: BaseException) -> None:
 PROCESS = """\
 import os, sys, time
 from pathlib import Path
-from test_cache import KEY, example
+from support.examples import KEY, example
 from fitune.data.cache import build_or_open
 
 place = Path(sys.argv[1])

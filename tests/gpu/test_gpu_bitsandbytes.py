@@ -12,51 +12,31 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from bitsandbytes.optim.adamw import PagedAdamW8bit
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from fitune.compose.loss_scaling import INITIAL_SCALE
 from fitune.plugin.model import unwrapped
 from fitune.testing import write_recipe
 from fitune.train.loop import train as steps_of
 from support.tiny import assert_close, gradients, losses, metrics, parts_of, train
+from support.wide_model import write_wide_model
 
 pytestmark = pytest.mark.gpu
 
 ALL_LINEAR = 'adapter.targets="all-linear"'
 
 
-def write_model(directory: Path) -> None:
-    """A Llama in place of the tiny one: bitsandbytes' kernels take rows of whole blocks of 64 weights, and its state is
-    paged where a tensor has 100,000 elements."""
-    config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=1024,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=257,
-        pad_token_id=258,
-        initializer_range=0.1,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A recipe in float32, on that model."""
     path = write_recipe(tmp_path / "recipe")
-    write_model(path.parent / "model")
+    write_wide_model(path.parent / "model")
     return path
 
 
 def _write_dequantized(recipe: Path, strategy: str) -> Path:
     model = unwrapped(parts_of(recipe, strategy).run.model)
     again = write_recipe(recipe.parent.parent / "dequantized")
-    write_model(again.parent / "model")
+    write_wide_model(again.parent / "model")
     file = again.parent / "model" / "model.safetensors"
     weights = load_file(file)
     for name, module in model.named_modules():

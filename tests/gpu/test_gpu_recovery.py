@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_gpu_bitsandbytes import write_model as write_paged_model
-from test_state import CASES, assert_same, values_of
 
 from fitune import Recovery, Run, StepReport, hookimpl
 from fitune.checkpoint.module_state import module_state
@@ -22,7 +20,9 @@ from fitune.testing import open_registry, write_recipe, write_tiny_model
 from fitune.train.loop import train as steps_of
 from fitune.train.rehearsal import rehearse
 from fitune.train.run import run
+from support.states import CASES, assert_same, values_of
 from support.tiny import losses, losses_of, metrics, parts_of, train
+from support.wide_model import write_wide_model
 
 pytestmark = pytest.mark.gpu
 
@@ -120,7 +120,7 @@ def test_less_memory_in_mid_run_costs_no_number(wide: Path, tmp_path: Path, whol
 def test_paged_state_is_paged_again(tmp_path: Path) -> None:
     """bitsandbytes itself would load it on the card."""
     path = write_recipe(tmp_path / "recipe", {"adapter": {"use": "none"}})
-    write_paged_model(path.parent / "model")
+    write_wide_model(path.parent / "model")
     strategy = 'memory.strategy=[{use="adamw-8bit", paged=true}]'
     parts, other = parts_of(path, strategy), parts_of(path, strategy)
     loaded = module_state(parts.run.model)

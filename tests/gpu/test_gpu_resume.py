@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_resume import curve, go, stop, weights
-from test_state import assert_same
 
 from fitune.testing import write_recipe, write_tiny_data
+from support.resuming import curve, go, stop, weights
+from support.states import assert_same
 
 pytestmark = pytest.mark.gpu
 

@@ -29,7 +29,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         install(tmp_path, "fitune-tried", source)
         registry = Registry.open()
         sound = {p.name for p in registry.plugins.values() if p.cause is None}
-        assert sound >= set(fitune.plugin.registry.BUILT_IN)
+        assert sound >= set(fitune.plugin.registry.built_in())
         return registry.plugins["fitune-tried"]
 
     yield load

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from fitune import hookimpl
-from fitune.testing import write_recipe, write_tiny_data
 from fitune.runs.tracker import Tracker
+from fitune.testing import write_recipe, write_tiny_data
+from support.scalars import scalars
 from support.tiny import metrics, train
 
 STEP_KEYS = {
@@ -67,18 +67,6 @@ def test_examples_are_those_of_the_last_evaluation(recipe: Path, tmp_path: Path)
     assert [a["expected"] for a in examples["answers"]] == ["1", "1 2"]
     assert all(a.keys() == {"prompt", "expected", "generated"} for a in examples["answers"])
     assert metrics(tmp_path / "run", "evaluation")[-1]["exact_match"] in (0.0, 0.5, 1.0)
-
-
-def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """What tensorboard holds: (step, value) of each tag."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    folders = {file.parent for file in directory.rglob("events.out.tfevents.*")}
-    for folder in folders:
-        events: Any = EventAccumulator(str(folder))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            found[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return found
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])

@@ -2,9 +2,9 @@
 
 A chain is one run from its beginning to its end, with as many kills as befall it. Each start of it gets one blow, drawn
 from a seeded generator: SIGKILL at the n-th change of a file in the run's directory, after the n-th flush to the disk,
-or after so many seconds. `tests/test_faults.py` gives 200; more are given on demand:
+or after so many seconds. `tests/train/test_faults.py` gives 200; more are given on demand:
 
-    FT_FAULTS=2000 FT_SEED=7 pytest tests/test_faults.py
+    FT_FAULTS=2000 FT_SEED=7 pytest tests/train/test_faults.py
     python benchmarks/faults.py --kills 2000 --seed 7
 """
 

@@ -17,6 +17,7 @@ from fitune.errors import RunError
 from fitune.plugin.events import Run
 from fitune.runs.metrics import MetricsFile
 from fitune.runs.tracker import NAME, Tracker
+from support.scalars import scalars
 from support.told import checkpoint, evaluation, made_run, notice, step
 
 
@@ -277,8 +278,6 @@ def test_numbers_that_are_none_are_not_logged(
 
 
 def test_tensorboard_has_one_value_a_step_over_a_start(tmp_path: Path) -> None:
-    from test_metrics import scalars
-
     go(made_run(tmp_path, 'log.tracker="tensorboard"'), first := Tracker(), 1, 2, 3)
     first.ft_run_finished()
     run = made_run(tmp_path, 'log.tracker="tensorboard"', resumed=2)

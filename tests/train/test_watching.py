@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import Stopper, curve, go, weights
-from test_state import assert_same
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fitune import Adapter, MemoryStrategy, NoOptions, RunError, StepReport, Strategy, hookimpl
 from fitune.testing import write_recipe
+from support.resuming import Stopper, curve, go, weights
+from support.states import assert_same
 from support.tiny import metrics
 
 BAD = {"use": "bad"}

@@ -1,6 +1,6 @@
 """What a fit chooses for five models on eight cards, against `golden/fit.json`.
 
-The values are forecasts: they were obtained on a CPU by `python tests/test_fit_golden.py --write`, with the releases
+The values are forecasts: they were obtained on a CPU by `python tests/memory/fit/test_golden_fit.py --write`, with the releases
 that the file names, and are compared with those alone. A few are checked at every run; with FT_GOLDEN=all all are,
 which takes some ten minutes.
 """
@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +19,16 @@ from typing import Any
 
 import pytest
 
-from fitune.compose.model import planned
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, find_card
 from fitune.memory.fit import tracing
 from fitune.memory.fit.resolve import fit
-from fitune.memory.shapes import Shapes, shapes_of_recipe
-from fitune.memory.trace.run import Rehearsal, rehearse
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import MemoryTwin
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.paths import TESTS
+from support.traces import SharedTraces, shapes
 
 GOLDEN = TESTS / "golden" / "fit.json"
 MIB = 2**20
@@ -147,11 +143,6 @@ def recipe_of(directory: Path, name: str, card: Card) -> Recipe:
     return read_recipe(directory / "recipe.toml", open_registry(), ())
 
 
-def shapes(recipe: Recipe) -> Shapes:
-    """Full rows."""
-    return shapes_of_recipe(recipe, planned(recipe, gpu=True)[1].accumulation)
-
-
 def found(directory: Path, name: str, card: Card) -> dict[str, Any]:
     """What the fit chooses, or by how much nothing fits."""
     recipe = recipe_of(directory, name, card)
@@ -200,24 +191,6 @@ def _checkpointed(one: dict[str, Any]) -> float:
         if '"gradient-checkpointing"' in table:
             return float(table.split("layers = ")[1].split(",")[0].rstrip(" }")) if "layers = " in table else 1e3
     return 0.0
-
-
-class SharedTraces:
-    """Of cards of one compute capability, whose traces are the same."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[str, tuple[int, int], int | None], Rehearsal] = {}
-
-    def __call__(
-        self, recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = (), *, layers: int | None = None
-    ) -> Rehearsal:
-        """Trace what was not traced before."""
-        if any(capability != card.capability for _, capability, _ in self.known):
-            self.known.clear()
-        key = repr(recipe.to_toml()), card.capability, layers
-        if key not in self.known:
-            self.known[key] = rehearse(recipe, shapes, card, twins, layers=layers)
-        return self.known[key]
 
 
 def write(names: list[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_golden_fit import SharedTraces, shapes
 
 from fitune.errors import RunError
 from fitune.memory.cards.cards import GIB, budget_card, find_card
@@ -22,6 +21,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.architectures import recipe_of
+from support.traces import SharedTraces, shapes
 
 LAYERS = 8
 CHANGES = {

@@ -11,11 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_oom_message import format_size
 
-from fitune.cli.explain_oom import explain_oom_command
-from fitune.cli.main import cli, main
-from fitune.cli.settings import set_option, switches
+from fitune.cli.main import main
 from fitune.errors import RunError
 from fitune.memory.allocator.allocator import GRANULE
 from fitune.memory.cards.cards import find_card
@@ -31,6 +28,7 @@ from fitune.memory.trace.log import Block, MemoryLog
 from fitune.memory.trace.run import WARM_UP
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
+from support.cuda_messages import format_size
 from support.paths import ROOT
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -288,11 +286,6 @@ def test_the_founding_case() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ command line
-
-
-@pytest.fixture(autouse=True)
-def _command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.commands, "explain-oom", explain_oom_command(switches, set_option))
 
 
 def golden(failure: Failure, traced: Forecast) -> str:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from fitune.errors import RunError
 from fitune.memory.oom.message import Figure, OutOfMemoryMessage, figure, read_message
 from fitune.memory.oom.traceback import model_frame
-
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+from support.cuda_messages import GIB, MIB, format_size
 
 OLD = (
     "CUDA out of memory. Tried to allocate 172.00 MiB (GPU 0; 22.20 GiB total capacity; 21.06 GiB already allocated; "
@@ -285,16 +284,6 @@ def test_a_figure_that_is_none(text: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- round trip
-
-
-def format_size(size: int) -> str:
-    """torch's own (`format_size`, CUDACachingAllocator.cpp)."""
-    if size <= KIB:
-        return f"{size} bytes"
-    for name, unit, most in (("KiB", KIB, MIB), ("MiB", MIB, GIB)):
-        if size <= most:
-            return f"{size / unit:.2f} {name}"
-    return f"{size / GIB:.2f} GiB"
 
 
 SIZES = st.integers(0, 200 * GIB)

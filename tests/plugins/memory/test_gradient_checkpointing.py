@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from fitune import Batch, ModelError
 from fitune.compose.loss import plain_loss
 from fitune.testing import write_recipe
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
-from support.tiny import assert_close, gradients, loss_and_gradients, make_batch, with_lora
-
-MODELS: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config),
-    "phi3": (Phi3ForCausalLM, Phi3Config),
-    "mistral": (MistralForCausalLM, MistralConfig),
-}
-LAYERS = 3
-
-
-def _model(kind: str = "llama", *, dropout: float = 0.0, lora: bool = False) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model_class, config_class = MODELS[kind]
-    config = config_class(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=50,
-        max_position_embeddings=64,
-        attention_dropout=dropout,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-        initializer_range=0.3,
-        **({"head_dim": 8} if kind == "gemma2" else {}),
-    )
-    model: Any = model_class(config)
-    if lora:
-        model = with_lora(model, "all-linear", dropout=dropout)
-    trained: PreTrainedModel = model.train()
-    return trained
+from support.decoders import LAYERS, MODELS, decoder
+from support.tiny import assert_close, gradients, loss_and_gradients, make_batch
 
 
 def _checkpoint(model: PreTrainedModel, layers: int | None = None) -> PreTrainedModel:
@@ -90,8 +43,8 @@ def _calls(model: PreTrainedModel, batch: Batch) -> list[int]:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradients_are_equal_and_layers_recomputed(kind: str, lora: bool, batch: Batch) -> None:
-    value, expected = loss_and_gradients(plain_loss, _model(kind, lora=lora), batch)
-    checkpointed = _checkpoint(_model(kind, lora=lora))
+    value, expected = loss_and_gradients(plain_loss, decoder(kind, lora=lora), batch)
+    checkpointed = _checkpoint(decoder(kind, lora=lora))
     found_value, found = loss_and_gradients(plain_loss, checkpointed, batch)
     assert found_value == value
     assert_close(found, expected, relative=1e-6)
@@ -100,15 +53,15 @@ def test_gradients_are_equal_and_layers_recomputed(kind: str, lora: bool, batch:
 
 @pytest.mark.parametrize(("layers", "calls"), [(None, [2, 2, 2]), (1, [2, 1, 1]), (2, [2, 2, 1]), (3, [2, 2, 2])])
 def test_the_first_layers_only(layers: int | None, calls: list[int], batch: Batch) -> None:
-    model = _checkpoint(_model(), layers)
-    _, expected = loss_and_gradients(plain_loss, _model(), batch)
+    model = _checkpoint(decoder(), layers)
+    _, expected = loss_and_gradients(plain_loss, decoder(), batch)
     _, found = loss_and_gradients(plain_loss, model, batch)
     assert_close(found, expected, relative=1e-6)
     assert _calls(model, batch) == calls
 
 
 def test_nothing_is_recomputed_without_it(batch: Batch) -> None:
-    assert _calls(_model(), batch) == [1] * LAYERS
+    assert _calls(decoder(), batch) == [1] * LAYERS
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -117,21 +70,21 @@ def test_dropout_drops_the_same_units_again(lora: bool, batch: Batch) -> None:
         torch.manual_seed(7)
         return loss_and_gradients(plain_loss, model, batch)
 
-    value, expected = both(_model(dropout=0.5, lora=lora))
-    found_value, found = both(_checkpoint(_model(dropout=0.5, lora=lora)))
+    value, expected = both(decoder(dropout=0.5, lora=lora))
+    found_value, found = both(_checkpoint(decoder(dropout=0.5, lora=lora)))
     assert found_value == value
     assert_close(found, expected, relative=1e-6)
-    undropped, _ = both(_model(lora=lora))
+    undropped, _ = both(decoder(lora=lora))
     assert undropped != value
 
 
 def test_too_many_layers() -> None:
     with pytest.raises(ModelError, match="layers = 4, but the model has 3"):
-        _checkpoint(_model(), 4)
+        _checkpoint(decoder(), 4)
 
 
 def test_a_model_without_layers() -> None:
-    model = _model()
+    model = decoder()
     del model.model.layers
     with pytest.raises(ModelError, match="LlamaForCausalLM has no layers that can be checkpointed"):
         _checkpoint(model)
@@ -139,7 +92,7 @@ def test_a_model_without_layers() -> None:
 
 def test_evaluation_keeps_its_cache(batch: Batch) -> None:
     """Layers are checkpointed in training only: generation would otherwise lose its key-value cache."""
-    model = _checkpoint(_model()).eval()
+    model = _checkpoint(decoder()).eval()
     out = model(input_ids=batch.input_ids[:1], use_cache=True)
     assert out.past_key_values.get_seq_length() == batch.input_ids.shape[1]
 

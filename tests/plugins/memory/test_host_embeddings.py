@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_gradient_checkpointing import _model
 from torch import nn
 from transformers import LlamaConfig
 
@@ -23,6 +22,7 @@ from fitune.memory.trace.tracer import Tracer
 from fitune.testing import write_recipe
 from fitune_plugins.memory.host_embeddings import NAME, HostEmbeddings, ft_memory_strategies
 from support.architectures import GRADIENT_CHECKPOINTING, recipe_of
+from support.decoders import decoder
 from support.tiny import losses, parts_of, train, with_lora
 
 USE = f'memory.strategy=[{{use="{NAME}"}}]'
@@ -69,7 +69,7 @@ def test_evaluation_generation_and_other_strategies(tmp_path: Path) -> None:
 
 def test_the_rows_go_over_the_host_link() -> None:
     with torch.device("meta"):
-        model = with_lora(_model(), "q_proj")
+        model = with_lora(decoder(), "q_proj")
     tracer = Tracer(None, scratch={}, cublas_workspace=0)
     with as_on_card((8, 6)), as_with_values(), tracer:
         HostEmbeddings().prepare(model)
@@ -90,7 +90,7 @@ def test_tied_embeddings_are_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("how", ["lora", "a copy that trains", "all"])
 def test_embeddings_that_train_are_refused(how: str) -> None:
-    model = _model()
+    model = decoder()
     if how == "lora":
         model = with_lora(model, "embed_tokens")
     elif how == "a copy that trains":

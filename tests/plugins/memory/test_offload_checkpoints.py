@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_gradient_checkpointing import LAYERS, MODELS, _model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,6 +25,7 @@ from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, 
 from fitune_plugins.memory.host_copies import HostCopy
 from fitune_plugins.memory.offload_checkpoints import CHECKPOINT, NAME, OffloadCheckpoints, OffloadCheckpointsOptions
 from support.architectures import GRADIENT_CHECKPOINTING, recipe_of
+from support.decoders import LAYERS, MODELS, decoder
 from support.real_steps import both_logs, events
 from support.tiny import assert_close, gradients, loss_and_gradients, make_batch, parts_of
 
@@ -75,8 +75,8 @@ def test_gradients_are_those_of_gradient_checkpointing(kind: str, lora: bool) ->
         torch.manual_seed(7)
         return loss_and_gradients(plain_loss, model, BATCH)
 
-    value, expected = both(_checkpointed(_model(kind, lora=lora, dropout=0.2)))
-    model = _offloaded(_model(kind, lora=lora, dropout=0.2))
+    value, expected = both(_checkpointed(decoder(kind, lora=lora, dropout=0.2)))
+    model = _offloaded(decoder(kind, lora=lora, dropout=0.2))
     for _ in range(2):
         found_value, found = both(model)
         assert found_value == value
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_gradient_checkpointing(kind: str, lora: bool) ->
 def test_each_input_is_fetched_before_it_is_needed(layers: int, back: list[str], moves: list[str]) -> None:
     """But for the first of the backward pass, where layers stand behind it that are not checkpointed: nobody asks for
     it before it is taken."""
-    model = _offloaded(_model(), layers)
+    model = _offloaded(decoder(), layers)
     loss = plain_loss(model, BATCH)
     assert moves == ["send", "leave"] * (len(back) // 2)
     moves.clear()
@@ -101,14 +101,14 @@ def test_each_input_is_fetched_before_it_is_needed(layers: int, back: list[str],
 
 
 def test_without_prefetch_each_layer_fetches_its_own(moves: list[str]) -> None:
-    _, expected = loss_and_gradients(plain_loss, _checkpointed(_model()), BATCH)
-    _, found = loss_and_gradients(plain_loss, _offloaded(_model(), prefetch=False), BATCH)
+    _, expected = loss_and_gradients(plain_loss, _checkpointed(decoder()), BATCH)
+    _, found = loss_and_gradients(plain_loss, _offloaded(decoder(), prefetch=False), BATCH)
     assert all(map(torch.equal, found, expected))
     assert [name for name in moves if name in ("take", "fetch")] == ["take", "fetch"] * 2
 
 
 def test_evaluation_moves_nothing(moves: list[str]) -> None:
-    model = _offloaded(_model())
+    model = _offloaded(decoder())
     with torch.no_grad():
         plain_loss(model, BATCH)
     plain_loss(model.eval(), BATCH)
@@ -118,8 +118,8 @@ def test_evaluation_moves_nothing(moves: list[str]) -> None:
 @pytest.mark.parametrize("number", [1, 3, 5, 6])
 def test_an_error_leaves_nothing_behind(number: int) -> None:
     """Wherever in a forward or backward pass it comes: calls of MLPs are counted, three forward and three again."""
-    model = _offloaded(_model())
-    _, expected = loss_and_gradients(plain_loss, _checkpointed(_model()), BATCH)
+    model = _offloaded(decoder())
+    _, expected = loss_and_gradients(plain_loss, _checkpointed(decoder()), BATCH)
     calls = 0
 
     def fail(*_: object) -> None:
@@ -144,7 +144,7 @@ def test_an_error_leaves_nothing_behind(number: int) -> None:
 
 
 def test_a_host_without_room_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _offloaded(_model())
+    model = _offloaded(decoder())
     with monkeypatch.context() as patch:
         patch.setattr(host_memory, "available", lambda: 100)
         with pytest.raises(RunError, match=r"offload-checkpoints: 0\.00 GiB of host memory were asked for"):
@@ -154,7 +154,7 @@ def test_a_host_without_room_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_rows_of_many_lengths_share_their_memory() -> None:
-    model = _offloaded(_model())
+    model = _offloaded(decoder())
     for length in (3, 8, 5, 2):
         plain_loss(model, make_batch([([4] * length, [4] * length)])).backward()
     assert _held(model) == [8 * 16 * 4] * (LAYERS - 1)
@@ -162,7 +162,7 @@ def test_rows_of_many_lengths_share_their_memory() -> None:
 
 def test_without_checkpointed_layers() -> None:
     with pytest.raises(ModelError, match=r"offload-checkpoints: no layer is checkpointed.*gradient-checkpointing"):
-        OffloadCheckpoints(OffloadCheckpointsOptions()).prepare(_model())
+        OffloadCheckpoints(OffloadCheckpointsOptions()).prepare(decoder())
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_it_is_what_a_hook_of_torch_would_keep() -> None:
         seen.append(tensor.shape)
         return tensor
 
-    model = cast(Any, _checkpointed(_model()))
+    model = cast(Any, _checkpointed(decoder()))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.model.layers[0](torch.randn(1, 4, 16), position_embeddings=(torch.ones(1, 4, 8), torch.ones(1, 4, 8)))
     assert seen == [torch.Size((1, 4, 16))]

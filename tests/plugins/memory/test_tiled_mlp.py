@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_gradient_checkpointing import LAYERS, MODELS, _model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +25,7 @@ from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, 
 from fitune_plugins.memory.tiled_mlp import NAME, TiledMlp, TiledMlpOptions
 from fitune_plugins.memory.tiles import Tiled
 from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
+from support.decoders import LAYERS, MODELS, decoder
 from support.real_steps import both_logs, events
 from support.tiny import assert_close, gradients, loss_and_gradients, make_batch
 
@@ -54,9 +54,9 @@ def _seeded(model: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_gradients_are_equal(kind: str, lora: bool, checkpointed: bool) -> None:
-    value, expected = _seeded(_model(kind, lora=lora))
+    value, expected = _seeded(decoder(kind, lora=lora))
     for tokens in (1, 6, TOKENS):
-        model = _model(kind, lora=lora)
+        model = decoder(kind, lora=lora)
         found_value, found = _seeded(_tiled(_checkpointed(model) if checkpointed else model, tokens))
         torch.testing.assert_close(found_value, value, rtol=1e-6, atol=0)
         assert_close(found, expected, relative=1e-5)
@@ -64,8 +64,8 @@ def test_gradients_are_equal(kind: str, lora: bool, checkpointed: bool) -> None:
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_one_tile_drops_the_same_units(checkpointed: bool) -> None:
-    value, expected = _seeded(_model(dropout=0.5, lora=True))
-    model = _model(dropout=0.5, lora=True)
+    value, expected = _seeded(decoder(dropout=0.5, lora=True))
+    model = decoder(dropout=0.5, lora=True)
     found_value, found = _seeded(_tiled(_checkpointed(model) if checkpointed else model, TOKENS))
     assert found_value == value
     assert_close(found, expected, relative=1e-5)
@@ -74,7 +74,7 @@ def test_one_tile_drops_the_same_units(checkpointed: bool) -> None:
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_the_gradient_is_of_the_units_that_were_kept(checkpointed: bool) -> None:
     """Of several tiles: what a small step along the gradient changes, with the same random numbers, is its square."""
-    model: Any = _model(dropout=0.5, lora=True)
+    model: Any = decoder(dropout=0.5, lora=True)
     model = _tiled(_checkpointed(model) if checkpointed else model, 3)
     trained = [p for p in model.parameters() if p.requires_grad]
     _, found = _seeded(model)
@@ -94,7 +94,7 @@ def test_the_gradient_is_of_the_units_that_were_kept(checkpointed: bool) -> None
 
 
 def test_the_state_of_random_numbers_afterwards_is_that_of_the_forward_pass() -> None:
-    model = _tiled(_model(dropout=0.5, lora=True), 3)
+    model = _tiled(decoder(dropout=0.5, lora=True), 3)
     torch.manual_seed(7)
     loss = plain_loss(model, BATCH)
     state = torch.get_rng_state()
@@ -103,7 +103,7 @@ def test_the_state_of_random_numbers_afterwards_is_that_of_the_forward_pass() ->
 
 
 def test_no_more_than_a_tile_is_wide_and_none_is_computed_a_third_time() -> None:
-    model = _tiled(_checkpointed(_model(lora=True)), 6)
+    model = _tiled(_checkpointed(decoder(lora=True)), 6)
     rows: list[int] = []
     for name, module in model.named_modules():
         if name.endswith("gate_proj"):
@@ -114,7 +114,7 @@ def test_no_more_than_a_tile_is_wide_and_none_is_computed_a_third_time() -> None
 
 
 def test_without_gradients() -> None:
-    model = _model().eval()
+    model = decoder().eval()
     with torch.no_grad():
         expected = plain_loss(model, BATCH)
         found = plain_loss(_tiled(model, 3), BATCH)
@@ -126,13 +126,13 @@ def test_generation_is_the_same() -> None:
         found: Tensor = model.eval().generate(BATCH.input_ids[:1], max_new_tokens=6, do_sample=False)
         return found
 
-    assert torch.equal(answer(_tiled(_model(), 3)), answer(_model()))
+    assert torch.equal(answer(_tiled(decoder(), 3)), answer(decoder()))
 
 
 def test_sums_over_tiles_are_made_in_float32() -> None:
     """In bfloat16, gradients are no further off than those of the whole."""
-    _, exact = _seeded(_model())
-    whole: Any = _model().to(torch.bfloat16)  # type: ignore[arg-type]
+    _, exact = _seeded(decoder())
+    whole: Any = decoder().to(torch.bfloat16)  # type: ignore[arg-type]
     _, plain = _seeded(whole)
     _, found = _seeded(_tiled(whole, 1))
     assert {g.dtype for g in found} == {torch.bfloat16}
@@ -199,7 +199,7 @@ def test_experts_are_left_alone(name: str) -> None:
 
 
 def test_an_mlp_that_mixes_tokens_is_refused() -> None:
-    model: Any = _model()
+    model: Any = decoder()
     mlp = model.model.layers[1].mlp
     plain = mlp.forward
     mlp.forward = lambda x: plain(x + torch.nn.functional.pad(x, (0, 0, 1, -1)))  # with the token before it
