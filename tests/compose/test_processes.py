@@ -151,10 +151,10 @@ def test_both_stop_and_go_on_together(runs: Runs, tmp_path: Path) -> None:
 
 EVERYWHERE = '''
 """Has a run rehearsed without a GPU, too."""
-import fitune.train.attempts
+import fitune.train.run
 from fitune import hookimpl
 
-fitune.train.attempts.on_gpu = lambda parts: True
+fitune.train.run.on_gpu = lambda parts: True
 
 @hookimpl
 def ft_rehearsed(run, report):

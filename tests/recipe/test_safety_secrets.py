@@ -11,7 +11,7 @@ from fitune import Notice, RecipeError
 from fitune.recipe.reader import read_recipe
 from fitune.recipe.secrets import redacted, redacted_values, secret_in
 from fitune.testing import open_registry
-from fitune.train.recovery import log
+from fitune.train.out_of_memory import log
 from support.light import write_light
 from support.tiny import train
 

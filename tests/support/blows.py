@@ -21,12 +21,12 @@ from typing import Any
 
 PHASES = ("start", "loading", "first files", "between", "step", "evaluation", "checkpoint", "cleaning", "final save")
 MARKS = (
-    ("fitune.train.attempts", "find", "loading"),
-    ("fitune.train.attempts", "compose", "loading"),
-    ("fitune.train.attempts", "Attempts._be_same", "first files"),
-    ("fitune.train.run", "_work", "between"),
-    ("fitune.train.run", "_step", "step"),
-    ("fitune.train.run", "_evaluate", "evaluation"),
+    ("fitune.train.run", "find", "loading"),
+    ("fitune.train.assemble", "compose", "loading"),
+    ("fitune.train.assemble", "must_be_same", "first files"),
+    ("fitune.train.run", "train_run", "between"),
+    ("fitune.train.loop", "_step", "step"),
+    ("fitune.train.loop", "_evaluate", "evaluation"),
     ("fitune.train.keeper", "write", "checkpoint"),
     ("fitune.train.keeper", "Keeper._thin_out", "cleaning"),
     ("fitune.train.run", "save", "final save"),

@@ -38,7 +38,7 @@ def _curve(noise: Noise, steps: int, seed: int = 0) -> Iterator[float]:
 
 
 def _told(guard: SpikeGuard, losses: list[float]) -> list[int]:
-    return [step for step, loss in enumerate(losses) if guard.saw(loss) is not None]
+    return [step for step, loss in enumerate(losses) if guard.observe(loss) is not None]
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -65,8 +65,8 @@ def test_a_loss_that_stays_up_becomes_the_usual_one() -> None:
 def test_a_spike_is_described() -> None:
     guard = SpikeGuard()
     for _ in range(40):
-        assert guard.saw(1.25) is None
-    said = guard.saw(6)
+        assert guard.observe(1.25) is None
+    said = guard.observe(6)
     assert said is not None
     assert said.startswith("the loss is 6, and 1.25 in the median of the 40 steps before. ")
 

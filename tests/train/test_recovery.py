@@ -14,7 +14,6 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from test_state import assert_same
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -26,8 +25,9 @@ from fitune.memory.fit.refit import Composition
 from fitune.recipe.reader import read_recipe
 from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry, write_recipe, write_tiny_data
-from fitune.train.recovery import out_of_memory
+from fitune.train.out_of_memory import said_by
 from fitune.train.run import run
+from support.states import assert_same
 from support.tiny import losses, metrics
 from support.tiny import train as train_run
 
@@ -328,7 +328,7 @@ def test_the_first_load_ends_as_before(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_rehearsal_may_run_out(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _plain(recipe, tmp_path / "plain")
-    monkeypatch.setattr("fitune.train.attempts.on_gpu", lambda parts: True)
+    monkeypatch.setattr("fitune.train.run.on_gpu", lambda parts: True)
     traps = Traps(("backward", 2))
     _run(recipe, tmp_path / "run", traps)
     (recovery,) = traps.recoveries
@@ -360,7 +360,7 @@ def test_the_console_says_so(recipe: Path, tmp_path: Path) -> None:
 )
 def test_what_is_out_of_memory(error: Exception, found: str | None) -> None:
     for raised in (error, _caused(error)):
-        said = out_of_memory(raised)
+        said = said_by(raised)
         assert said is None if found is None else said is not None and said.startswith(found)
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from test_state import CASES, assert_same, values_of
 from transformers import PreTrainedModel
 
 from fitune import Adapter, Batch, NoOptions, RehearsalReport, RunError, hookimpl
@@ -22,6 +21,7 @@ from fitune.plugin.events import EvalReport, StepReport
 from fitune.testing import write_recipe, write_tiny_data
 from fitune.train.loop import train
 from fitune.train.rehearsal import rehearse
+from support.states import CASES, assert_same, values_of
 from support.tiny import adapter, losses, metrics, parts_of
 from support.tiny import train as train_run
 
@@ -168,7 +168,7 @@ class Told:
 @pytest.fixture
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are rehearsed here as they are on a GPU."""
-    monkeypatch.setattr("fitune.train.attempts.on_gpu", lambda parts: True)
+    monkeypatch.setattr("fitune.train.run.on_gpu", lambda parts: True)
 
 
 def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_path: Path, on_any_device: None) -> None:

@@ -110,8 +110,8 @@ def test_a_signal_while_a_checkpoint_is_written(runs: Runs, plain: dict[str, Any
     ("at", "left"),
     [
         ("fitune.data.prepare:_Chain.meta", False),
-        ("fitune.train.attempts:compose", False),
-        ("fitune.train.attempts:write_recipe", True),
+        ("fitune.train.assemble:compose", False),
+        ("fitune.train.assemble:write_recipe", True),
         ("fitune.train.save:publish", True),
     ],
     ids=["preparing data", "loading", "first files", "final save"],

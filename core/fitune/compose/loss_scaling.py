@@ -109,7 +109,7 @@ def loss_scaling(model: nn.Module, optimized: Iterable[nn.Parameter]) -> LossSca
 
 
 @dataclass(slots=True)
-class Judge:
+class StepCheck:
     """Of one step; every process decides alike, for it looks at what is summed over all."""
 
     accelerator: Accelerator

@@ -32,43 +32,11 @@ from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoade
 
 GROUP = "fitune"
 
-BUILT_IN = (
-    "fitune_plugins.loaders.hf",
-    "fitune_plugins.loaders.gguf",
-    "fitune_plugins.loaders.deepseek_7b",
-    "fitune_plugins.adapters.lora",
-    "fitune_plugins.adapters.full",
-    "fitune_plugins.memory.gradient_checkpointing",
-    "fitune_plugins.memory.offload_checkpoints",
-    "fitune_plugins.memory.tiled_mlp",
-    "fitune_plugins.memory.host_embeddings",
-    "fitune_plugins.memory.recompute_pointwise",
-    "fitune_plugins.memory.accumulation",
-    "fitune_plugins.memory.pinned_memory",
-    "fitune_plugins.memory.chunked_loss",
-    "fitune_plugins.memory.expandable_segments",
-    "fitune_plugins.memory.fused_rms_norm",
-    "fitune_plugins.memory.fused_lora",
-    "fitune_plugins.memory.nf4",
-    "fitune_plugins.memory.adamw_8bit",
-    "fitune_plugins.data.sources.jsonl",
-    "fitune_plugins.data.sources.json_file",
-    "fitune_plugins.data.sources.csv_file",
-    "fitune_plugins.data.sources.parquet",
-    "fitune_plugins.data.sources.txt",
-    "fitune_plugins.data.sources.hf_dataset",
-    "fitune_plugins.data.formats",
-    "fitune_plugins.data.detect",
-    "fitune_plugins.data.plain_text",
-    "fitune_plugins.data.chat",
-    "fitune_plugins.data.tokenize",
-    "fitune_plugins.data.truncate",
-    "fitune_plugins.data.pack",
-    "fitune_plugins.data.pad",
-    "fitune.recipe.secrets",
-    "fitune.memory.cards.check",
-    "fitune_plugins.events.spot_notice",
-)
+PLUGINS = "fitune_plugins"
+"""The package of the plugins that come with fitune, imported by its name: its `PLUGINS` lists them."""
+
+OF_THE_CORE = ("fitune.recipe.secrets", "fitune.memory.cards.check")
+"""Modules of the core that do their part by hooks, as plugins do."""
 
 P = TypeVar("P", bound=Provider)
 
@@ -102,6 +70,11 @@ class Provided:
     plugin: str
 
 
+def built_in() -> tuple[str, ...]:
+    """Dotted names of the modules that come with fitune as plugins, in the order in which they are loaded."""
+    return (*importlib.import_module(PLUGINS).PLUGINS, *OF_THE_CORE)
+
+
 class Registry:
     """The plugins of one process; made once and passed on, never global."""
 
@@ -113,7 +86,7 @@ class Registry:
         self._manager = pluggy.PluginManager("fitune")
         self._manager.add_hookspecs(Hooks)
         self._trace = trace
-        self._homes = set(BUILT_IN)
+        self._homes = set(built_in())
         self.plugins: dict[str, Plugin] = {}
         self.provided: list[Provided] = []
         self._errors: dict[str, BaseException] = {}
@@ -130,7 +103,7 @@ class Registry:
         registry = cls(trace=trace, trusts_remote_code=trusts_remote_code)
         entries = _entries() if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
-        for dotted in BUILT_IN:
+        for dotted in built_in():
             registry._load(dotted, "built-in", __version__, partial(importlib.import_module, dotted))
         announced = Counter(entry.name for entry, _, _ in entries)
         for entry, distribution, version in entries:

@@ -1,47 +1,63 @@
-"""Tells plugins what happens in a run, in the main process alone."""
+"""Notifies plugins of what happens in a run, in the main process alone."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TypeAlias
 
 from fitune.compose.processes import is_main_process
+from fitune.errors import FtError
 from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
+from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 
+Report: TypeAlias = StepReport | EvalReport | CheckpointReport | Notice
+"""What the loop gives."""
 
-class Teller:
-    """Calls the hooks of one registry."""
+HOOKS: dict[type[object], tuple[str, str]] = {
+    RehearsalReport: ("ft_rehearsed", "report"),
+    Recovery: ("ft_recovered", "recovery"),
+    StepReport: ("ft_step_done", "step"),
+    EvalReport: ("ft_evaluated", "report"),
+    CheckpointReport: ("ft_checkpoint_saved", "report"),
+    Notice: ("ft_noticed", "notice"),
+}
+"""The hook that each report is given to, and the name of its argument."""
+
+
+class Events:
+    """Calls the event hooks of one registry."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
 
-    def report(self, run: Run, report: StepReport | EvalReport | CheckpointReport | Notice) -> None:
-        """Something happened in the loop."""
-        if isinstance(report, StepReport):
-            self._tell("ft_step_done", run, step=report)
-        elif isinstance(report, EvalReport):
-            self._tell("ft_evaluated", run, report=report)
-        elif isinstance(report, CheckpointReport):
-            self._tell("ft_checkpoint_saved", run, report=report)
-        else:
-            self._tell("ft_noticed", run, notice=report)
-
     def started(self, run: Run) -> None:
         """The run is ready."""
-        self._tell("ft_run_started", run)
+        self._call("ft_run_started", run=run)
 
-    def rehearsed(self, run: Run, report: RehearsalReport) -> None:
-        """The longest rows went through all that it does."""
-        self._tell("ft_rehearsed", run, report=report)
-
-    def recovered(self, run: Run, recovery: Recovery) -> None:
-        """It goes on after it ran out of memory."""
-        self._tell("ft_recovered", run, recovery=recovery)
+    def notify(self, run: Run, report: Report | RehearsalReport | Recovery) -> None:
+        """Something happened in the run."""
+        hook, argument = HOOKS[type(report)]
+        self._call(hook, run=run, **{argument: report})
 
     def saved(self, run: Run, directory: Path) -> None:
         """What was trained is written."""
-        self._tell("ft_saved", run, directory=directory)
+        self._call("ft_saved", run=run, directory=directory)
 
-    def _tell(self, hook: str, run: Run, **arguments: object) -> None:
+    def finished(self, recipe: Recipe, run: Run | None, error: BaseException | None) -> None:
+        """The run has ended: every plugin is told, whatever the others do.
+
+        The first of their failures is raised where nothing else ended the run; the others are printed.
+        """
+        if not is_main_process():
+            return
+        failures: list[FtError] = self.registry.call_every("ft_run_finished", recipe=recipe, run=run, error=error)
+        for failure in failures if error is not None else failures[1:]:
+            print(f"error: {failure.message}", file=sys.stderr)  # what ended the run comes after it
+        if failures and error is None:
+            raise failures[0]
+
+    def _call(self, hook: str, **arguments: object) -> None:
         if is_main_process():
-            self.registry.call(hook, run=run, **arguments)
+            self.registry.call(hook, **arguments)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fitune.compose.loss_scaling import MOST_SKIPPED, Judge
+from fitune.compose.loss_scaling import MOST_SKIPPED, StepCheck
 from fitune.compose.parts import Parts
 from fitune.errors import RunError
 from fitune.plugin.dataflow import Example
@@ -86,7 +86,7 @@ class SpikeGuard:
         self._losses: deque[float] = deque(state.losses, maxlen=WINDOW)
         self._calm = state.calm
 
-    def saw(self, loss: float) -> str | None:
+    def observe(self, loss: float) -> str | None:
         """Look at a step's loss; a sentence if it is a spike that was not told of. One that is not finite is left out:
         another guard's.
         """
@@ -192,14 +192,14 @@ class Watcher:
         """What it has seen, as plain values."""
         return {"skipped": self._skipped, "spikes": asdict(self._spikes.state())}
 
-    def saw(self, parts: Parts, report: StepReport, judge: Judge, rows: Sequence[Example]) -> Iterator[Notice]:
+    def observe(self, parts: Parts, report: StepReport, check: StepCheck, rows: Sequence[Example]) -> Iterator[Notice]:
         """Look at a step and its rows; gives what should be known of it. Raises `RunError` where it ends the run."""
-        if judge.finite:
-            if judge.made:
+        if check.finite:
+            if check.made:
                 self._skipped = 0
             for kind, what in (
-                ("no gradient", zero_gradients(_named(parts, judge)) if judge.norms else None),
-                ("loss spike", self._spikes.saw(report.loss)),
+                ("no gradient", zero_gradients(_named(parts, check)) if check.norms else None),
+                ("loss spike", self._spikes.observe(report.loss)),
             ):
                 if what is not None:
                     yield Notice(step=report.step, kind=kind, what=what)
@@ -217,10 +217,10 @@ class Watcher:
         yield Notice(step=report.step, kind="skipped", what=f"{what}. It was left out")
 
 
-def _named(parts: Parts, judge: Judge) -> dict[str, float]:
+def _named(parts: Parts, check: StepCheck) -> dict[str, float]:
     """The norms of the gradients, by the parameters' names."""
     names = (name for name, parameter in parts.run.model.named_parameters() if parameter.requires_grad)
-    return dict(zip(names, judge.norms, strict=True))
+    return dict(zip(names, check.norms, strict=True))
 
 
 def _kept(parts: Parts, report: StepReport, rows: Sequence[Example]) -> Path | None:

@@ -46,7 +46,7 @@ class Keeper:
         if self.saved is not None and parts.accelerator.is_main_process:
             self._thin_out(parts)  # a process that was killed may not have come to it
 
-    def saw(self, report: EvalReport) -> None:
+    def observe(self, report: EvalReport) -> None:
         """Remember the best evaluation."""
         value = report.exact_match if report.exact_match is not None else report.loss
         if value is None or report.step == 0:

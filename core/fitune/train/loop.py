@@ -11,13 +11,14 @@ import torch
 
 from fitune.compose.devices import measure_memory
 from fitune.compose.evaluate import EvaluationStopped
-from fitune.compose.loss_scaling import Judge
+from fitune.compose.loss_scaling import StepCheck
 from fitune.compose.parts import Parts
 from fitune.data.prepare import batches
 from fitune.data.sampler import share, windows
 from fitune.plugin.dataflow import Example
-from fitune.plugin.events import CheckpointReport, EvalReport, Notice, StepReport
+from fitune.plugin.events import EvalReport, StepReport
 from fitune.plugin.recipe import Evaluation
+from fitune.train.events import Report
 from fitune.train.guards import Watcher
 from fitune.train.keeper import Keeper
 from fitune.train.position import Position
@@ -25,8 +26,6 @@ from fitune.train.position import Position
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Report = StepReport | EvalReport | CheckpointReport | Notice
 
 
 def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None) -> Iterator[Report]:
@@ -40,7 +39,7 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
             evaluated = _evaluate(parts, at)
             if evaluated is not None:
                 if keeper is not None:
-                    keeper.saw(evaluated)
+                    keeper.observe(evaluated)
                 yield evaluated
         stop, late = _wishes(parts, keeper)
         if keeper is not None and (why := keeper.due(parts, at, stop=stop, late=late)) is not None:
@@ -50,8 +49,8 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
         at.begin(parts, "step")
         epoch, window = next(rows_of_steps)
         rows = [parts.examples[row] for row in window]
-        report, judge = _step(parts, at, epoch, window, rows)
-        notices = list(watcher.saw(parts, report, judge, rows))  # which may end the run, with the step not made
+        report, check = _step(parts, at, epoch, window, rows)
+        notices = list(watcher.observe(parts, report, check, rows))  # which may end the run, with the step not made
         at.end_step()
         yield report
         yield from notices
@@ -66,7 +65,7 @@ def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
     return at.step == steps or (settings.every is not None and at.step % settings.every == 0)
 
 
-def _is_done(parts: Parts, at: Position) -> bool:
+def is_done(parts: Parts, at: Position) -> bool:
     """Whether nothing is left to do but to save."""
     return at.step == parts.run.steps and not (
         parts.evaluator and _is_due(parts.run.recipe.evaluation, at, parts.run.steps)
@@ -103,7 +102,7 @@ def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
 
 def _step(
     parts: Parts, at: Position, epoch: float, window: NDArray[np.int64], rows: Sequence[Example]
-) -> tuple[StepReport, Judge]:
+) -> tuple[StepReport, StepCheck]:
     """Make the next step, over the rows of this window."""
     start = time.perf_counter()
     accelerator, number = parts.accelerator, at.step + 1
@@ -114,20 +113,20 @@ def _step(
     learning_rate = parts.step.optimizer.param_groups[0]["lr"]
     scaling = parts.step.scaling
     loss_scale = scaling.scale if scaling else None
-    judge = Judge(accelerator, scaling, parts.step.trainables.masters, look=number == 1)
+    check = StepCheck(accelerator, scaling, parts.step.trainables.masters, look=number == 1)
     _, norm = parts.step.make(
         batches(parts.examples, picks, parts.make_batches),
         targets,
         reduce=partial(parts.step.trainables.reduce, accelerator),
         enter=partial(at.enter, parts),
-        accept=judge.accept,
+        accept=check.accept,
     )
-    if judge.made:
+    if check.made:
         parts.scheduler.step()  # which goes on only with steps that are made, as in accelerate
     return StepReport(
         step=number,
         epoch=epoch,
-        loss=judge.loss_sum / targets,
+        loss=check.loss_sum / targets,
         learning_rate=float(learning_rate),
         grad_norm=norm.item(),
         tokens=sum(len(example.input_ids) for example in rows),
@@ -135,5 +134,5 @@ def _step(
         seconds=time.perf_counter() - start,
         memory=measure_memory(accelerator.device),
         loss_scale=loss_scale,
-        skipped=not judge.made,
-    ), judge
+        skipped=not check.made,
+    ), check

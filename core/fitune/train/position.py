@@ -1,4 +1,4 @@
-"""Going on after a GPU has run out of memory: knowing it when it comes, undoing what it cut short, freeing the card.
+"""Where a run stands, and how what it was doing is undone, if memory runs out in its midst.
 
 A step is undone by dropping its gradients and putting its random generators back: it changes nothing else before its
 last part, the optimizer's. Where that has begun to change weights, it cannot be undone.

@@ -1,52 +1,39 @@
-"""A run that ran out of GPU memory: how that is told from other errors, what is kept of it, and what is said."""
+"""Going on after a GPU ran out of memory: what that cut short is undone, and what was learnt is taken off the card."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from fitune.compose.processes import is_main_process
-from fitune.errors import FtError, RunError
-from fitune.memory.fit.refit import Composition
-from fitune.memory.oom.message import read_message
+from fitune.checkpoint.state import capture
+from fitune.memory.fit.refit import Composition, Refitter
 from fitune.plugin.events import Recovery
-from fitune.plugin.registry import Registry
-from fitune.recipe.secrets import redacted
-
-LOG = "error.txt"
-"""torch's message, for `ft explain-oom`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortage:
-    """Memory that ran out."""
-
-    doing: str
-    """What it was asked for in: "loading", "rehearsal", "step" or "evaluation"."""
-    said: str
-    """By the GPU's libraries, in a line."""
-    composition: Composition
-    """What ran out."""
-    undone: bool
-    """Whether everything is as it was before."""
-    since: float
-    """When it was, in seconds of `time.perf_counter`."""
+from fitune.train.context import RunContext
+from fitune.train.ending import not_deterministic, rescue, without_recovery
+from fitune.train.out_of_memory import OutOfMemory, log, said_by
+from fitune.train.save import save_unfinished
 
 
-def log(error: BaseException, directory: Path) -> None:
-    """Leave the message in the run's directory; where that cannot be, it is told anyway."""
-    if is_main_process():
-        with contextlib.suppress(OSError):
-            text = "".join(traceback.format_exception(error))
-            (directory / LOG).write_text(redacted(text), encoding="utf-8")
+def shortage_of(context: RunContext, error: BaseException, refit: Refitter | None) -> OutOfMemory:
+    """The memory that ran out, everything undone that it cut short.
+
+    Raises the error, or one that says more, where it is another one or the run may not go on.
+    """
+    said = said_by(error)
+    if said is None:
+        ending = not_deterministic(error)
+        rescue(context, ending or error)
+        if ending is None:
+            raise error
+        raise ending from error
+    log(error, context.directory)
+    if refit is None or not _may_go_on(context):
+        ending = without_recovery(context, said)
+        rescue(context, ending)
+        raise ending from error
+    return _cut_short(context, said)
 
 
-def recovery_of(shortage: Shortage, now: Composition, step: int) -> Recovery:
+def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
     """That a run goes on with another composition."""
     before = shortage.composition
     return Recovery(
@@ -61,59 +48,30 @@ def recovery_of(shortage: Shortage, now: Composition, step: int) -> Recovery:
     )
 
 
-def explained(directory: Path, registry: Registry) -> tuple[str, ...]:
-    """What `ft explain-oom` says of this run; nothing where it cannot tell."""
-    from fitune.memory.oom.explain import explain
-    from fitune.memory.oom.message import read_message
-    from fitune.memory.oom.report import lines
-    from fitune.recipe.reader import read_recipe
-
-    try:
-        message = read_message((directory / LOG).read_bytes(), LOG)
-        said = lines(explain(read_recipe(directory / "recipe.toml", registry), registry, message))
-        return tuple(line for line in said if line.strip())
-    except (FtError, OSError):
-        return ()
+def _may_go_on(context: RunContext) -> bool:
+    """Whether there is a way to go on at all: a run of one process, with something to go on from."""
+    found = context.parts.run.processes == 1 if context.parts is not None else context.state is not None
+    return found and context.recipe.memory.recoveries > 0 and bool(context.position.doing)
 
 
-SAID = (
-    "CUDA error: out of memory",
-    "CUDA out of memory",
-    "cudaErrorMemoryAllocation",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # which had no memory for its handle
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUSOLVER_STATUS_ALLOC_FAILED",
-    "Error out of memory at line",  # bitsandbytes
-)
-"""What libraries say in a `RuntimeError` where memory is asked for beside torch's allocator."""
-
-
-def out_of_memory(error: BaseException | None) -> str | None:
-    """What a GPU that has run out of memory said, in a line; None if the error, or its cause, is another one."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError) and any(said in text for said in SAID)
-        ):
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-            return next((line for line in lines if "Tried to allocate" in line), lines[0] if lines else "out of memory")
-        error = error.__cause__
-    return None
-
-
-def room_on(device: torch.device, said: str) -> int:
-    """Bytes that torch's caching allocator could have of the device now, beside what is in use still; 0 without one.
-
-    `said` is torch's message, which tells what a process is allowed (`set_per_process_memory_fraction`).
-    """
-    if device.type != "cuda":
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    used = torch.cuda.memory_allocated(device)
-    room = free + torch.cuda.memory_reserved(device) - used
-    try:
-        allowed = read_message(said.encode(), "torch").allowed
-    except RunError:  # not torch's own message
-        allowed = None
-    return room if allowed is None else min(room, allowed.bytes - allowed.error - used)
+def _cut_short(context: RunContext, said: str) -> OutOfMemory:
+    """Undo what was being done, and take what was learnt off the card."""
+    parts, position, keeper, undone = context.parts, context.position, context.keeper, True
+    if parts is not None and position.doing in ("step", "evaluation"):
+        assert context.loaded is not None
+        undone = position.undo(parts)
+        if undone:
+            context.state = capture(parts, position.step, context.loaded, position.random)
+            if position.step and position.step != keeper.saved:
+                context.events.notify(parts.run, keeper.keep(parts, position, "memory", context.state))
+        elif position.step:
+            context.unfinished = save_unfinished(parts)
+    shortage = OutOfMemory(
+        doing=position.doing,
+        said=said,
+        composition=context.compositions[-1],
+        undone=undone,
+        since=time.perf_counter(),
+    )
+    context.shortage = context.shortage or shortage
+    return shortage

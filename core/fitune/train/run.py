@@ -1,35 +1,39 @@
-"""The training loop, from top to bottom.
+"""The life of a run, from top to bottom: choose, compose, rehearse, train, save; on a shortage of memory choose again.
 
-A run composes its parts, then makes optimizer steps. The gradient of a step is exact: the sum over all target tokens
-of the step's micro-batches, in every process, divided by their number. What happens is told to plugins as events.
+Memory that runs out costs the step in which it does, and the time to load the model again; nothing that was learnt.
+Whatever else ends a run, what it has learnt is in a checkpoint, if it can be. What happens is told to plugins.
 """
 
 from __future__ import annotations
 
-import sys
-from functools import partial
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from fitune.checkpoint.state import capture
 from fitune.compose.parts import Forecaster, Parts
-from fitune.compose.processes import is_main_process
+from fitune.compose.processes import is_main_process, process_index
 from fitune.data.prepare import UNWATCHED, Watch
-from fitune.memory.fit.refit import Refitter
-from fitune.plugin.events import Run
+from fitune.memory.fit.refit import Refitter, refitter_of
+from fitune.plugin.events import Notice, Run
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.runs.card import write_card
-from fitune.train.attempts import Attempts
-from fitune.train.events import Teller
+from fitune.train.assemble import assemble
+from fitune.train.choose import choose, choose_again
+from fitune.train.context import RunContext
+from fitune.train.events import Events
 from fitune.train.keeper import Keeper
-from fitune.train.loop import _is_done, train
+from fitune.train.loop import is_done, train
+from fitune.train.out_of_memory import OutOfMemory
 from fitune.train.position import Position
-from fitune.train.resume import Resume
+from fitune.train.recovery import recovery_of, shortage_of
+from fitune.train.rehearsal import rehearse
+from fitune.train.resume import Resume, find
 from fitune.train.save import save
 from fitune.train.signals import asked_by_signals
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(
@@ -44,40 +48,101 @@ def run(
     """Train as the recipe says and save what was trained in `directory`; `watch` is told of data being prepared.
 
     A forecaster says what the run will take of the card, before its first step, and may refuse it; `refit` finds what
-    to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes. With `resume`
-    the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
+    to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes on a GPU. With
+    `resume` the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
     """
-    attempts = Attempts(recipe, registry, directory, watch, forecaster, refit, resume)
-    error: BaseException | None = None
-    try:
-        attempts.make(partial(_work, Teller(registry)))
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        if is_main_process():  # there is no accelerator to ask where composing failed
-            made = attempts.parts.run if attempts.parts else None
-            failures = registry.call_every("ft_run_finished", recipe=recipe, run=made, error=error)
-            for failure in failures if error is not None else failures[1:]:
-                print(f"error: {failure.message}", file=sys.stderr)  # what ended the run comes after it
-            if failures and error is None:
-                raise failures[0]
-    assert attempts.parts is not None
-    made = attempts.parts.run
+    context = RunContext(
+        recipe=recipe, registry=registry, events=Events(registry), directory=directory, watch=watch, resume=resume
+    )
+    if refit is None and torch.cuda.is_available():
+        refit = refitter_of(registry)
+    with _told_of_its_end(context):
+        if resume is not None:
+            go_back(context)
+        context.compositions.append(choose(context))
+        while (shortage := _attempt(context, forecaster, refit)) is not None:
+            context.compositions.append(choose_again(context, shortage, refit))
+    assert context.parts is not None
+    made = context.parts.run
     if is_main_process():
         write_card(made.directory, made.directory / recipe.adapter.record.directory)  # which tells of all files
     return made
 
 
-def _work(tell: Teller, keeper: Keeper, parts: Parts, at: Position) -> None:
-    """Train from there to the end, and save. Raises `Interrupted` where the run is asked to stop before that."""
+def _attempt(context: RunContext, forecaster: Forecaster | None, refit: Refitter | None) -> OutOfMemory | None:
+    """Compose, rehearse, train and save; gives the shortage of memory that kept it from that, if one did."""
+    context.position.doing = "loading"
+    try:
+        context.parts = assemble(context, forecaster)
+        rehearse_run(context, context.parts)
+        context.position.doing = ""
+        train_run(context, context.parts)
+        save_run(context, context.parts)
+    except BaseException as error:
+        return shortage_of(context, error, refit)
+    return None
+
+
+def go_back(context: RunContext) -> None:
+    """Take the newest checkpoint that is whole."""
+    process = process_index()
+    checkpoint, damaged = find(context.directory, process, main=process == 0)
+    where = "the beginning"
+    if checkpoint is not None:
+        progress = checkpoint.progress
+        context.position = Position(progress.step, progress.evaluated)
+        context.keeper, context.state = Keeper(progress), checkpoint.state
+        where = f"step {progress.step}"
+    for what in damaged:
+        what = f"{what}. It is left out, and the run goes on from {where}"
+        context.notices.append(Notice(step=context.position.step, kind="damaged checkpoint", what=what))
+
+
+def rehearse_run(context: RunContext, parts: Parts) -> None:
+    """Rehearse, if the recipe says so; then tell that the run goes on, if it had to be composed again."""
+    position = context.position
+    if context.recipe.memory.rehearse and on_gpu(parts):
+        position.doing = "rehearsal"
+        assert context.loaded is not None
+        context.state = context.state or capture(parts, position.step, context.loaded)
+        context.events.notify(parts.run, rehearse(parts, context.state))
+    if context.shortage is not None:
+        recovery = recovery_of(context.shortage, context.compositions[-1], position.step)
+        context.events.notify(parts.run, recovery)
+    context.shortage = context.state = None
+
+
+def train_run(context: RunContext, parts: Parts) -> None:
+    """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
     with asked_by_signals(parts.run.stop):
-        for report in train(parts, at, keeper):
-            tell.report(parts.run, report)
-    if not _is_done(parts, at):
-        raise keeper.interrupted(parts, at)
+        for report in train(parts, context.position, context.keeper):
+            context.events.notify(parts.run, report)
+    if not is_done(parts, context.position):
+        raise context.keeper.interrupted(parts, context.position)
+
+
+def save_run(context: RunContext, parts: Parts) -> None:
+    """Save what was trained."""
     if parts.accelerator.is_main_process:
         saved = save(parts)
-        tell.saved(parts.run, saved)
+        context.events.saved(parts.run, saved)
     parts.accelerator.wait_for_everyone()
     parts.accelerator.end_training()
+
+
+def on_gpu(parts: Parts) -> bool:
+    """Whether a run is on a GPU."""
+    return bool(parts.accelerator.device.type == "cuda")
+
+
+@contextlib.contextmanager
+def _told_of_its_end(context: RunContext) -> Iterator[None]:
+    """Tell plugins how the run ended, always."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:  # there is no accelerator to ask where composing failed
+        context.events.finished(context.recipe, context.parts.run if context.parts else None, error)

@@ -1,0 +1,70 @@
+"""Composes a run's parts, sees that it is the run that it was, and puts it where it stood."""
+
+from __future__ import annotations
+
+from fitune.checkpoint.module_state import module_state
+from fitune.checkpoint.state import restore
+from fitune.compose.parts import Forecaster, Parts, compose
+from fitune.memory.fit.refit import Composition, Foreseen
+from fitune.plugin.events import Notice
+from fitune.runs.atomic import set_aside
+from fitune.runs.identity import write_identity
+from fitune.runs.provenance import write_environment, write_recipe
+from fitune.train.context import RunContext
+from fitune.train.resume import identity_of
+
+
+def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
+    """Compose the last of the compositions, with what was learnt before; a forecaster is for the first alone."""
+    composition, first = context.compositions[-1], len(context.compositions) == 1
+    if composition.forecast is not None:  # it was made for the choice
+        forecaster = Foreseen(composition.forecast)
+    elif not first:
+        forecaster = None
+    parts = compose(
+        composition.recipe,
+        context.directory,
+        context.watch,
+        forecaster,
+        materials=context.materials,
+        fitted=composition.lines,
+        resumed=None if context.resume is None else context.position.step,
+        evaluated=context.position.evaluated,
+        stop=context.stop,
+    )
+    context.compositions[-1] = Composition(
+        recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines
+    )
+    context.materials, context.loaded = parts.materials, module_state(parts.run.model)
+    if first:
+        must_be_same(context, parts)
+    if context.state is not None:
+        restore(parts, context.state)
+    context.keeper.begin(parts, context.loaded)
+    if parts.accelerator.is_main_process:
+        write_recipe(composition.recipe, context.directory)
+    if first and context.shortage is None:
+        context.events.started(parts.run)
+        for notice in context.notices:
+            context.events.notify(parts.run, notice)
+    return parts
+
+
+def must_be_same(context: RunContext, parts: Parts) -> None:
+    """Note what the run is; one that goes on must be what it was. Raises `RunError`."""
+    recipe, directory, resume = context.recipe, context.directory, context.resume
+    identity = identity_of(parts, recipe)
+    if resume is not None:
+        resume.must_be_same(directory, identity)
+        if others := resume.other_versions(identity):
+            what = f"other versions than when the run began: {'; '.join(others)}. Numbers may differ by rounding"
+            context.notices.append(Notice(step=context.position.step, kind="versions", what=what))
+    if not parts.accelerator.is_main_process:
+        return
+    write_identity(directory, identity)  # the first file of all: with it, a run can go on
+    model_commit = getattr(parts.run.model.config, "_commit_hash", None)
+    write_environment(recipe, context.registry, directory, model_commit=model_commit)
+    moved = set_aside(directory / recipe.adapter.record.directory)
+    if moved is not None:
+        what = f"what this run had trained to its end before is now in {moved}"
+        context.notices.append(Notice(step=context.position.step, kind="moved", what=what))
