@@ -9,45 +9,47 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fitune.cli.settings import Decorator, _tell_of, _watch, base_option, checkpoint_option, run_argument
+from fitune.cli.settings import (
+    Settings,
+    base_option,
+    checkpoint_option,
+    loading_switches,
+    run_argument,
+    tell_of,
+    watch,
+)
 
 if TYPE_CHECKING:
-    from fitune.cli.settings import Settings
     from fitune.plugin.events import EvalReport
     from fitune.trained.open import Trained
 
 
-def eval_command(switches: Decorator) -> click.Command:
-    """The command, with the switches that every command has."""
+@click.command("eval")
+@run_argument
+@checkpoint_option
+@click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Evaluate on this file.")
+@click.option("--set", "overrides", multiple=True, metavar="eval.KEY=VALUE", help="Override a key of [eval].")
+@base_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@loading_switches
+@click.pass_obj
+def eval_command(
+    settings: Settings,
+    /,
+    run: Path,
+    checkpoint: str | None,
+    data: Path | None,
+    overrides: Sequence[str],
+    base: bool,
+    as_json: bool,
+) -> None:
+    """Measure loss and exact match of what RUN trained on its held-out data, as its recipe says."""
+    from fitune.trained.evaluate import evaluate, find_to_evaluate
 
-    @click.command("eval")
-    @run_argument
-    @checkpoint_option
-    @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Evaluate on this file.")
-    @click.option("--set", "overrides", multiple=True, metavar="eval.KEY=VALUE", help="Override a key of [eval].")
-    @base_option
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @switches
-    @click.pass_obj
-    def evaluate(
-        settings: Settings,
-        /,
-        run: Path,
-        checkpoint: str | None,
-        data: Path | None,
-        overrides: Sequence[str],
-        base: bool,
-        as_json: bool,
-    ) -> None:
-        """Measure loss and exact match of what RUN trained on its held-out data, as its recipe says."""
-        from fitune.trained.evaluate import evaluate, find_to_evaluate
-
-        trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data)
-        _tell_of(trained)
-        report = evaluate(trained, base=base, watch=_watch())
-        _print_evaluation(trained, report, base, as_json)
-
-    return evaluate
+    trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data)
+    tell_of(trained)
+    report = evaluate(trained, base=base, watch=watch())
+    _print_evaluation(trained, report, base, as_json)
 
 
 def _print_evaluation(trained: Trained, report: EvalReport, base: bool, as_json: bool) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from fitune.cli.settings import Settings, loading_switches, set_option
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
-    from fitune.cli.settings import Settings
     from fitune.memory.oom.message import Figure, OutOfMemoryMessage
-
-Decorator = Callable[[Any], Any]
 
 LOGS = ("error.txt",)
 """Files of a run's directory that may hold the message; after them, every `.log` and `.txt`."""
@@ -27,38 +25,33 @@ LARGEST = 2**30
 """Bytes of a log that is read; the first message stands before them, if any does."""
 
 
-def explain_oom_command(switches: Decorator, set_option: Decorator) -> click.Command:
-    """The command, with the switches that every command has and its `--set`."""
+@click.command("explain-oom")
+@click.argument("paths", nargs=-1, metavar="[SOURCE] [RECIPE]", type=click.Path(path_type=Path, allow_dash=True))
+@set_option
+@click.option("--gpu", metavar="NAME", help="The card, where the message does not tell it, or a .toml file.")
+@click.option("--asked", metavar="SIZE", help="In place of SOURCE: what torch tried to allocate, e.g. 172MiB.")
+@click.option("--free", metavar="SIZE", help="With --asked: what was free.")
+@click.option("--in-use", metavar="SIZE", help="With --asked: what this process had in use.")
+@click.option("--total", metavar="SIZE", help="With --asked: the card's total capacity.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@loading_switches
+@click.pass_obj
+def explain_oom_command(
+    settings: Settings,
+    /,
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    gpu: str | None,
+    as_json: bool,
+    **figures: str | None,
+) -> None:
+    """Explain why a run of RECIPE ran out of GPU memory, and what would make it fit.
 
-    @click.command("explain-oom")
-    @click.argument("paths", nargs=-1, metavar="[SOURCE] [RECIPE]", type=click.Path(path_type=Path, allow_dash=True))
-    @set_option
-    @click.option("--gpu", metavar="NAME", help="The card, where the message does not tell it, or a .toml file.")
-    @click.option("--asked", metavar="SIZE", help="In place of SOURCE: what torch tried to allocate, e.g. 172MiB.")
-    @click.option("--free", metavar="SIZE", help="With --asked: what was free.")
-    @click.option("--in-use", metavar="SIZE", help="With --asked: what this process had in use.")
-    @click.option("--total", metavar="SIZE", help="With --asked: the card's total capacity.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @switches
-    @click.pass_obj
-    def explain_oom(
-        settings: Settings,
-        /,
-        paths: Sequence[Path],
-        overrides: Sequence[str],
-        gpu: str | None,
-        as_json: bool,
-        **figures: str | None,
-    ) -> None:
-        """Explain why a run of RECIPE ran out of GPU memory, and what would make it fit.
-
-        SOURCE is a log with torch's message in it, "-" for standard input, or a run's directory, which holds its
-        recipe. The run is traced without weights; no GPU is needed.
-        """
-        message, recipe = _given(paths, figures)
-        _explain(settings, message, recipe, overrides, gpu, as_json)
-
-    return explain_oom
+    SOURCE is a log with torch's message in it, "-" for standard input, or a run's directory, which holds its
+    recipe. The run is traced without weights; no GPU is needed.
+    """
+    message, recipe = _given(paths, figures)
+    _explain(settings, message, recipe, overrides, gpu, as_json)
 
 
 def _explain(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.settings import Decorator, _tell_of, base_option, checkpoint_option, run_argument
+from fitune.cli.settings import Settings, base_option, checkpoint_option, loading_switches, run_argument, tell_of
 from fitune.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from fitune.cli.settings import Settings
     from fitune.trained.generate import Generator
     from fitune.trained.open import Opened
 
@@ -33,43 +32,38 @@ class Asked:
     interactive: bool
 
 
-def generate_command(switches: Decorator) -> click.Command:
-    """The command, with the switches that every command has."""
+@click.command("generate")
+@run_argument
+@checkpoint_option
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A question; may be repeated.")
+@click.option("--system", metavar="TEXT", help="A system message.")
+@click.option("--interactive", is_flag=True, help="Hold a conversation: /clear begins anew, /exit or Ctrl-D ends.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token; higher is more random.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that together have this probability.",
+)
+@click.option("--seed", type=int, help="Draw the same each time.")
+@click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
+@base_option
+@loading_switches
+@click.pass_obj
+def generate_command(settings: Settings, /, run: Path, checkpoint: str | None, **asked: Any) -> None:
+    """Answer prompts with the model that RUN trained, in the chat template that it was trained with.
 
-    @click.command("generate")
-    @run_argument
-    @checkpoint_option
-    @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A question; may be repeated.")
-    @click.option("--system", metavar="TEXT", help="A system message.")
-    @click.option("--interactive", is_flag=True, help="Hold a conversation: /clear begins anew, /exit or Ctrl-D ends.")
-    @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
-    @click.option(
-        "--temperature",
-        type=click.FloatRange(min=0),
-        default=0.0,
-        show_default=True,
-        help="0 takes the likeliest token; higher is more random.",
-    )
-    @click.option(
-        "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="Draw from the likeliest tokens that together have this probability.",
-    )
-    @click.option("--seed", type=int, help="Draw the same each time.")
-    @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
-    @base_option
-    @switches
-    @click.pass_obj
-    def generate(settings: Settings, /, run: Path, checkpoint: str | None, **asked: Any) -> None:
-        """Answer prompts with the model that RUN trained, in the chat template that it was trained with.
-
-        Without --prompt, the prompt is read from standard input.
-        """
-        _generate(settings, run, checkpoint, Asked(**asked))
-
-    return generate
+    Without --prompt, the prompt is read from standard input.
+    """
+    _generate(settings, run, checkpoint, Asked(**asked))
 
 
 def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Asked) -> None:
@@ -77,7 +71,7 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Aske
 
     prompts = _prompts(asked)
     trained = find(run, settings.registry(), checkpoint)
-    _tell_of(trained)
+    tell_of(trained)
     opened = open_run(trained, base=asked.base)
     generator = _generator(opened, asked)
     if asked.seed is not None:

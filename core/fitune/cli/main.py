@@ -8,12 +8,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from fitune._version import __version__
+from fitune.cli.check import check_command
 from fitune.cli.data import data_command
 from fitune.cli.evaluate import eval_command
 from fitune.cli.explain_oom import explain_oom_command
@@ -28,8 +27,19 @@ from fitune.compose.processes import is_main_process
 from fitune.errors import FtError, nearest, sentences
 from fitune.recipe.secrets import redacted
 
-if TYPE_CHECKING:
-    from fitune.plugin.recipe import Use
+COMMANDS: tuple[click.Command, ...] = (
+    check_command,
+    data_command,
+    plugins_command,
+    run_command(loading_switches, recipe_argument, set_option),
+    plan_command,
+    explain_oom_command,
+    generate_command,
+    eval_command,
+    merge_command,
+    runs_command,
+)
+"""The built-in commands."""
 
 
 class Commands(click.Group):
@@ -66,37 +76,8 @@ def cli() -> None:
     """Fine-tune language models through plugins, on the one GPU that you have."""
 
 
-@cli.command()
-@recipe_argument
-@set_option
-@loading_switches
-@click.pass_obj
-def check(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
-    """Check RECIPE and all that it names, without reading a weight."""
-    from fitune.recipe.reader import read_recipe
-
-    read = read_recipe(recipe, settings.registry(), overrides)
-    uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
-    click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
-
-
-cli.add_command(data_command)
-
-cli.add_command(plugins_command)
-
-cli.add_command(run_command(loading_switches, recipe_argument, set_option))
-
-cli.add_command(plan_command(loading_switches, recipe_argument, set_option))
-
-cli.add_command(explain_oom_command(loading_switches, set_option))
-
-cli.add_command(generate_command(loading_switches))
-
-cli.add_command(eval_command(loading_switches))
-
-cli.add_command(merge_command(loading_switches))
-
-cli.add_command(runs_command(switches))
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

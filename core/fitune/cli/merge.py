@@ -3,59 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from fitune.cli.settings import Decorator, _tell_of, _watch, checkpoint_option, run_argument
-
-if TYPE_CHECKING:
-    from fitune.cli.settings import Settings
+from fitune.cli.settings import Settings, checkpoint_option, loading_switches, run_argument, tell_of, watch
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def merge_command(switches: Decorator) -> click.Command:
-    """The command, with the switches that every command has."""
+@click.command("merge")
+@run_argument
+@click.option(
+    "--to", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Directory to write: new, or empty."
+)
+@checkpoint_option
+@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the weights.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Largest relative difference, and distance of the share from 1.  [default: by type]",
+)
+@click.option(
+    "--rows", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows to compare on."
+)
+@click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Compare on rows of this file.")
+@click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of weights.")
+@loading_switches
+@click.pass_obj
+def merge_command(
+    settings: Settings,
+    /,
+    run: Path,
+    to: Path,
+    checkpoint: str | None,
+    dtype: str,
+    data: Path | None,
+    **asked: Any,
+) -> None:
+    """Write what RUN trained as a plain model of transformers, and prove that it is the same.
 
-    @click.command("merge")
-    @run_argument
-    @click.option(
-        "--to", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Directory to write: new, or empty."
-    )
-    @checkpoint_option
-    @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the weights.")
-    @click.option(
-        "--limit",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="X",
-        help="Largest relative difference, and distance of the share from 1.  [default: by type]",
-    )
-    @click.option(
-        "--rows", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows to compare on."
-    )
-    @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Compare on rows of this file.")
-    @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of weights.")
-    @switches
-    @click.pass_obj
-    def merge(
-        settings: Settings,
-        /,
-        run: Path,
-        to: Path,
-        checkpoint: str | None,
-        dtype: str,
-        data: Path | None,
-        **asked: Any,
-    ) -> None:
-        """Write what RUN trained as a plain model of transformers, and prove that it is the same.
-
-        The merged model is read back and compared with the base and its adapter, on held-out rows or else on rows that
-        were trained on. If they differ by more than rounding, nothing is written.
-        """
-        _merge(settings, run, to, checkpoint, dtype, data, asked)
-
-    return merge
+    The merged model is read back and compared with the base and its adapter, on held-out rows or else on rows that
+    were trained on. If they differ by more than rounding, nothing is written.
+    """
+    _merge(settings, run, to, checkpoint, dtype, data, asked)
 
 
 def _merge(
@@ -66,13 +58,13 @@ def _merge(
 
     registry = settings.registry()
     trained = find(run, registry, checkpoint) if data is None else find_to_evaluate(run, registry, checkpoint, (), data)
-    _tell_of(trained)
+    tell_of(trained)
     import torch
 
     from fitune.trained.merge import Merge, merge
 
     to = to if to.name not in ("", "..") else to.resolve()  # what is written needs a name to stand beside
-    found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=data is not None, **asked), _watch())
+    found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=data is not None, **asked), watch())
     for line in found.lines:
         click.echo(line)
     click.echo(f"merged {to}")

@@ -1,15 +1,13 @@
-"""The commands `ft runs`, made for the command line to add. What they need is imported when they run."""
+"""`ft runs`: its commands and their options. What they show is in `fitune.runs.history`, imported when they run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-Decorator = Callable[[Any], Any]
+from fitune.cli.settings import switches
 
 HERE = "runs"
 """Where runs are unless they were told where to be."""
@@ -30,80 +28,59 @@ class Runs(click.Group):
         return super().parse_args(context, args)
 
 
-def runs_command(switches: Decorator) -> click.Command:
-    """The commands, with the switches that every command has."""
-
-    @click.group("runs", cls=Runs)
-    @switches
-    def runs() -> None:
-        """List runs, show one, or compare some. `ft runs DIR` is `ft runs list DIR`."""
-
-    runs.add_command(_list_command(switches))
-    runs.add_command(_show_command(switches))
-    runs.add_command(_compare_command(switches))
-    command: click.Command = runs
-    return command
+@click.group("runs", cls=Runs)
+@switches
+def runs_command() -> None:
+    """List runs, show one, or compare some. `ft runs DIR` is `ft runs list DIR`."""
 
 
-def _list_command(switches: Decorator) -> click.Command:
-    @click.command("list")
-    @click.argument("directory", metavar="[DIR]", default=HERE, type=click.Path(path_type=Path))
-    @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated.")
-    @json_option
-    @switches
-    def list_(directory: Path, states: tuple[str, ...], as_json: bool) -> None:
-        """List the runs in DIR (runs), those last heard of first: state, steps, losses, memory, time."""
-        from fitune.runs.history import list as listing
-        from fitune.runs.history.summary import find_runs
+@runs_command.command("list")
+@click.argument("directory", metavar="[DIR]", default=HERE, type=click.Path(path_type=Path))
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated.")
+@json_option
+@switches
+def list_(directory: Path, states: tuple[str, ...], as_json: bool) -> None:
+    """List the runs in DIR (runs), those last heard of first: state, steps, losses, memory, time."""
+    from fitune.runs.history import list as listing
+    from fitune.runs.history.summary import find_runs
 
-        found = [run for run in find_runs(directory) if not states or run.state in states]
-        if as_json:
-            _print_json([listing.as_json(run) for run in found])
-        elif found:
-            _print(listing.table(found))
-        else:
-            click.echo(f"no run{' in such a state' if states else ''} in {directory}")
-
-    command: click.Command = list_
-    return command
+    found = [run for run in find_runs(directory) if not states or run.state in states]
+    if as_json:
+        _print_json([listing.as_json(run) for run in found])
+    elif found:
+        _print(listing.table(found))
+    else:
+        click.echo(f"no run{' in such a state' if states else ''} in {directory}")
 
 
-def _show_command(switches: Decorator) -> click.Command:
-    @click.command("show")
-    @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-    @json_option
-    @switches
-    def show(run: Path, as_json: bool) -> None:
-        """Show all that is known of the run in the directory RUN: figures, choices, checkpoints, notices."""
-        from fitune.runs.history import show as showing
+@runs_command.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@json_option
+@switches
+def show(run: Path, as_json: bool) -> None:
+    """Show all that is known of the run in the directory RUN: figures, choices, checkpoints, notices."""
+    from fitune.runs.history import show as showing
 
-        story = showing.tell(run)
-        if as_json:
-            _print_json(showing.as_json(story))
-        else:
-            _print(list(showing.lines(story)))
-
-    command: click.Command = show
-    return command
+    story = showing.tell(run)
+    if as_json:
+        _print_json(showing.as_json(story))
+    else:
+        _print(list(showing.lines(story)))
 
 
-def _compare_command(switches: Decorator) -> click.Command:
-    @click.command("compare")
-    @click.argument("directories", metavar="RUN RUN...", nargs=-1, type=click.Path(path_type=Path))
-    @json_option
-    @switches
-    def compare(directories: tuple[Path, ...], as_json: bool) -> None:
-        """Compare the runs in some directories: what came of them, and where recipes and versions differ."""
-        from fitune.runs.history import compare as comparing
+@runs_command.command()
+@click.argument("directories", metavar="RUN RUN...", nargs=-1, type=click.Path(path_type=Path))
+@json_option
+@switches
+def compare(directories: tuple[Path, ...], as_json: bool) -> None:
+    """Compare the runs in some directories: what came of them, and where recipes and versions differ."""
+    from fitune.runs.history import compare as comparing
 
-        found = comparing.compare(directories)
-        if as_json:
-            _print_json(comparing.as_json(found))
-        else:
-            _print(list(comparing.lines(found)))
-
-    command: click.Command = compare
-    return command
+    found = comparing.compare(directories)
+    if as_json:
+        _print_json(comparing.as_json(found))
+    else:
+        _print(list(comparing.lines(found)))
 
 
 def _print(lines: list[str]) -> None:

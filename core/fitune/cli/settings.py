@@ -77,8 +77,6 @@ set_option = click.option(
     help="Override a key of the recipe; may be repeated.",
 )
 
-Decorator = Callable[[Any], Any]
-
 run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 
 checkpoint_option = click.option(
@@ -90,13 +88,14 @@ checkpoint_option = click.option(
 base_option = click.option("--base", is_flag=True, help="The model as it was before training, to compare.")
 
 
-def _tell_of(trained: Trained) -> None:
+def tell_of(trained: Trained) -> None:
     """Say what is to be known of the checkpoint that was opened."""
     for notice in trained.notices:
         click.echo(f"note: {notice}", err=True)
 
 
-def _watch() -> Watch:
+def watch() -> Watch:
+    """Bars on standard error, while data are prepared and rows evaluated."""
     from rich.console import Console
 
     from fitune.cli.progress import Progress
