@@ -159,13 +159,9 @@ def packed(problem: Attention, documents: int, window: int | None = None, *, dir
             return
         from fitune.compose.varlen import KERNEL
 
-        if KERNEL is None:
-            raise RuntimeError("torch before 2.10 has no varlen_attn")
-        kernel = KERNEL
-
         def forward() -> Any:
             with torch.enable_grad():
-                return kernel(q, k, v, ends, problem.S, scale=problem.D**-0.5, window=window)
+                return KERNEL(q, k, v, ends, problem.S, scale=problem.D**-0.5, window=window)
 
         out = yield "forward", forward
         slope = torch.randn_like(out)

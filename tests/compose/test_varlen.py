@@ -146,32 +146,27 @@ def test_a_type_that_the_kernel_does_not_take(rows: Batch) -> None:
 def test_where_the_kernel_is_not() -> None:
     with pytest.raises(varlen.UnsupportedError, match="it needs an NVIDIA GPU"):
         varlen.capability_of(torch.device("cpu"))
-    assert varlen.KERNEL is not None  # this torch has one
 
 
-def _call(kernel: varlen.Kernel, *, heads: int = 2, scale: float = 0.25, window: int | None = None) -> Any:
+def _call(kernel: varlen.Kernel, *, heads: int = 2, window: int | None = None) -> Any:
     query, key = torch.zeros(12, heads, 16), torch.zeros(12, 2, 16)
-    return kernel(query, key, key, torch.tensor([0, 7, 12]), 7, scale=scale, window=window)
+    return kernel(query, key, key, torch.tensor([0, 7, 12]), 7, scale=0.25, window=window)
 
 
 @pytest.mark.parametrize(("window", "back"), [(None, -1), (WINDOW, WINDOW - 1), (7, -1), (6, 5), (1, 0)])
 @pytest.mark.parametrize("gqa", [False, True])
-def test_arguments_of_newer_kernels(window: int | None, back: int, gqa: bool) -> None:
+def test_arguments_of_the_kernel(window: int | None, back: int, gqa: bool) -> None:
     """A window of w tokens looks w - 1 back; torch 2.11 takes grouped heads as they are, later ones must be told."""
     calls: list[dict[str, Any]] = []
-    kernel = varlen._newer(lambda *args, **named: calls.append(named), gqa=gqa)
+
+    def of_2_11(*args: Any, scale: float, window_size: tuple[int, int]) -> None:
+        calls.append({"scale": scale, "window_size": window_size})
+
+    def of_2_12(*args: Any, enable_gqa: bool = False, **named: Any) -> None:
+        calls.append({**named, "enable_gqa": True} if enable_gqa else named)
+
+    kernel = varlen.kernel_of(of_2_12 if gqa else of_2_11)
     _call(kernel, window=window)
     _call(kernel, window=window, heads=4)
     expected = {"scale": 0.25, "window_size": (back, 0)}
     assert calls == [expected, {**expected, "enable_gqa": True} if gqa else expected]
-
-
-def test_arguments_of_the_oldest_kernel() -> None:
-    calls: list[dict[str, Any]] = []
-    kernel = varlen._oldest(lambda *args, **named: calls.append(named))
-    _call(kernel, window=7)
-    assert calls == [{"is_causal": True}]
-    with pytest.raises(varlen.UnsupportedError, match="no sliding window"):
-        _call(kernel, window=6)
-    with pytest.raises(varlen.UnsupportedError, match="no attention scale"):
-        _call(kernel, scale=0.3)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fitune import MemoryForecast, RunError
 from fitune.cli.console import RunConsole
+from fitune.compose import parts
 from fitune.compose.parts import compose
 from fitune.data.run_data import gather
 from fitune.memory.background import Beside
@@ -74,7 +75,7 @@ def test_no_process_and_no_file_is_left(recipe_path: Path, tmp_path: Path, monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     recipe = read_recipe(recipe_path, open_registry(), ["memory.strategy=[]"])
     beside = Beside(A10G, third_party=False, force=False)
-    monkeypatch.setattr("fitune.compose.model._model", _fails)
+    monkeypatch.setattr(parts, "make_model", _fails)
     with pytest.raises(RuntimeError, match="weights"):
         compose(recipe, tmp_path / "run", forecaster=beside)
     process = beside._process

@@ -55,7 +55,7 @@ def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
+def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
     """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
     if not any(use.record.packs for use in recipe.stages):
         return plan
@@ -70,7 +70,7 @@ def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -
         return function(*arguments)
 
 
-def _model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
+def make_model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
     model = prepared(strategies, adapted(recipe, strategies, base_model(recipe, plan, accelerator.device)))

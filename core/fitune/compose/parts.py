@@ -16,7 +16,7 @@ from fitune.compose.devices import make_accelerator, set_allocator, set_determin
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
-from fitune.compose.model import Strategies, _model, _with_documents_apart, make_optimizer, planned
+from fitune.compose.model import Strategies, make_model, make_optimizer, planned, with_documents_apart
 from fitune.compose.optimizer import Trainables
 from fitune.compose.step import Step
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
@@ -94,8 +94,8 @@ def compose(
     if forecaster is not None:
         forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
 
-    model = _model(recipe, strategies, plan, accelerator)
-    plan = _with_documents_apart(plan, recipe, model, data)
+    model = make_model(recipe, strategies, plan, accelerator)
+    plan = with_documents_apart(plan, recipe, model, data)
     materials.must_be_known_to(model)
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units

@@ -1,4 +1,4 @@
-"""Attention that reads where documents begin and end, instead of a mask: `torch.nn.attention.varlen`, torch >= 2.10.
+"""Attention that reads where documents begin and end, instead of a mask: `torch.nn.attention.varlen`.
 
 A mask of a packed row costs `length` squared bytes and the fast kernels; this costs nothing, and leaves out the work
 between documents. It comes with torch, so the flash-attn package is not needed. Shapes: B rows, S tokens, H heads,
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -43,12 +44,11 @@ def check(capability: tuple[int, int]) -> None:
     """Raise `UnsupportedError` if the kernel cannot run on a card of this compute capability."""
     if capability < (8, 0):
         raise UnsupportedError("it needs a GPU of compute capability 8.0 or higher")
-    if KERNEL is None:
-        raise UnsupportedError("it needs torch 2.10 or newer")
 
 
-def _newer(varlen_attn: Callable[..., Any], *, gqa: bool) -> Kernel:
-    """Of torch >= 2.11, which knows windows; from 2.12 on, grouped heads must be allowed, which 2.11 just does."""
+def kernel_of(varlen_attn: Callable[..., Any]) -> Kernel:
+    """The kernel by torch's function. From torch 2.12 on, grouped heads must be allowed, which 2.11 just does."""
+    gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def kernel(
         query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, *, scale: float, window: int | None
@@ -63,33 +63,8 @@ def _newer(varlen_attn: Callable[..., Any], *, gqa: bool) -> Kernel:
     return kernel
 
 
-def _oldest(varlen_attn: Callable[..., Any]) -> Kernel:
-    """Of torch 2.10: causal or not is all there is to choose."""
-
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, *, scale: float, window: int | None
-    ) -> Tensor:
-        if window is not None and window < longest:
-            raise UnsupportedError("torch 2.10 has no sliding window in it")
-        if abs(scale * query.shape[-1] ** 0.5 - 1) > 1e-6:
-            raise UnsupportedError("torch 2.10 has no attention scale in it")
-        out: Tensor = varlen_attn(query, key, value, ends, ends, longest, longest, is_causal=True)
-        return out
-
-    return kernel
-
-
-def _of_this_torch() -> Kernel | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    return _newer(varlen_attn, gqa="enable_gqa" in known) if "window_size" in known else _oldest(varlen_attn)
-
-
-KERNEL = _of_this_torch()
-"""Chosen once: a layer that is compiled need not look at signatures. None before torch 2.10."""
+KERNEL = kernel_of(varlen_attn)
+"""Made once: a layer that is compiled need not look at signatures."""
 
 
 def attention(
@@ -112,7 +87,7 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
         )
-    if KERNEL is None or query.dtype not in TYPES:
+    if query.dtype not in TYPES:
         raise UnsupportedError(f"it needs bfloat16 or float16, and the model computes in {str(query.dtype)[6:]}")
     if dropout:
         raise UnsupportedError("the model has attention dropout")

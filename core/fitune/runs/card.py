@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
 import tomli
 import tomli_w
-from fitune.runs.metrics import readable_metrics
-from fitune.runs.atomic import write_file
 
+from fitune.runs.atomic import write_file
+from fitune.runs.metrics import readable_metrics
 
 CARD = "README.md"
 
@@ -26,8 +27,8 @@ Values = dict[str, Any]
 def write_card(directory: Path, target: Path, *, name: str | None = None, parity: Sequence[str] = ()) -> None:
     """Write the card of a run's model into the directory that holds it.
 
-    `name` is what that directory will be called; `parity` what was compared of a merged model, in lines. A file of the run that is missing leaves
-    its lines out; nothing that is wrong here raises: the model is worth more than its card.
+    `name` is what that directory will be called; `parity` what was compared of a merged model, in lines. A file of the
+    run that is missing leaves its lines out; nothing that is wrong here raises: the model is worth more than its card.
     """
     with contextlib.suppress(Exception):
         facts = _Facts(directory, target)

@@ -5,27 +5,26 @@ It is kept in the run's directory as one file, `identity.json`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from fitune.runs.atomic import write_file
+
 from fitune.errors import RunError
 from fitune.plugin.options import toml_text
-from fitune.runs.provenance import versions
-from fitune.plugin.recipe import Recipe
+from fitune.recipe.renamed import translated
+from fitune.runs.atomic import write_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 FILE = "identity.json"
 
 FREE = (
     "name",
     "checkpoint",
-    "log",
+    "listener",
     "data.cache",
     "eval.examples",
     "memory.recoveries",
@@ -70,7 +69,7 @@ def read_identity(run: Path) -> Identity | None:
     try:
         identity = Identity(**json.loads((run / FILE).read_text(encoding="utf-8")))
         _must_be_sound(identity)
-        return identity
+        return replace(identity, recipe=translated(identity.recipe))  # it may be of 0.1
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:

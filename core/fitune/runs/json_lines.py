@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import contextlib
 import json
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
 from fitune.errors import cause
 from fitune.runs.atomic import write_file
 

@@ -16,8 +16,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
-from fitune.runs.atomic import PARTIAL, write_file
+
 from fitune.errors import RunError
+from fitune.runs.atomic import PARTIAL, write_file
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -149,6 +150,7 @@ def _is_held(file: Path) -> bool:
     finally:
         os.close(number)
     return False
+
 
 LEFT_OVER = (LOCK, HOLDER, f".{HOLDER}{PARTIAL}")
 """Names that a run's directory may hold though nothing was ever written there."""

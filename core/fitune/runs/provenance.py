@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
 import tomli_w
+
 from fitune._version import __version__
-from fitune.runs.atomic import write_file
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import redacted_values
+from fitune.runs.atomic import write_file
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 

@@ -7,10 +7,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from fitune.runs.atomic import write_file
+
 from fitune.errors import RunError, one_line
-from fitune.runs.json_lines import finite
 from fitune.recipe.secrets import redacted_values
+from fitune.runs.atomic import write_file
+from fitune.runs.json_lines import finite
 
 NAME = "run.json"
 

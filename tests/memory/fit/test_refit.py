@@ -14,8 +14,10 @@ from rich.console import Console
 
 from fitune import MemoryForecast, Recipe, RunError
 from fitune.cli.console import RunConsole
+from fitune.compose import parts
 from fitune.data.run_data import gather
 from fitune.memory.cards.cards import find_card
+from fitune.memory.fit import resolve
 from fitune.memory.fit.refit import TRIES, Composition, refitter_of
 from fitune.plugin.recipe import Use
 from fitune.recipe.reader import read_recipe
@@ -68,7 +70,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolver]:
 
     def put(*names: Sequence[str], **settings: Any) -> Resolver:
         made = Resolver(*names, **settings)
-        monkeypatch.setattr("fitune.memory.fit.resolve.resolve", made)
+        monkeypatch.setattr(resolve, "resolve", made)
         return made
 
     return put
@@ -108,7 +110,7 @@ def test_nothing_is_loaded_where_nothing_fits(
     tmp_path: Path, resolver: Callable[..., Resolver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver()
-    monkeypatch.setattr("fitune.compose.model._model", lambda *_: pytest.fail("a weight is read"))
+    monkeypatch.setattr(parts, "make_model", lambda *_: pytest.fail("a weight is read"))
     with pytest.raises(RunError, match="nothing fits"):
         train(_recipe(tmp_path / "recipe", fit="a10g"), tmp_path / "run")
 
@@ -194,7 +196,7 @@ def test_what_was_used_is_not_used_again(tmp_path: Path, resolver: Callable[...,
 
 def test_without_a_gpu_to_fit_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fit = true` on another machine: the recipe's own strategies, and it is said."""
-    monkeypatch.setattr("fitune.memory.fit.resolve.local_card", lambda: None)
+    monkeypatch.setattr(resolve, "local_card", lambda: None)
     path = _recipe(tmp_path / "recipe", fit=True, strategy=[{"use": "chunked-loss"}])
     made = train(path, tmp_path / "run")
     assert [use.record.name for use in made.recipe.strategies] == ["chunked-loss"]

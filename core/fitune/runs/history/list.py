@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+
 from fitune.runs.history.summary import Summary
-from fitune.runs.history.words import NOTHING, duration_text, loss_text, memory_text, share_text, size_text, steps_text, when_text
-from fitune.runs.history.words import aligned
+from fitune.runs.history.words import (
+    NOTHING,
+    aligned,
+    duration_text,
+    loss_text,
+    memory_text,
+    share_text,
+    size_text,
+    steps_text,
+    when_text,
+)
 
 HEAD = ("RUN", "STATE", "STEPS", "LOSS", "HELD OUT", "EXACT", "MEASURED", "FORECAST", "TIME", "LAST HEARD OF")
 

@@ -8,12 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
 from fitune.errors import RunError
-from fitune.runs.history.values import choices
 from fitune.runs.history.list import as_json as summary_json
 from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, read_json, read_toml, summarise
-from fitune.runs.history.words import NOTHING, duration_text, held_out_text, loss_text, share_text, size_text, steps_text, when_text
-from fitune.runs.history.words import aligned
+from fitune.runs.history.values import choices
+from fitune.runs.history.words import (
+    NOTHING,
+    aligned,
+    duration_text,
+    held_out_text,
+    loss_text,
+    share_text,
+    size_text,
+    steps_text,
+    when_text,
+)
 from fitune.runs.record import RunRecord, read_record
 
 POINTS = 10

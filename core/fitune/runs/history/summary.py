@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
+
 import tomli
+
 from fitune.errors import RunError
 from fitune.runs.json_lines import finite
 from fitune.runs.lock import HOLDER, is_locked
@@ -93,6 +95,7 @@ def summarise(directory: Path) -> Summary:
         state: State = "running" if record is not None and record.state == "running" else "starting"
         found = replace(found, state=state, holder=str(holder))
     return replace(found, notes=(*notes, *found.notes))
+
 
 TRAINED = ("adapter", "model")
 """Directories, in a run's, of what it trained, saved last of all."""

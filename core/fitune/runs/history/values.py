@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
 from fitune.plugin.options import toml_text
 
 Values = Mapping[str, Any]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fitune.plugin.options import describe
-from fitune.plugin.registry import KINDS, Plugin, Provided, Registry
+
 from fitune.runs.lock import local_time
 from fitune.runs.record import HeldOut, MemoryRecord
 
