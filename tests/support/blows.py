@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib
 import os
 import resource
 import signal
@@ -19,17 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fitune.checkpoint import files
+from fitune.compose import parts
+from fitune.runs.atomic import begin
+from fitune.train import assemble, loop, resume, run, save
+from fitune.train.keeper import Keeper
+from support.places import Function, place_of, put_around
+
 PHASES = ("start", "loading", "first files", "between", "step", "evaluation", "checkpoint", "cleaning", "final save")
-MARKS = (
-    ("fitune.train.run", "find", "loading"),
-    ("fitune.train.assemble", "compose", "loading"),
-    ("fitune.train.assemble", "must_be_same", "first files"),
-    ("fitune.train.run", "train_run", "between"),
-    ("fitune.train.loop", "_step", "step"),
-    ("fitune.train.loop", "_evaluate", "evaluation"),
-    ("fitune.train.keeper", "write", "checkpoint"),
-    ("fitune.train.keeper", "Keeper._thin_out", "cleaning"),
-    ("fitune.train.run", "save", "final save"),
+MARKS: tuple[tuple[Function, str], ...] = (
+    (resume.find, "loading"),
+    (parts.compose, "loading"),
+    (assemble.must_be_same, "first files"),
+    (run.train_run, "between"),
+    (loop._step, "step"),
+    (loop._evaluate, "evaluation"),
+    (files.write, "checkpoint"),
+    (Keeper._thin_out, "cleaning"),
+    (save.save, "final save"),
 )
 """Functions, and the phase that a process is in while they are at work."""
 PHASE, OPERATIONS, FLUSHES = 0, 1, 2
@@ -53,8 +59,8 @@ class Blow:
 
 def strike(board: memoryview, directory: str, operation: int | None, flush: int | None) -> None:
     """Count changes of files and flushes on the board, note the phase there, and die at one of them."""
-    for module, name, phase in MARKS:
-        _mark(board, module, name, PHASES.index(phase))
+    for function, phase in MARKS:
+        _mark(board, function, PHASES.index(phase))
     fsync = os.fsync
 
     def flushed(number: int) -> None:
@@ -89,7 +95,7 @@ def _changes(event: str, arguments: tuple[Any, ...], directory: str) -> bool:
 
 
 def send(board: memoryview, at: str, number: int, signals: list[int]) -> None:
-    """Send signals to the process itself as it begins a function, e.g. "fitune.train.loop:_step", for the n-th time."""
+    """Send signals to the process itself as it begins a function (see `place_of`) for the n-th time."""
 
     def act() -> None:
         for one in signals:
@@ -151,8 +157,7 @@ def _forbidden(place: Path) -> Change:
         nonlocal forbidden
         forbidden = not forbidden
 
-    for module in ("fitune.checkpoint.files", "fitune.train.save"):
-        _replace(module, "begin", wrap)
+    put_around(place_of(begin), wrap)
     return turn, turn
 
 
@@ -173,11 +178,10 @@ def _before(at: str, number: int, act: Callable[[], object]) -> None:
 
         return wrapped
 
-    module, name = at.split(":")
-    _replace(module, name, wrap)
+    put_around(at, wrap)
 
 
-def _mark(board: memoryview, module: str, name: str, phase: int) -> None:
+def _mark(board: memoryview, function: Function, phase: int) -> None:
     """Have a function note its phase while it is at work."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,13 +195,4 @@ def _mark(board: memoryview, module: str, name: str, phase: int) -> None:
 
         return marked
 
-    _replace(module, name, wrap)
-
-
-def _replace(module: str, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Put something around a function or a method of a module."""
-    home: Any = importlib.import_module(module)
-    *classes, name = name.split(".")
-    for one in classes:
-        home = getattr(home, one)
-    setattr(home, name, wrap(getattr(home, name)))
+    put_around(place_of(function), wrap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -224,7 +225,7 @@ def test_rows_that_cannot_be_kept_harm_nothing(tokenizer: Any, tmp_path: Path, m
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fitune.runs.atomic.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert keep_rows(tmp_path, 1, [row], tokenizer, 1, 1) is None
     assert list((tmp_path / "non-finite").iterdir()) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from transformers import PreTrainedModel
 from fitune import MemoryStrategy, NoOptions, OptimizerSettings, Recipe, Recovery, Run, RunError, Strategy, hookimpl
 from fitune.checkpoint.files import newest
 from fitune.cli.console import RunConsole
+from fitune.compose import loss_scaling
 from fitune.data.run_data import Materials
 from fitune.memory.fit.refit import Composition
 from fitune.recipe.reader import read_recipe
 from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry, write_recipe, write_tiny_data
+from fitune.train import run as run_module
 from fitune.train.out_of_memory import said_by
 from fitune.train.run import run
 from support.states import assert_same
@@ -212,7 +215,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twice_and_in_other_types(recipe: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.compose.loss_scaling.INITIAL_SCALE", 2.0**20)  # some of the steps are skipped
+    monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", 2.0**20)  # some of the steps are skipped
     _run(recipe, tmp_path / "plain", Traps(), *VARIANTS[variant])
     traps = Traps(("forward", 3), ("backward", 4))
     assert _run(recipe, tmp_path / "run", traps, *VARIANTS[variant]).calls == 2
@@ -328,7 +331,7 @@ def test_the_first_load_ends_as_before(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_rehearsal_may_run_out(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = _plain(recipe, tmp_path / "plain")
-    monkeypatch.setattr("fitune.train.run.on_gpu", lambda parts: True)
+    monkeypatch.setattr(run_module, "on_gpu", lambda parts: True)
     traps = Traps(("backward", 2))
     _run(recipe, tmp_path / "run", traps)
     (recovery,) = traps.recoveries
@@ -374,7 +377,7 @@ def test_other_errors_are_not_taken_for_it(recipe: Path, tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("test_recovery._fail", fail)
+    monkeypatch.setattr(sys.modules[__name__], "_fail", fail)
     with pytest.raises(ZeroDivisionError):
         _run(recipe, tmp_path / "run", Traps(("forward", 5)))
     assert not (tmp_path / "run" / "adapter").exists()

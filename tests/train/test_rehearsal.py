@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from fitune import Adapter, Batch, NoOptions, RehearsalReport, RunError, hookimpl
 from fitune.checkpoint.module_state import changed, module_state
 from fitune.checkpoint.state import capture, random_state
+from fitune.compose.evaluate import Evaluator
 from fitune.compose.parts import Parts
 from fitune.plugin.events import EvalReport, StepReport
 from fitune.testing import write_recipe, write_tiny_data
+from fitune.train import run as run_module
 from fitune.train.loop import train
 from fitune.train.rehearsal import rehearse
 from support.states import CASES, assert_same, values_of
@@ -168,7 +170,7 @@ class Told:
 @pytest.fixture
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are rehearsed here as they are on a GPU."""
-    monkeypatch.setattr("fitune.train.run.on_gpu", lambda parts: True)
+    monkeypatch.setattr(run_module, "on_gpu", lambda parts: True)
 
 
 def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_path: Path, on_any_device: None) -> None:
@@ -187,7 +189,7 @@ def test_an_evaluation_that_fails_is_found_before_the_first_step(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fitune.compose.evaluate.Evaluator._generate", fail)
+    monkeypatch.setattr(Evaluator, "_generate", fail)
     told = Told()
     with pytest.raises(ZeroDivisionError):
         train_run(recipe, tmp_path / "run", *HELD_OUT, plugins=[told])

@@ -12,11 +12,21 @@ from typing import Any
 
 import pytest
 
+from fitune.checkpoint import files
+from fitune.compose.evaluate import Evaluator
+from fitune.compose.parts import compose
+from fitune.data import prepare
+from fitune.runs.atomic import publish
+from fitune.runs.provenance import write_recipe
+from fitune.train import loop, save
+from support.blows import hold, send
 from support.fault_suite import curve_of, outcome, write_fault_recipe
 from support.forked import LIMIT, Ended, Forks
+from support.places import place_of
 
 STEPS = 6
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STEP = place_of(loop._step)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,7 @@ class Runs:
         """Begin a run that gets these signals as it enters a function for the n-th time."""
         given: list[str | Path] = ["run", self.recipe, "--out", self.directory]
         numbers = [int(one) for one in signals]
-        return self.forks.run(given, cwd=self.home, prepare="blows:send", at=at, number=number, signals=numbers)
+        return self.forks.run(given, cwd=self.home, prepare=send, at=at, number=number, signals=numbers)
 
     def go_on(self, *given: str | Path) -> Ended:
         """Go on with it, to its end."""
@@ -64,7 +74,7 @@ def runs(forks: Forks, recipe: Path, tmp_path: Path) -> Runs:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_a_step(runs: Runs, plain: dict[str, Any], number: signal.Signals) -> None:
-    ended = runs.signalled("fitune.train.loop:_step", 3, number)
+    ended = runs.signalled(STEP, 3, number)
     assert ended.code == 3
     assert f"\n{number.name}: the run finishes its step, saves and ends. A second one ends it at once\n" in ended.output
     place = runs.directory / "checkpoints" / "step-3"
@@ -79,7 +89,7 @@ def test_a_signal_in_a_step(runs: Runs, plain: dict[str, Any], number: signal.Si
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_ends_it_at_once(runs: Runs, plain: dict[str, Any], number: signal.Signals) -> None:
-    ended = runs.signalled("fitune.train.loop:_step", 4, signal.SIGTERM, number)
+    ended = runs.signalled(STEP, 4, signal.SIGTERM, number)
     assert ended.code == 128 + number
     assert runs.checkpoints() == {"step-2", "step-3"}
     assert "goes on after 3 steps" in runs.go_on().output
@@ -88,7 +98,7 @@ def test_a_second_signal_ends_it_at_once(runs: Runs, plain: dict[str, Any], numb
 
 def test_a_signal_cuts_an_evaluation_short(runs: Runs, plain: dict[str, Any]) -> None:
     """In the second batch of the evaluation after step 3; the one before the first step has three."""
-    ended = runs.signalled("fitune.compose.evaluate:Evaluator._go_on", 5, signal.SIGTERM)
+    ended = runs.signalled(place_of(Evaluator._go_on), 5, signal.SIGTERM)
     assert ended.code == 3
     assert f"stopped after 3 of {STEPS} steps: SIGTERM" in ended.output
     assert [step for event, step, _ in curve_of(runs.directory) if event == "evaluation"] == [0]
@@ -98,7 +108,7 @@ def test_a_signal_cuts_an_evaluation_short(runs: Runs, plain: dict[str, Any]) ->
 
 def test_a_signal_while_a_checkpoint_is_written(runs: Runs, plain: dict[str, Any]) -> None:
     """It is finished, that of step 2; so is the step that comes after it."""
-    ended = runs.signalled("fitune.checkpoint.files:publish", 1, signal.SIGTERM)
+    ended = runs.signalled(place_of(publish, within=files), 1, signal.SIGTERM)
     assert ended.code == 3
     assert f"stopped after 3 of {STEPS} steps: SIGTERM" in ended.output
     assert runs.checkpoints() == {"step-2", "step-3"}
@@ -109,10 +119,10 @@ def test_a_signal_while_a_checkpoint_is_written(runs: Runs, plain: dict[str, Any
 @pytest.mark.parametrize(
     ("at", "left"),
     [
-        ("fitune.data.prepare:_Chain.meta", False),
-        ("fitune.train.assemble:compose", False),
-        ("fitune.train.assemble:write_recipe", True),
-        ("fitune.train.save:publish", True),
+        (place_of(prepare._Chain.meta), False),
+        (place_of(compose), False),
+        (place_of(write_recipe), True),
+        (place_of(publish, within=save), True),
     ],
     ids=["preparing data", "loading", "first files", "final save"],
 )
@@ -136,8 +146,8 @@ def test_two_processes_cannot_write_one_run(runs: Runs, plain: dict[str, Any]) -
     for pipe in (ready, go):
         os.mkfifo(pipe)
     given: list[str | Path] = ["run", runs.recipe, "--out", runs.directory]
-    held: dict[str, Any] = {"at": "fitune.train.loop:_step", "number": 3}
-    first = runs.forks.start(given, cwd=runs.home, prepare="blows:hold", ready=str(ready), go=str(go), **held)
+    held: dict[str, Any] = {"at": STEP, "number": 3}
+    first = runs.forks.start(given, cwd=runs.home, prepare=hold, ready=str(ready), go=str(go), **held)
     _wait_for(ready)
     before = _seen(runs.directory)
     for again in ([runs.directory], [runs.recipe, "--out", runs.directory, "--resume"]):

@@ -1,15 +1,18 @@
-"""Notifies plugins of what happens in a run, in the main process alone."""
+"""Notifies plugins and the run's listeners of what happens in it, in the main process alone."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fitune.compose.processes import is_main_process
 from fitune.errors import FtError
 from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
-from fitune.plugin.recipe import Recipe
+from fitune.plugin.listening import Listening
+from fitune.plugin.recipe import Recipe, Use
+from fitune.plugin.records import Listener
 from fitune.plugin.registry import Registry
 
 Report: TypeAlias = StepReport | EvalReport | CheckpointReport | Notice
@@ -27,10 +30,34 @@ HOOKS: dict[type[object], tuple[str, str]] = {
 
 
 class Events:
-    """Calls the event hooks of one registry."""
+    """Calls the event hooks of one registry, and those of the run's listeners."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self._listening: Listening | None = None
+
+    def listen(self, uses: Sequence[Use[Listener[Any]]]) -> None:
+        """Make the run's listeners, which are told of all that comes. Raises `PluginError`."""
+        if is_main_process():
+            self._listening = Listening(self.registry, uses)
+            self.registry = self._listening.registry
+
+    def states(self, run: Run, step: int) -> Mapping[str, Any]:
+        """What listeners need to go on after so many steps, by their names; of one that fails to say, plugins are
+        notified.
+        """
+        if self._listening is None:
+            return {}
+        states, failures = self._listening.states()
+        for failure in failures:
+            what = f"{failure}. The checkpoint of step {step} is written without it"
+            self.notify(run, Notice(step=step, kind="listener's state not saved", what=what))
+        return states
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Give the listeners what a checkpoint holds of them. Raises `PluginError`."""
+        if self._listening is not None:
+            self._listening.restore(states)
 
     def started(self, run: Run) -> None:
         """The run is ready."""

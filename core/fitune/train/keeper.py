@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fitune.checkpoint.files import Progress, place_of, places, write
 from fitune.checkpoint.module_state import ModuleState
 from fitune.checkpoint.state import TrainingState, capture
 from fitune.compose.parts import Parts
 from fitune.errors import Interrupted, sentences
-from fitune.plugin.events import CheckpointReport, EvalReport, Notice
+from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Run
 from fitune.runs.atomic import discard
 from fitune.train.guards import Watcher
 from fitune.train.position import Position
@@ -22,15 +23,22 @@ from fitune.train.position import Position
 class Keeper:
     """Keeps the checkpoints of one run; every process has its own, and they decide alike."""
 
-    def __init__(self, progress: Progress | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`progress` is that of the checkpoint that the run goes on from."""
+    def __init__(
+        self,
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        listeners: Callable[[Run, int], Mapping[str, Any]] = lambda run, step: {},
+    ) -> None:
+        """`progress` is that of the checkpoint that the run goes on from; `listeners` gives the state of the run's
+        listeners after so many steps.
+        """
         self.progress = progress or Progress()
         """Of the newest checkpoint, but for the best evaluation, which may be newer."""
         self.saved: int | None = None if progress is None else progress.step
         """Steps of the newest checkpoint that is known to be whole."""
         self.watcher = Watcher(self.progress.guards)
         self._loaded: ModuleState | None = None
-        self._clock = clock
+        self._clock, self._listeners = clock, listeners
         self._start = self._since = clock()
         self._before = self.progress.seconds
         self._failed: int | None = None
@@ -92,7 +100,8 @@ class Keeper:
             seconds=self._before + self._clock() - self._start,
             guards=self.watcher.state(),
         )
-        size = write(parts, state or capture(parts, at.step, self._loaded), progress)
+        listeners = self._listeners(parts.run, at.step)
+        size = write(parts, state or capture(parts, at.step, self._loaded), progress, listeners)
         self._since = self._clock()
         place = place_of(parts.run.directory, at.step)
         if isinstance(size, str):

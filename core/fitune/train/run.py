@@ -51,12 +51,20 @@ def run(
     to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes on a GPU. With
     `resume` the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
     """
+    events = Events(registry)
     context = RunContext(
-        recipe=recipe, registry=registry, events=Events(registry), directory=directory, watch=watch, resume=resume
+        recipe=recipe,
+        registry=registry,
+        events=events,
+        directory=directory,
+        watch=watch,
+        resume=resume,
+        keeper=Keeper(listeners=events.states),
     )
     if refit is None and torch.cuda.is_available():
         refit = refitter_of(registry)
     with _told_of_its_end(context):
+        events.listen(recipe.listeners)
         if resume is not None:
             go_back(context)
         context.compositions.append(choose(context))
@@ -91,7 +99,8 @@ def go_back(context: RunContext) -> None:
     if checkpoint is not None:
         progress = checkpoint.progress
         context.position = Position(progress.step, progress.evaluated)
-        context.keeper, context.state = Keeper(progress), checkpoint.state
+        context.keeper, context.state = Keeper(progress, listeners=context.events.states), checkpoint.state
+        context.events.restore(checkpoint.listeners)
         where = f"step {progress.step}"
     for what in damaged:
         what = f"{what}. It is left out, and the run goes on from {where}"
