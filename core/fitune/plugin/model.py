@@ -8,18 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from fitune.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedModel
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside peft's wrapper, its layers adapted; a model without a wrapper as it is."""
+    """The transformers model inside of a wrapper (what has a `get_base_model()`, as peft's have), its layers adapted.
+
+    A model without a wrapper is given as it is. Raises `ModelError` if what is found is none of transformers.
+    """
     from transformers import PreTrainedModel
 
     get = getattr(model, "get_base_model", None)
     inner = model if get is None else get()
-    assert isinstance(inner, PreTrainedModel)
+    if not isinstance(inner, PreTrainedModel):
+        what = f"a {type(inner).__name__} is no model of transformers. A model loader gives a PreTrainedModel"
+        raise ModelError(f"{what}, and an adapter that one, or a wrapper with a get_base_model() that gives it")
     return inner
 
 
@@ -29,7 +36,9 @@ def has_values(model: nn.Module) -> bool:
 
 
 def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """An optimizer's groups: matrices, and vectors (norms, biases), which are not decayed, as is the custom."""
+    """An optimizer's groups of parameters: those of two axes and more, which it decays as it is told to, and vectors
+    (norms, biases), which it does not, as is the custom. A group without any is left out.
+    """
     every = list(parameters)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in every if p.ndim >= 2]},
@@ -39,7 +48,11 @@ def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def mend_generation_config(model: PreTrainedModel) -> None:
-    """Settings that transformers loads with a warning, it may refuse to save, and all that was trained with them."""
+    """Make the model's settings for generating text such that they can be saved.
+
+    transformers loads contradictory ones with a warning, and then refuses to save them, and all that was trained with
+    them. What cannot be mended is replaced by settings that keep nothing but the model's end-of-text token.
+    """
     from transformers import GenerationConfig
 
     settings = model.generation_config
