@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fitune import MemoryStrategy, NoOptions, OptimizerSettings, RunError, Strategy, hookimpl
 from fitune.checkpoint.module_state import changed, module_state, set_module_state
 from fitune.checkpoint.state import TrainingState, capture, copied, restore
+from fitune.compose import loss_scaling
 from fitune.compose.parts import Parts
 from fitune.testing import write_recipe
 from fitune.train.loop import train
@@ -56,7 +57,7 @@ def test_the_state_is_not_changed_by_what_is_made_of_it(recipe_path: Path) -> No
 
 
 def test_the_scale_of_the_loss_goes_on(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.compose.loss_scaling.INITIAL_SCALE", 2.0**24)
+    monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", 2.0**24)
     overrides = ['model.dtype="float16"', "train.steps=4"]
     first = parts_of(recipe_path, *overrides)
     state, _ = _state_after(first, 2)

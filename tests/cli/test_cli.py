@@ -13,7 +13,9 @@ import pytest
 from fitune import hookimpl
 from fitune._version import __version__
 from fitune.cli.main import main
+from fitune.cli.settings import Settings
 from fitune.plugin.registry import Registry, built_in
+from fitune.recipe import reader
 from fitune.testing import open_registry
 from support.commands import Capture, ft, refused
 from support.light import LIGHT, write_light
@@ -160,7 +162,7 @@ def test_plugins_show_of_a_plugin_that_is_broken(capsys: Capture, monkeypatch: p
             registry.register(Broken(), "broken-one")
         return registry
 
-    monkeypatch.setattr("fitune.cli.settings.Settings.registry", lambda settings: with_broken())
+    monkeypatch.setattr(Settings, "registry", lambda settings: with_broken())
     assert refused("plugins", "show", "broken-one", capsys=capsys).startswith(
         'error: the plugin "broken-one" is broken: there is no hook "ft_adapter". Did you mean "ft_adapters"?'
     )
@@ -295,7 +297,7 @@ def test_the_interrupt_key_is_no_error(recipe: str, capsys: Capture, monkeypatch
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fitune.recipe.reader.read_recipe", interrupt)
+    monkeypatch.setattr(reader, "read_recipe", interrupt)
     with pytest.raises(SystemExit) as exit_:
         main(["check", recipe])
     assert exit_.value.code == 130

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fitune import RunError, StepReport
 from fitune.cli.console import RunConsole
+from fitune.compose import loss_scaling as loss_scaling_module
 from fitune.compose.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, MOST_SKIPPED, LossScaling, loss_scaling
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import Parts
@@ -62,7 +63,7 @@ def test_it_trains_as_in_float32(recipe: Path, tmp_path: Path, use: str, strateg
 
 def test_gradients_do_not_depend_on_the_scale(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = gradients(recipe, "train.steps=1")[0]
-    monkeypatch.setattr("fitune.compose.loss_scaling.INITIAL_SCALE", 2.0**10)
+    monkeypatch.setattr(loss_scaling_module, "INITIAL_SCALE", 2.0**10)
     assert_close(gradients(recipe, "train.steps=1")[0], plain, relative=0.01)
 
 
@@ -110,7 +111,7 @@ def test_gradients_that_would_underflow_are_kept() -> None:
 
 def test_an_overflow_is_skipped_and_the_scale_halved(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a scale at which no gradient fits, down to one at which all do."""
-    monkeypatch.setattr("fitune.compose.loss_scaling.INITIAL_SCALE", 2.0**24)
+    monkeypatch.setattr(loss_scaling_module, "INITIAL_SCALE", 2.0**24)
     parts = parts_of(recipe, "train.steps=14", "train.schedule='linear'")
     before, reports = _values(parts), []
     for report in steps_of(parts):
@@ -132,7 +133,7 @@ def test_an_overflow_is_skipped_and_the_scale_halved(recipe: Path, monkeypatch: 
 
 
 def test_a_skipped_step_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.compose.loss_scaling.INITIAL_SCALE", 2.0**24)
+    monkeypatch.setattr(loss_scaling_module, "INITIAL_SCALE", 2.0**24)
     console = RunConsole(Console(file=io.StringIO(), width=200))
     train(recipe, tmp_path / "run", "train.steps=12", plugins=[console])
     lines = metrics(tmp_path / "run")

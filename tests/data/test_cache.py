@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitune import IGNORED, Example, Origin
+from fitune.data import cache as cache_module
 from fitune.data.cache import ROWS_IN_BATCH, Build, Rows, Writer, build_or_open, cache_directory
 from fitune.errors import DataError
 from support.examples import KEY, example
@@ -107,7 +108,7 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 
 
 def test_batches_end_early_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.data.cache.TOKENS_IN_BATCH", 10)
+    monkeypatch.setattr(cache_module, "TOKENS_IN_BATCH", 10)
     rows = stored(23, tmp_path)
     assert [row.origin.row for row in rows] == list(range(1, 24))
     assert rows[-1].input_ids.tolist() == [22] * 3

@@ -16,6 +16,7 @@ import torch
 
 from fitune.cli.main import main
 from fitune.compose.loss import plain_loss
+from fitune.memory import background
 from fitune.memory.cards.cards import find_card, parse_size
 from fitune.testing import write_recipe, write_tiny_model
 from fitune.train.loop import train as steps_of
@@ -143,7 +144,7 @@ def test_a_run_that_will_not_fit_is_refused_before_its_first_step(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = dataclasses.replace(find_card("h100"), memory=parse_size("60MiB"), context=parse_size("50MiB"))
-    monkeypatch.setattr("fitune.memory.background.local_card", lambda: card)
+    monkeypatch.setattr(background, "local_card", lambda: card)
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SystemExit) as exit_:
         main(["run", str(recipe), "--out", str(tmp_path / "run"), "--no-third-party"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from fitune.errors import Interrupted, RunError
+from fitune.runs import record as record_module
 from fitune.runs.metrics import MetricsFile
-from fitune.runs.recorder import EVERY, RecordFile
 from fitune.runs.record import NAME, HeldOut, RunRecord, StartRecord, read_record
+from fitune.runs.recorder import EVERY, RecordFile
 from support.told import evaluation, forecast, made_run, step
 
 
@@ -164,7 +165,7 @@ def test_a_record_that_cannot_be_written_ends_no_run(
     file = RecordFile()
     file.ft_run_started(made_run(tmp_path))
     with monkeypatch.context() as patched:
-        patched.setattr("fitune.runs.record.write_file", full)
+        patched.setattr(record_module, "write_file", full)
         for _ in range(3):
             file.ft_checkpoint_saved()
         assert capsys.readouterr().err.count("cannot be written: No space left on device") == 1

@@ -25,7 +25,7 @@ from typing import Any
 from fitune.checkpoint.manifest import damage
 from fitune.runs.lock import LEFT_OVER
 from fitune.testing import write_recipe, write_tiny_data
-from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow
+from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike
 from support.forked import Ended, Forks
 
 STEPS = 14
@@ -161,7 +161,7 @@ class Suite:
         return self.forks.start(
             ["run", *given],
             cwd=self.home,
-            prepare="blows:strike",
+            prepare=strike,
             kill_after=blow.after,
             directory=str(directory),
             operation=blow.operation,

@@ -21,12 +21,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from support.paths import TESTS
+from support.places import function_at, place_of
 
 LIMIT = 240.0
 """Seconds after which a process that has not ended is killed, and the test fails."""
@@ -34,7 +35,6 @@ NUMBERS = 8
 """Of a board: numbers that a process shares with the one that started it, and that outlive it."""
 SERIAL = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 """A process that has computed with several threads cannot be forked."""
-LEARN = "forked:learn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Forks:
         environment = {**kept, **SERIAL, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
         self._errors = (home / "server.log").open("w")
         self._server = subprocess.Popen(
-            [sys.executable, "-c", "import forked; forked.serve()"],
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -79,14 +79,14 @@ class Forks:
         arguments: Sequence[str | Path],
         *,
         cwd: Path,
-        prepare: str | None = None,
+        prepare: Callable[..., None] | None = None,
         kill_after: float | None = None,
         **values: Any,
     ) -> int:
         """Start `ft` with these arguments; gives the number of the process here.
 
-        `prepare` names a function, e.g. "blows:strike", that is called in the process before, with `values`, which
-        JSON can hold. SIGKILL comes after so many seconds. Prepared data are kept in `cwd`.
+        `prepare` is a function, e.g. `blows.strike`, that is called in the process before, with `values`, which JSON
+        can hold. SIGKILL comes after so many seconds. Prepared data are kept in `cwd`.
         """
         self._count += 1
         self._log(self._count).touch()  # it may be killed before it could
@@ -95,7 +95,7 @@ class Forks:
             "arguments": [str(one) for one in arguments],
             "cwd": str(cwd),
             "log": str(self._log(self._count)),
-            "prepare": prepare,
+            "prepare": None if prepare is None else place_of(prepare),
             "values": values,
             "kill_after": kill_after,
         }
@@ -128,7 +128,7 @@ class Forks:
         """Have everything imported that a run of this recipe imports, so that the runs to come need not; once."""
         if self._learnt:
             return
-        ended = self.run(["run", recipe, "--out", self.home / "first"], cwd=self.home, prepare=LEARN)
+        ended = self.run(["run", recipe, "--out", self.home / "first"], cwd=self.home, prepare=learn)
         assert ended.code == 0, ended.output
         self._say({"learn": str(self.home / "modules.json")})
         self._learnt = True
@@ -252,13 +252,12 @@ def _be_child(order: Mapping[str, Any], board: memoryview) -> NoReturn:
         os.chdir(order["cwd"])
         os.environ["FT_CACHE"] = str(Path(order["cwd"]) / "cache")
         if order["prepare"]:
-            module, name = order["prepare"].split(":")
-            getattr(importlib.import_module(module), name)(board, **order["values"])
+            function_at(order["prepare"])(board, **order["values"])
         from fitune.cli.main import main
 
         main(order["arguments"])
         code = 0
-        if order["prepare"] == LEARN:
+        if order["prepare"] == place_of(learn):
             Path(order["log"]).with_name("modules.json").write_text(json.dumps(sorted(sys.modules)))
     except SystemExit as error:
         code = error.code

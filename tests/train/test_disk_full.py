@@ -16,9 +16,12 @@ import pytest
 
 from fitune.checkpoint.files import places
 from fitune.checkpoint.manifest import damage
-from support.blows import MEANS
+from fitune.train import loop
+from fitune.train.save import save
+from support.blows import MEANS, deny
 from support.fault_suite import lines_of, outcome, write_fault_recipe
 from support.forked import Ended, Forks
+from support.places import Function, place_of
 
 STEPS = 6
 SIZE = "2m"
@@ -46,11 +49,12 @@ class Disk:
         self.run = place / "run"
         self.cause = CAUSES[means]
 
-    def start(self, at: str, first: int, last: int | None = None) -> Ended:
+    def start(self, at: Function, first: int, last: int | None = None) -> Ended:
         """Begin a run that cannot write from the first to the last time that it enters a function."""
         given: list[str | Path] = ["run", self.recipe, "--out", self.run]
-        values: dict[str, Any] = {"means": self.means, "place": str(self.place), "at": at, "first": first, "last": last}
-        return self.forks.run(given, cwd=self.cwd, prepare="blows:deny", **values)
+        place, at_ = str(self.place), place_of(at)
+        values: dict[str, Any] = {"means": self.means, "place": place, "at": at_, "first": first, "last": last}
+        return self.forks.run(given, cwd=self.cwd, prepare=deny, **values)
 
     def go_on(self) -> None:
         """Make room, and go on to the end."""
@@ -90,7 +94,7 @@ def disk(request: pytest.FixtureRequest, forks: Forks, recipe: Path, tmp_path: P
 
 def test_a_checkpoint_that_cannot_be_written(disk: Disk, plain: dict[str, Any]) -> None:
     """From the fourth step to the fifth: there is no checkpoint of step 4, and one of step 6."""
-    ended = disk.start("fitune.train.loop:_step", 4, 5)
+    ended = disk.start(loop._step, 4, 5)
     assert ended.code == 0, ended.output
     place = disk.run / "checkpoints" / "step-4"
     why = f"{disk.cause}. The newest is that of step 3. Make room, and the next one will be"
@@ -102,7 +106,7 @@ def test_a_checkpoint_that_cannot_be_written(disk: Disk, plain: dict[str, Any]) 
 
 
 def test_what_was_trained_cannot_be_saved_but_is_in_a_checkpoint(disk: Disk, plain: dict[str, Any]) -> None:
-    ended = disk.start("fitune.train.run:save", 1)
+    ended = disk.start(save, 1)
     assert ended.code == 2
     checkpoint = disk.run / "checkpoints" / f"step-{STEPS}"
     why = f"{disk.cause}. What was trained is in {checkpoint}. Make room, then: ft run {disk.run}"
@@ -115,7 +119,7 @@ def test_what_was_trained_cannot_be_saved_but_is_in_a_checkpoint(disk: Disk, pla
 
 def test_neither_can_the_last_checkpoint(disk: Disk, plain: dict[str, Any]) -> None:
     """What was trained is written elsewhere if it can be, and is not lost if the last steps are made again."""
-    ended = disk.start("fitune.train.loop:_step", 5)
+    ended = disk.start(loop._step, 5)
     assert ended.code == 2
     disk.must_tell(ended, f"error: {disk.run / 'adapter'} could not be written: {disk.cause}. ")
     disk.must_tell(ended, f"What was trained in 4 steps is saved in {disk.run / 'checkpoints' / 'step-4'}. ")
@@ -130,7 +134,7 @@ def test_neither_can_the_last_checkpoint(disk: Disk, plain: dict[str, Any]) -> N
 
 def test_notices_are_kept(disk: Disk) -> None:
     """In the metrics, once they can be written."""
-    disk.start("fitune.train.loop:_step", 4, 5)
+    disk.start(loop._step, 4, 5)
     notices = [line for line in lines_of(disk.run) if line["event"] == "notice"]
     assert [(line["step"], line["kind"]) for line in notices if line["kind"] == "not saved"] == [(4, "not saved")]
     assert disk.cause in json.dumps(notices)

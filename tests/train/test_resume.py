@@ -14,6 +14,7 @@ from fitune import RunError, hookimpl
 from fitune.checkpoint.files import newest, places
 from fitune.errors import Interrupted
 from fitune.testing import write_recipe, write_tiny_data
+from fitune.train.keeper import Keeper
 from support.resuming import Stopper, curve, go, stop, weights
 from support.states import assert_same
 from support.tiny import adapter, metrics
@@ -128,7 +129,7 @@ def test_nothing_by_time_and_at_the_end_where_the_recipe_says_so(recipe: Path, t
 def test_by_minutes(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by ten seconds whenever it is looked at."""
     ticks = iter(range(0, 10**6, 10))
-    monkeypatch.setattr("fitune.train.keeper.Keeper.__init__.__defaults__", (None, lambda: next(ticks)))
+    monkeypatch.setattr(Keeper.__init__, "__defaults__", (None, lambda: next(ticks)))
     go(recipe, "checkpoint.minutes=0.5", "checkpoint.best=false", out=tmp_path / "run")
     lines = metrics(tmp_path / "run", "checkpoint")
     assert [line["why"] for line in lines] == ["minutes"] * (len(lines) - 1) + ["end"]

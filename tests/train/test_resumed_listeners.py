@@ -15,6 +15,7 @@ from rich.console import Console
 from fitune.cli.console import RunConsole
 from fitune.errors import RunError
 from fitune.plugin.events import Run
+from fitune.runs import answers
 from fitune.runs.metrics import MetricsFile
 from fitune.runs.tracker import NAME, Tracker
 from support.scalars import scalars
@@ -115,7 +116,7 @@ def test_answers_that_cannot_be_written_end_no_run(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fitune.runs.answers.write_file", full)
+    monkeypatch.setattr(answers, "write_file", full)
     go(run := made_run(tmp_path), metrics := MetricsFile(), evaluate=(0, 2))
     metrics.ft_run_finished()
     assert capsys.readouterr().err.count("answers of step 0 cannot be written: No space left on device") == 1

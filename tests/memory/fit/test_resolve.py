@@ -12,6 +12,7 @@ import pytest
 
 from fitune.errors import RunError
 from fitune.memory.cards.cards import GIB, budget_card, find_card
+from fitune.memory.fit import resolve as resolve_module
 from fitune.memory.fit import tracing
 from fitune.memory.fit.resolve import card_of_fit, resolve, rows_of
 from fitune.memory.fit.result import Fitted
@@ -77,7 +78,7 @@ def test_without_fit_nothing_is_chosen(directory: Path) -> None:
 
 
 def test_this_machines_card_may_be_missing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fitune.memory.fit.resolve.local_card", lambda: None)
+    monkeypatch.setattr(resolve_module, "local_card", lambda: None)
     assert resolve(recipe(directory, "memory.fit=true"), open_registry(), shapes) is None
 
 
