@@ -14,11 +14,13 @@ quickstart: .venv/user ## Fine-tune SmolLM2-135M on the CPU and show what it lea
 test: .venv/developer ## Run the tests
 	$(BIN)/python -m pytest
 
-lint: .venv/developer ## Check format, lint and types
+lint: .venv/developer ## Check format, lint, types, arrows between the wings, dependencies, and generated docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests benchmarks recipes docs
+	$(BIN)/lint-imports
+	$(BIN)/deptry core plugins
 	$(BIN)/python docs/make_hooks.py --check
 	$(BIN)/python docs/make_reference.py --check
 
@@ -27,7 +29,7 @@ format: .venv/developer ## Format the code
 	$(BIN)/ruff check --fix
 
 clean: ## Remove what the above made, runs aside
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fitune needs Python >= 3.10: make PYTHON=...")'
@@ -42,5 +44,6 @@ clean: ## Remove what the above made, runs aside
 	@touch $@
 
 .venv/developer: .venv/user
-	$(PIP) --editable '.[bitsandbytes,gguf,tensorboard,dev]'
+	$(PIP) 'pip>=25.1'  # that which comes with Python may not know --group
+	$(PIP) --editable '.[bitsandbytes,gguf,tensorboard]' --group dev
 	@touch $@

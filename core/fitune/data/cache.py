@@ -2,7 +2,8 @@
 
 An entry of the cache is a directory named by a key, with `rows.arrow` and `meta.json`. It is built under a lock, in a
 directory of another name that is renamed once it is whole: whoever finds an entry finds all of it, and processes that
-want the same one wait for a single build. An entry that cannot be read is built anew.
+want the same one wait for a single build. An entry that cannot be read is built anew, so the disk need not know of the
+new name as a run's files have it known: an entry that the power took is made again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
+
+from platformdirs import user_cache_path
 
 from fitune.errors import DataError
 from fitune.plugin.dataflow import Example, Origin
@@ -42,8 +45,7 @@ Build = Callable[["Writer"], Mapping[str, Any]]
 def cache_directory() -> Path:
     """Where entries are kept: `$FT_CACHE`, or `fitune` in the user's cache directory."""
     given = os.environ.get("FT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "fitune" / "data"
+    return Path(given) if given else user_cache_path("fitune", appauthor=False) / "data"
 
 
 class Rows(Sequence[Example]):
