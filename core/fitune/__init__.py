@@ -43,7 +43,7 @@ from fitune.plugin.events import (
     StopRequest,
 )
 from fitune.plugin.hookspecs import hookimpl
-from fitune.plugin.levers import Lever, halved, strategy_options, with_strategy, without_strategy
+from fitune.plugin.levers import Lever
 from fitune.plugin.model import decay_groups, has_values, mend_generation_config, unwrapped
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
@@ -95,7 +95,6 @@ __all__ = [
     "Strategy",
     "__version__",
     "decay_groups",
-    "halved",
     "has_values",
     "hookimpl",
     "mend_generation_config",
@@ -103,8 +102,5 @@ __all__ = [
     "one_line",
     "sentences",
     "standing_for",
-    "strategy_options",
     "unwrapped",
-    "with_strategy",
-    "without_strategy",
 ]

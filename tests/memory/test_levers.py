@@ -9,11 +9,11 @@ import pytest
 
 from fitune import Lever, MemoryStrategy, NoOptions, PluginError, Recipe, hookimpl
 from fitune.memory.cards.cards import find_card
+from fitune.memory.changes import strategy_options, with_strategy, without_strategy
 from fitune.memory.forecast import forecast
 from fitune.memory.levers import Measured, Plant, Refused, levers, measure
 from fitune.memory.report import recipe_lines
 from fitune.memory.shapes import of_recipe
-from fitune.plugin.levers import strategy_options, with_strategy, without_strategy
 from fitune.plugin.strategy import Strategy
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry

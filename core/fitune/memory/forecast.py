@@ -64,10 +64,9 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 def on_card(rehearsal: Rehearsal, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
     events = list(rehearsal.log.sized())
-    expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
+    expandable = rehearsal.plan.expandable
     free = replay(events, expandable=expandable)
-    quantized = rehearsal.plan.quantization is not None
-    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=quantized)
+    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=rehearsal.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
     return Forecast(

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fitune.errors import FtError
+from fitune.memory.changes import accumulated, levers_of_strategies
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.shapes import Shapes
-from fitune.plugin.levers import Lever, with_strategy
+from fitune.plugin.levers import Lever
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import MemoryStrategy, MemoryTwin
+from fitune.plugin.records import MemoryTwin
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
 
@@ -61,13 +62,14 @@ class Plant:
 
 
 def levers(recipe: Recipe, registry: Registry, config: PreTrainedConfig) -> list[Lever]:
-    """Every lever for this recipe: those that plugins offer, each memory strategy that is not used, and the loop's own.
+    """Every lever for this recipe: those that plugins offer, those of memory strategies, and the loop's own.
 
     Of equal ones the first counts, so that a plugin may say more of its strategy than is known of it here.
     """
     offered = [lever for _, found in registry.call("ft_levers", recipe=recipe, config=config) for lever in found or ()]
     unique: dict[tuple[str, ...], Lever] = {}
-    for lever in (*offered, *_unused(recipe, registry), *_loop(recipe)):
+    of_strategies = levers_of_strategies(recipe, registry, config)
+    for lever in (*offered, *of_strategies, *_loop(recipe, registry)):
         unique.setdefault(lever.overrides, lever)
     return list(unique.values())
 
@@ -95,31 +97,18 @@ def _measured(plant: Plant, lever: Lever) -> Measured:
     )
 
 
-def _unused(recipe: Recipe, registry: Registry) -> Iterator[Lever]:
-    """Memory strategies, of any plugin, that the recipe does not name; with their default options."""
-    used = {use.record.name for use in recipe.strategies}
-    for provided in registry.provided:
-        record = provided.record
-        if not isinstance(record, MemoryStrategy) or record.name in used or registry.conflicts(provided):
-            continue
-        change = with_strategy(recipe, record.name)
-        yield Lever(name=record.name, changes=(change,), exact=record.exact, remark=record.summary)
-
-
-def _loop(recipe: Recipe) -> Iterator[Lever]:
+def _loop(recipe: Recipe, registry: Registry) -> Iterator[Lever]:
     """What the loop itself can give."""
     train, evaluation = recipe.train, recipe.evaluation
-    if train.micro_batch > 1:
-        rows = train.micro_batch
-        accumulated = next((use.options.steps for use in recipe.strategies if use.record.name == "accumulation"), 1)
-        if rows % 2 == 0:
-            halved = with_strategy(recipe, "accumulation", steps=accumulated * 2)
-            yield Lever(
-                name=f"micro_batch {rows} to {rows // 2}, accumulated twice as often",
-                changes=(("train.micro_batch", rows // 2), halved),
-                exact=True,
-                remark="the same rows to a step",
-            )
+    rows = train.micro_batch
+    twice = accumulated(recipe, registry, 2)
+    if rows % 2 == 0 and twice is not None:
+        yield Lever(
+            name=f"micro_batch {rows} to {rows // 2}, accumulated twice as often",
+            changes=(("train.micro_batch", rows // 2), twice),
+            exact=True,
+            remark="the same rows to a step",
+        )
     yield Lever(
         name=f"length {train.length} to {train.length // 2}",
         changes=(("train.length", max(2, train.length // 2)),),

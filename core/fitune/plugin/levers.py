@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fitune.plugin.options import toml_text
-
-if TYPE_CHECKING:
-    from fitune.plugin.recipe import Recipe
 
 Change = tuple[str, object]
 """A dotted key of the recipe, as `--set` takes it, and its new value."""
@@ -31,34 +26,3 @@ class Lever:
     def overrides(self) -> tuple[str, ...]:
         """The changes as `--set` takes them."""
         return tuple(f"{key}={toml_text(value)}" for key, value in self.changes)
-
-
-def with_strategy(recipe: Recipe, name: str, **options: object) -> Change:
-    """The recipe's memory strategies with this one: its options changed where it stands, or put last."""
-    tables = [use.table() for use in recipe.strategies]
-    for table in tables:
-        if table["use"] == name:
-            table.update(options)
-            break
-    else:
-        tables.append({"use": name, **options})
-    return "memory.strategy", tables
-
-
-def halved(recipe: Recipe, name: str, option: str, what: str) -> Iterator[Lever]:
-    """Half of a memory strategy's option, a number of tokens, if the recipe uses the strategy; `what` they make up."""
-    number = (strategy_options(recipe, name) or {}).get(option)
-    if isinstance(number, int) and number > 1:
-        change = with_strategy(recipe, name, **{option: number // 2})
-        yield Lever(name=f"{name}, {what} of {number} to {number // 2} tokens", changes=(change,), exact=True)
-
-
-def without_strategy(recipe: Recipe, name: str) -> Change:
-    """The recipe's memory strategies without this one."""
-    return "memory.strategy", [use.table() for use in recipe.strategies if use.record.name != name]
-
-
-def strategy_options(recipe: Recipe, name: str) -> Mapping[str, object] | None:
-    """The options of a memory strategy of the recipe; None if it is not used."""
-    found = [use.table() for use in recipe.strategies if use.record.name == name]
-    return found[0] if found else None

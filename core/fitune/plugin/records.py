@@ -8,9 +8,9 @@ torch to be imported, so that listing plugins stays instant: import it inside th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from fitune.errors import Problem
 from fitune.plugin.dataflow import DataContext, Flow, Stage
@@ -76,13 +76,25 @@ class Adapter(Generic[O]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How `[memory] fit` may choose a memory strategy that the recipe does not name."""
+    """How a memory strategy may be chosen: by `[memory] fit` where the recipe does not name it, and as levers of
+    `ft plan --levers`, which also change it where it is named.
+    """
 
     settings: tuple[Mapping[str, object], ...] = ({},)
     """Options to try, a table each; those that are left out have their defaults."""
+    compared: tuple[Mapping[str, object], ...] = ()
+    """More of these, which `ft plan` tries beside them where the recipe names the strategy, and `[memory] fit` does
+    not."""
     layers: str = ""
     """Name of the option that says in how many of the first layers it works, from 1 to all: the search looks for the
-    smallest number that fits. Left out of the table, the option must mean all of them."""
+    smallest number that fits, and `ft plan` tries half of them, all and none. Left out of the table, the option must
+    mean all of them."""
+    halves: tuple[str, ...] = ()
+    """Names of options that are numbers of tokens, the smaller the less memory: `ft plan` tries half of what the recipe
+    says."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """What `ft plan` writes before the value of an option, e.g. `{"tokens": "tiles of"}`; its name where nothing is
+    said."""
     needs: str = ""
     """Name of the strategy without which this one does nothing; it stands before this one in the recipe."""
     asked: bool = False
@@ -107,6 +119,9 @@ class MemoryStrategy(Generic[O]):
     """Whether a run learns the same with it, but for rounding; None where that is not known."""
     fit: Fit | None = None
     """How `[memory] fit` may choose it; None if it may not."""
+    accumulates: str = ""
+    """Name of the option that is the number of micro-batches to a step, of a strategy that is there to set it: where
+    `[train] batch_tokens` leaves that to be chosen, it is set by this. Empty for all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +169,10 @@ class DataStage(Generic[O]):
     make: Callable[[O, DataContext], Stage]
     """Gives the stage; a source ignores the (empty) iterator it is called with. Raises `DataError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
+    closes: Literal["nothing", "gap", "end"] = "nothing"
+    """Where it is put into a recipe that does not name it: into the "gap" between what comes to a stage and what that
+    stage takes, or at the "end", wherever the chain takes it. Of several that take and give the same, that of the first
+    plugin is."""
     packs: bool = False
     """Whether it joins several documents in a row; such stages are left out for held-out data."""
     suffixes: tuple[str, ...] = ()

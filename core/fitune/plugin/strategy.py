@@ -39,6 +39,16 @@ class Plan:
     notices: tuple[str, ...] = ()
     """What the user should know, e.g. that a setting has no effect on this machine; printed before the run."""
 
+    @property
+    def expandable(self) -> bool:
+        """Whether the allocator's segments grow; of several settings the last one counts."""
+        return dict(self.allocator).get("expandable_segments") == "True"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base model is."""
+        return self.quantization is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
@@ -88,9 +98,10 @@ _module: ContextVar[nn.Module | None] = ContextVar("module", default=None)
 
 @contextlib.contextmanager
 def standing_for(times: int, module: nn.Module | None = None) -> Iterator[None]:
-    """What is computed in here, with tensors without values, stands for so many of its kind.
+    """A context for forecasts: what is computed in it, with tensors without values, stands for `times` of its kind.
 
-    In a backward pass it is this module's, also where gradients are taken anew, of which nobody else would know.
+    Its memory counts as it is and its time `times` over; contexts nest, and their numbers multiply. In a backward pass
+    it is `module`'s, also where gradients are taken anew, of which nobody else would know.
     """
     tokens = _times.set(times * _times.get()), _module.set(module)
     try:

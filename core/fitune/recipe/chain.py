@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fitune.errors import Problem
+from fitune.plugin.dataflow import Flow
 from fitune.plugin.recipe import Use
 from fitune.plugin.records import DataStage
 from fitune.plugin.registry import Registry
@@ -14,12 +15,6 @@ from fitune.recipe.source import Key
 Uses = Sequence[Use[DataStage[Any]]]
 
 Found = list[tuple[Key, Problem]]
-
-FORMAT_STAGE = "detect"
-"""The stage that is put between rows and a stage that takes conversations, where the recipe names no format."""
-
-CLOSING_STAGES = ("tokenize", "truncate", "pad")
-"""Stages that are put behind a recipe's own, each where the chain takes it and the recipe does not name it."""
 
 
 def close_chain(
@@ -32,20 +27,19 @@ def close_chain(
     chain: list[Use[DataStage[Any]]] = []
     gives = sources[0].record.gives
     for number, use in enumerate(stages):
-        if (gives, use.record.takes) == ("rows", "conversations"):
-            chain.append(_plain_use(registry, FORMAT_STAGE))
-            gives = "conversations"
+        between = None if use.record.takes == gives else _between(registry, gives, use.record.takes)
+        if between is not None:
+            chain.append(_plain_use(between))
+            gives = between.gives
         if use.record.takes != gives:
             what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
             fix = f"Stages that take {gives}: {_names_that_take(registry, gives)}"
             return [(("data", "stage", number), Problem(what=what, fix=fix))], None
         chain.append(use)
         gives = use.record.gives
-    for name in CLOSING_STAGES:
-        record = registry.find(DataStage, name)
-        if record.takes == gives and all(use.record.name != name for use in chain):
-            chain.append(_plain_use(registry, name))
-            gives = record.gives
+    while (record := _behind(registry, gives, {use.record.name for use in chain})) is not None:
+        chain.append(_plain_use(record))
+        gives = record.gives
     if gives != "batches":
         what = f"the data stages end with {gives}, not with batches"
         fix = f"Add a [[data.stage]] that takes {gives}: {_names_that_take(registry, gives)}"
@@ -53,8 +47,24 @@ def close_chain(
     return [], tuple(chain)
 
 
-def _plain_use(registry: Registry, name: str) -> Use[DataStage[Any]]:
-    record = registry.find(DataStage, name)
+def _between(registry: Registry, gives: Flow, takes: Flow) -> DataStage[Any] | None:
+    """The stage that closes a gap in a chain, where there is one."""
+    return next((s for s in _closing(registry, "gap") if (s.takes, s.gives) == (gives, takes)), None)
+
+
+def _behind(registry: Registry, gives: Flow, named: set[str]) -> DataStage[Any] | None:
+    """The next stage to be put behind a chain: first those that give what they take, then one that leads on."""
+    fitting = [s for s in _closing(registry, "end") if s.takes == gives and s.name not in named]
+    return min(fitting, key=lambda stage: stage.takes != stage.gives, default=None)
+
+
+def _closing(registry: Registry, where: str) -> list[DataStage[Any]]:
+    """The stages that close chains, the first of those that take and give the same."""
+    stages = [p.record for p in registry.provided if isinstance(p.record, DataStage) and p.record.closes == where]
+    return list({(stage.takes, stage.gives): stage for stage in reversed(stages)}.values())
+
+
+def _plain_use(record: DataStage[Any]) -> Use[DataStage[Any]]:
     return Use(record=record, options=record.options())
 
 

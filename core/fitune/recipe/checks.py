@@ -72,8 +72,8 @@ def _of_batch(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[Key, 
         what = '"micro_batch" says what "batch_tokens" leaves to be chosen'
         yield ("train", "micro_batch"), Problem(what=what, fix="Keep one of them")
     for number, use in enumerate(recipe.strategies):
-        if use.record.name == "accumulation":
-            what = '"accumulation" says what [train] batch_tokens leaves to be chosen'
+        if use.record.accumulates:
+            what = f'"{use.record.name}" says what [train] batch_tokens leaves to be chosen'
             yield ("memory", "strategy", number), Problem(what=what, fix="Keep one of them")
     if tokens % length:
         low = tokens // length * length

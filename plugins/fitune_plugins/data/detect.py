@@ -94,5 +94,6 @@ def ft_data_stages() -> Iterable[DataStage[Any]]:
         options=NoOptions,
         takes="rows",
         gives="conversations",
+        closes="gap",
         make=_make,
     )

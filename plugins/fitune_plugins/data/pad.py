@@ -80,5 +80,6 @@ def ft_data_stages() -> Iterable[DataStage[PadOptions]]:
         options=PadOptions,
         takes="examples",
         gives="batches",
+        closes="end",
         make=_make,
     )

@@ -43,5 +43,6 @@ def ft_data_stages() -> Iterable[DataStage[NoOptions]]:
         options=NoOptions,
         takes="documents",
         gives="examples",
+        closes="end",
         make=_make,
     )

@@ -58,5 +58,6 @@ def ft_data_stages() -> Iterable[DataStage[TruncateOptions]]:
         options=TruncateOptions,
         takes="examples",
         gives="examples",
+        closes="end",
         make=_make,
     )

@@ -44,4 +44,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AccumulationOptions]]:
         options=AccumulationOptions,
         make=Accumulation,
         exact=True,
+        accumulates="steps",
     )

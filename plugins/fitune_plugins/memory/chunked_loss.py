@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import Fit, Lever, MemoryStrategy, Plan, Recipe, Strategy, halved, hookimpl
+from fitune import Fit, MemoryStrategy, Plan, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -68,11 +68,11 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
         options=ChunkedLossOptions,
         make=ChunkedLoss,
         exact=True,
-        fit=Fit(free=True, settings=({}, {"tokens": 128}), suits=_suits),
+        fit=Fit(
+            free=True,
+            settings=({}, {"tokens": 128}),
+            halves=("tokens",),
+            words={"tokens": "chunks of"},
+            suits=_suits,
+        ),
     )
-
-
-@hookimpl
-def ft_levers(recipe: Recipe) -> Iterable[Lever]:
-    """Smaller chunks."""
-    yield from halved(recipe, NAME, "tokens", "chunks")

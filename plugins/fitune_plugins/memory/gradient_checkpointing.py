@@ -10,31 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from fitune import (
-    Fit,
-    Lever,
-    MemoryStrategy,
-    ModelError,
-    Recipe,
-    Strategy,
-    hookimpl,
-    strategy_options,
-    with_strategy,
-    without_strategy,
-)
+from fitune import Fit, MemoryStrategy, ModelError, Strategy, hookimpl
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 NAME = "gradient-checkpointing"
 
 Keep = Literal["nothing", "attention", "products"]
-
-KEEP: tuple[Keep, ...] = get_args(Keep)
 
 NO_KERNEL = ("eager", "flex_attention")
 """Ways of transformers to compute attention that `keep` does not know."""
@@ -107,29 +94,10 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[GradientCheckpointingOptio
         options=GradientCheckpointingOptions,
         make=GradientCheckpointing,
         exact=True,
-        fit=Fit(settings=({}, {"keep": "attention"}), layers="layers"),
+        fit=Fit(
+            settings=({}, {"keep": "attention"}),
+            compared=({"keep": "products"},),
+            layers="layers",
+            words={"keep": "layers keep"},
+        ),
     )
-
-
-@hookimpl
-def ft_levers(recipe: Recipe, config: PreTrainedConfig) -> Iterable[Lever]:
-    """Half of the layers, or all of them; what else they may keep; and what it would cost to do without."""
-    layers = config.get_text_config().num_hidden_layers
-    options = strategy_options(recipe, NAME)
-    now = 0 if options is None else options.get("layers") or layers
-    half = layers // 2
-    if now < half:
-        change = with_strategy(recipe, NAME, layers=half)
-        yield Lever(name=f"{NAME}, the first {half} of {layers} layers", changes=(change,), exact=True)
-    if options is not None and now < layers:
-        tables = [
-            {k: v for k, v in use.table().items() if use.record.name != NAME or k != "layers"}
-            for use in recipe.strategies
-        ]
-        yield Lever(name=f"{NAME}, all {layers} layers", changes=(("memory.strategy", tables),), exact=True)
-    for keep in KEEP:
-        if options is not None and keep != options.get("keep", "nothing"):
-            change = with_strategy(recipe, NAME, keep=keep)
-            yield Lever(name=f"{NAME}, layers keep {keep}", changes=(change,), exact=True)
-    if options is not None:
-        yield Lever(name=f"without {NAME}", changes=(without_strategy(recipe, NAME),), exact=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import Fit, Lever, MemoryStrategy, ModelError, Recipe, Strategy, halved, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,11 +119,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[TiledMlpOptions]]:
         options=TiledMlpOptions,
         make=TiledMlp,
         exact=True,
-        fit=Fit(needs="gradient-checkpointing"),
+        fit=Fit(needs="gradient-checkpointing", halves=("tokens",), words={"tokens": "tiles of"}),
     )
-
-
-@hookimpl
-def ft_levers(recipe: Recipe) -> Iterable[Lever]:
-    """Smaller tiles."""
-    yield from halved(recipe, NAME, "tokens", "tiles")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fitune import Fit, MemoryStrategy, NoOptions, Strategy
-from fitune.memory.fit.choices import Lever, combinations
+from fitune import Fit, MemoryStrategy, NoOptions, Plan, Strategy
+from fitune.memory.fit.choices import Choice, combinations
 from fitune.memory.fit.estimate import Estimate, Line, Seen
 from fitune.memory.fit.search import NothingFits, Search
 from fitune.memory.fit.space import Rows, Space
@@ -24,7 +24,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a lever of the made-up machine does: times for bytes and seconds of a layer, and what it takes once."""
+    """What a choice of the made-up machine does: times for bytes and seconds of a layer, and what it takes once."""
 
     kept: float = 1.0
     seconds: float = 0.0
@@ -45,19 +45,19 @@ EFFECTS: Mapping[str, Effect] = {
 }
 
 
-def lever(name: str, *, exact: bool | None = True, **fit: Any) -> Lever:
+def choice(name: str, *, exact: bool | None = True, **fit: Any) -> Choice:
     record = Fit(**fit)
     strategy = MemoryStrategy(
         name=name, summary=name, options=NoOptions, make=lambda options: Strategy(), exact=exact, fit=record
     )
-    return Lever(record=strategy, fit=record)
+    return Choice(record=strategy, fit=record, plans=(Plan(),) * len(record.settings))
 
 
-ALLOCATOR = lever("allocator", free=True)
-POINTWISE = lever("pointwise")
-CHECKPOINTING = lever("checkpointing", settings=({}, {"keep": True}), layers="layers")
-OFFLOAD = lever("offload", needs="checkpointing", asked=True)
-FOUR_BIT = lever("four-bit", exact=False)
+ALLOCATOR = choice("allocator", free=True)
+POINTWISE = choice("pointwise")
+CHECKPOINTING = choice("checkpointing", settings=({}, {"keep": True}), layers="layers")
+OFFLOAD = choice("offload", needs="checkpointing", asked=True)
+FOUR_BIT = choice("four-bit", exact=False)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Machine:
     surplus: float = 0.0
     """GiB that the whole model takes beyond what short ones tell."""
     together: Mapping[frozenset[str], float] = field(default_factory=dict)
-    """GiB that levers take together beyond what each of them takes alone, at any number of layers."""
+    """GiB that choices take together beyond what each of them takes alone, at any number of layers."""
     short_calls: list[str] = field(default_factory=list)
     whole_calls: list[tuple[str, ...]] = field(default_factory=list)
     refused: frozenset[str] = frozenset()
@@ -117,24 +117,24 @@ def times(numbers: Any) -> float:
     return product
 
 
-def space(gib: float, *levers: Lever, named: frozenset[str] = frozenset(), rows: tuple[int, ...] = (1,)) -> Space:
+def space(gib: float, *choices: Choice, named: frozenset[str] = frozenset(), rows: tuple[int, ...] = (1,)) -> Space:
     ways = [Rows(micro_batch=number, accumulation=rows[-1] // number, chosen=len(rows) > 1) for number in rows]
-    return Space(levers=levers, named=named, rows=ways, layers=LAYERS, usable=int(gib * GIB))
+    return Space(choices=choices, named=named, rows=ways, layers=LAYERS, usable=int(gib * GIB), plan=Plan())
 
 
-def chosen(gib: float, *levers: Lever, machine: Machine | None = None, **more: Any) -> tuple[dict[str, Any], Search]:
-    search = Search(space(gib, *levers, **more), machine or Machine())
+def chosen(gib: float, *choices: Choice, machine: Machine | None = None, **more: Any) -> tuple[dict[str, Any], Search]:
+    search = Search(space(gib, *choices, **more), machine or Machine())
     _, _, found = search.run()
     assert found.fits
     assert found.confirmed
     return {str(table["use"]): dict(table) for table in found.tables}, search
 
 
-def best(gib: float, *levers: Lever, rows: tuple[int, ...] = (1,)) -> tuple[float, float]:
+def best(gib: float, *choices: Choice, rows: tuple[int, ...] = (1,)) -> tuple[float, float]:
     """Seconds and bytes of the fastest of all compositions, each of which is computed."""
-    where, machine = space(gib, *levers, rows=rows), Machine()
+    where, machine = space(gib, *choices, rows=rows), Machine()
     found = []
-    for picks, way in itertools.product(combinations(levers, set()), where.rows):
+    for picks, way in itertools.product(combinations(choices, set()), where.rows):
         at = where.counted
         for count in range(LAYERS + 1) if at is not None and picks[at] >= 0 else (0,):
             seen = machine.seen(where.asked(picks, way, count), LAYERS)
@@ -143,7 +143,7 @@ def best(gib: float, *levers: Lever, rows: tuple[int, ...] = (1,)) -> tuple[floa
     return min(found)
 
 
-def test_with_room_nothing_but_free_levers_is_taken() -> None:
+def test_with_room_nothing_but_free_choices_is_taken() -> None:
     tables, search = chosen(40, ALLOCATOR, POINTWISE, CHECKPOINTING)
     assert list(tables) == ["allocator"]
     assert all(one.seconds >= 2.0 for one in search.considered.values())
@@ -151,11 +151,11 @@ def test_with_room_nothing_but_free_levers_is_taken() -> None:
 
 @pytest.mark.parametrize("gib", [27.5, 25, 22, 18, 14.5, 11.5])
 def test_the_fastest_of_all_compositions_is_found(gib: float) -> None:
-    levers = (ALLOCATOR, POINTWISE, CHECKPOINTING)
-    where = space(gib, *levers)
+    choices = (ALLOCATOR, POINTWISE, CHECKPOINTING)
+    where = space(gib, *choices)
     search = Search(where, Machine())
     _, _, found = search.run()
-    assert found.seconds == pytest.approx(best(gib, *levers)[0], rel=0.01)
+    assert found.seconds == pytest.approx(best(gib, *choices)[0], rel=0.01)
     assert found.reserved + found.margin <= where.usable
 
 
@@ -177,14 +177,14 @@ def test_as_few_layers_as_fit_are_worked_on(surplus: float) -> None:
 
 def test_what_changes_numbers_is_not_taken_for_nothing() -> None:
     """Where two compositions are nearly as fast, the one that is exact is taken."""
-    changed = lever("four-bit", exact=False)
+    changed = choice("four-bit", exact=False)
     tables, _ = chosen(40, ALLOCATOR, changed)
     assert "four-bit" not in tables
     tables, _ = chosen(24, ALLOCATOR, changed)
     assert "four-bit" in tables
 
 
-def test_levers_come_with_what_they_need() -> None:
+def test_choices_come_with_what_they_need() -> None:
     tables, _ = chosen(9.6, ALLOCATOR, CHECKPOINTING, OFFLOAD)
     assert list(tables) == ["allocator", "checkpointing", "offload"]
     for picks in combinations([CHECKPOINTING, OFFLOAD], set()):
@@ -192,7 +192,7 @@ def test_levers_come_with_what_they_need() -> None:
     assert (0,) in set(combinations([OFFLOAD], {"checkpointing"}))
 
 
-def test_a_lever_that_cannot_be_had_is_left_out() -> None:
+def test_a_choice_that_cannot_be_had_is_left_out() -> None:
     machine = Machine(refused=frozenset({"pointwise"}))
     tables, _ = chosen(26, ALLOCATOR, POINTWISE, CHECKPOINTING, machine=machine)
     assert "pointwise" not in tables
@@ -211,11 +211,11 @@ def test_where_nothing_fits_the_nearest_are_known() -> None:
 @pytest.mark.parametrize("gib", [60, 30, 18])
 def test_rows_to_a_micro_batch_are_chosen_too(gib: float) -> None:
     """More rows at once keep the host from being the slowest part, and take more memory."""
-    levers, rows = (ALLOCATOR, CHECKPOINTING), (1, 2, 4)
-    search = Search(space(gib, *levers, rows=rows), Machine())
+    choices, rows = (ALLOCATOR, CHECKPOINTING), (1, 2, 4)
+    search = Search(space(gib, *choices, rows=rows), Machine())
     _, _, found = search.run()
     assert found.micro_batch * found.accumulation == 4
-    assert found.seconds == pytest.approx(best(gib, *levers, rows=rows)[0], rel=0.01)
+    assert found.seconds == pytest.approx(best(gib, *choices, rows=rows)[0], rel=0.01)
 
 
 def test_few_compositions_are_traced_in_full_depth() -> None:
@@ -230,13 +230,13 @@ def test_few_compositions_are_traced_in_full_depth() -> None:
 @pytest.mark.parametrize(("gib", "most"), [(14, 40), (12, 20)])
 def test_what_a_sum_was_wrong_by_is_learnt(gib: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where many compositions seem alike and all their sums are wrong, one look tells of all that are like it."""
-    levers = (ALLOCATOR, POINTWISE, CHECKPOINTING, *(lever(f"small-{number}") for number in range(4)))
+    choices = (ALLOCATOR, POINTWISE, CHECKPOINTING, *(choice(f"small-{number}") for number in range(4)))
     surprise = {frozenset({"pointwise", "checkpointing"}): 1.0}
     learning, ignorant = Machine(together=surprise), Machine(together=surprise)
-    tables, _ = chosen(gib, *levers, machine=learning)
+    tables, _ = chosen(gib, *choices, machine=learning)
     assert len(set(learning.short_calls)) <= most
     monkeypatch.setattr(Search, "_know_better", Search._look)
-    assert chosen(gib, *levers, machine=ignorant)[0] == tables
+    assert chosen(gib, *choices, machine=ignorant)[0] == tables
     assert len(set(ignorant.short_calls)) > 2 * len(set(learning.short_calls))
 
 
@@ -244,14 +244,14 @@ def test_what_was_wrongly_doubted_is_found_where_nothing_else_fits() -> None:
     """All pairs take more than their sums say, as much as leaves no room for the three; together they do not."""
     pairs = {frozenset({"pointwise", "extra"}): 5.0, frozenset({"pointwise", "four-bit"}): 10.0}
     machine = Machine(together={**pairs, frozenset({"pointwise", "extra", "four-bit"}): -15.0})
-    tables, search = chosen(18, ALLOCATOR, POINTWISE, lever("extra"), FOUR_BIT, machine=machine)
+    tables, search = chosen(18, ALLOCATOR, POINTWISE, choice("extra"), FOUR_BIT, machine=machine)
     assert list(tables) == ["allocator", "pointwise", "extra", "four-bit"]
     assert any(not one.fits for one in search.considered.values())
 
 
 def test_a_setting_that_changes_nothing_is_not_combined() -> None:
     """`same` is nothing that the machine knows of."""
-    idle, twice = lever("idle", settings=({}, {"same": True})), lever("four-bit", settings=({}, {"same": True}))
+    idle, twice = choice("idle", settings=({}, {"same": True})), choice("four-bit", settings=({}, {"same": True}))
     machine = Machine()
     chosen(12, ALLOCATOR, idle, twice, CHECKPOINTING, machine=machine)
     for key in machine.short_calls:

@@ -1,4 +1,4 @@
-"""What short models say of a composition: by what each lever alone changes, or by short models of its own."""
+"""What short models say of a composition: by what each choice alone changes, or by short models of its own."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from fitune.memory.fit.tracing import Tracing
 
 
 class Sums:
-    """Estimates by what each lever alone changes of a composition with nothing but the free ones."""
+    """Estimates by what each choice alone changes of a composition with nothing but the free ones."""
 
     def __init__(self, space: Space, tracing: Tracing) -> None:
         self.space, self.tracing = space, tracing
-        self.base: Picks = tuple(0 if lever.fit.free else -1 for lever in space.levers)
+        self.base: Picks = tuple(0 if choice.fit.free else -1 for choice in space.choices)
         self._lines: dict[Picks, Line | None] = {}
         self._idle: dict[tuple[int, int], bool] = {}
 
     def idle(self, picks: Picks) -> bool:
-        """Whether one of its settings does just what another before it does, or leaving the lever out: to the byte, to
-        the operation.
+        """Whether one of its settings does just what another before it does, or leaving it out: to the byte, to the
+        operation.
         """
         return any(self._changes_nothing(at, pick) for at, pick in enumerate(picks) if pick >= 0)
 
     def estimate(self, picks: Picks) -> Estimate | None:
-        """Of a composition; None where one of its levers cannot be had."""
+        """Of a composition; None where one of its choices cannot be had."""
         space = self.space
         counted = space.counted
         plain = self._sum(space.unworked(picks), self.base)
@@ -37,11 +37,11 @@ class Sums:
 
     def _changes_nothing(self, at: int, pick: int) -> bool:
         if (at, pick) not in self._idle:
-            lever, counted = self.space.levers[at], self.space.counted
+            choice, counted = self.space.choices[at], self.space.counted
             bases = [] if counted is None or counted == at else [_with(self.base, counted, 0)]
-            if not bases or lever.fit.needs != self.space.levers[counted or 0].name:
+            if not bases or choice.fit.needs != self.space.choices[counted or 0].name:
                 bases.append(self.base)
-            least = 0 if lever.fit.free or counted == at else -1
+            least = 0 if choice.fit.free or counted == at else -1
             self._idle[at, pick] = any(
                 all(self._line(_with(base, at, other)) == self._line(_with(base, at, pick)) for base in bases)
                 for other in range(least, pick)
@@ -76,7 +76,7 @@ def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate |
 
 
 def line(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Line | None:
-    """Of a composition, its counted lever in all layers."""
+    """Of a composition, its counted choice in all layers."""
     asked = space.asked(picks, rows, None)
     seen = [tracing.short(asked, layers) for layers in space.depths]
     found = [one for one in seen if one is not None]

@@ -74,7 +74,7 @@ class Estimate:
     plain: Line
     """Where no layer is worked on."""
     worked: Line | None = None
-    """Where all are; None where the composition has no lever that counts layers."""
+    """Where all are; None where the composition has no choice that counts layers."""
 
     def at(self, count: int) -> Seen:
         """Where the first `count` layers are worked on."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fitune.memory.cards.cards import GIB, Card
 from fitune.memory.fit.additive import Sums
-from fitune.memory.fit.choices import combinations, levers_for
+from fitune.memory.fit.choices import choices_for, combinations
 from fitune.memory.fit.report import options_of, worded
 from fitune.memory.fit.result import Considered
 from fitune.memory.fit.search import Search
@@ -52,12 +52,12 @@ def _allowed(recipe: Recipe, registry: Registry, config: PreTrainedConfig, space
         for provided in registry.provided
         if isinstance(provided.record, MemoryStrategy) and must_be_asked(provided.record)
     ]
-    free = [lever for lever in space.levers if lever.fit.free]
-    levers = [lever for lever in levers_for(recipe, registry, config, every) if not lever.fit.free]
-    wider = replace(space, levers=[*free, *levers], rows=space.rows[:1])
+    free = [choice for choice in space.choices if choice.fit.free]
+    others = [choice for choice in choices_for(recipe, registry, config, every) if not choice.fit.free]
+    wider = replace(space, choices=[*free, *others], rows=space.rows[:1])
     best: tuple[float, list[str]] | None = None
     for picks, seconds in fitting(wider, tracing):
-        taken = [lever.name for lever, pick in zip(wider.levers, picks, strict=True) if pick >= 0]
+        taken = [choice.name for choice, pick in zip(wider.choices, picks, strict=True) if pick >= 0]
         asked = [name for name in taken if name in every and name not in recipe.memory.allow]
         if asked and (best is None or (seconds, len(asked)) < (best[0], len(best[1]))):
             best = seconds, asked
@@ -70,7 +70,7 @@ def _allowed(recipe: Recipe, registry: Registry, config: PreTrainedConfig, space
 def fitting(space: Space, tracing: Traces) -> Iterator[tuple[tuple[int, ...], float]]:
     """The compositions that seem to fit, with the seconds of a step, by sums."""
     sums = Sums(space, tracing)
-    for picks in combinations(space.levers, set(space.named)):
+    for picks in combinations(space.choices, set(space.named)):
         estimate = sums.estimate(picks)
         count = None if estimate is None else estimate.smallest(space.limit(picks))
         if estimate is not None and count is not None:

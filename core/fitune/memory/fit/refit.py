@@ -12,6 +12,7 @@ from fitune.data.prepare import Prepared
 from fitune.data.run_data import Materials
 from fitune.errors import RunError
 from fitune.memory.shapes import shapes_of_data
+from fitune.memory.strategies import accumulating
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
 from fitune.plugin.options import toml_text
@@ -85,9 +86,11 @@ def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composit
     if found is not None:
         return _composition(found)
     if recipe.train.batch_tokens is not None:
+        record = accumulating(registry)
+        strategy = f' and the strategy "{record.name}"' if record else ""
         raise RunError(
             "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. "
-            'Name a card, e.g. fit = "a10g", or give micro_batch and the strategy "accumulation"'
+            f'Name a card, e.g. fit = "a10g", or give micro_batch{strategy}'
         )
     memory = dataclasses.replace(recipe.memory, fit=False, allow=())
     own = dataclasses.replace(recipe, memory=memory)

@@ -11,7 +11,7 @@ from fitune.compose.model import planned
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
-from fitune.memory.fit.choices import Lever, levers_for
+from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
 from fitune.memory.fit.no_fit import explain
 from fitune.memory.fit.result import Fitted
@@ -67,14 +67,15 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     try:
         if layers > 1 and not can_be_short(recipe, tracing):
             layers = 1
-        levers = levers_for(recipe, registry, config, recipe.memory.allow)
-        levers = possible(levers, recipe, tracing, 0 if layers == 1 else SHORT[0])
+        choices = choices_for(recipe, registry, config, recipe.memory.allow)
+        choices = possible(choices, recipe, tracing, 0 if layers == 1 else SHORT[0])
         space = Space(
-            levers=levers,
+            choices=choices,
             named=frozenset(use.record.name for use in recipe.strategies),
             rows=rows_of(recipe),
             layers=layers,
             usable=card.usable,
+            plan=planned(recipe, gpu=True)[1],
         )
         search = Search(space, tracing)
         try:
@@ -92,7 +93,7 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
         chosen=chosen,
         others=tuple(others),
         card=card,
-        notes=(*_assumed(card), *_refused(recipe, levers, tracing)),
+        notes=(*_assumed(card), *_refused(recipe, choices, tracing)),
     )
 
 
@@ -114,19 +115,19 @@ def can_be_short(recipe: Recipe, tracing: Traces) -> bool:
     return False
 
 
-def possible(levers: list[Lever], recipe: Recipe, tracing: Traces, layers: int) -> list[Lever]:
+def possible(choices: list[Choice], recipe: Recipe, tracing: Traces, layers: int) -> list[Choice]:
     """Without those that are always taken, but cannot be with this model."""
-    free = [lever for lever in levers if lever.fit.free]
+    free = [choice for choice in choices if choice.fit.free]
     if not free or _works(recipe, tracing, layers, *free):
-        return levers
-    _works(recipe, tracing, layers)  # what the recipe itself cannot do is told of, and no lever is to blame
-    refused = [lever for lever in free if not _works(recipe, tracing, layers, lever)]
-    return [lever for lever in levers if lever not in refused]
+        return choices
+    _works(recipe, tracing, layers)  # what the recipe itself cannot do is told of, and no choice is to blame
+    refused = [choice for choice in free if not _works(recipe, tracing, layers, choice)]
+    return [choice for choice in choices if choice not in refused]
 
 
-def _works(recipe: Recipe, tracing: Traces, layers: int, *levers: Lever) -> bool:
+def _works(recipe: Recipe, tracing: Traces, layers: int, *choices: Choice) -> bool:
     rows = rows_of(recipe)[0]
-    tables = tuple({"use": lever.name, **lever.fit.settings[0]} for lever in levers)
+    tables = tuple({"use": choice.name, **choice.fit.settings[0]} for choice in choices)
     accumulation = rows.accumulation if rows.chosen else None
     asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
     return tracing.short(asked, layers) is not None
@@ -155,9 +156,9 @@ def _assumed(card: Card) -> tuple[str, ...]:
     return (f"the speeds of {card.name} are not known: times are compared as on an A10G",)
 
 
-def _refused(recipe: Recipe, levers: list[Lever], tracing: Traces) -> tuple[str, ...]:
+def _refused(recipe: Recipe, choices: list[Choice], tracing: Traces) -> tuple[str, ...]:
     """Why what the recipe allows could not be tried."""
-    known = {lever.name for lever in levers}
+    known = {choice.name for choice in choices}
     missing = [name for name in recipe.memory.allow if name not in known]
     notes = [f"{name} is allowed, but does not suit this recipe" for name in missing]
     return (*notes, *(f"left out: {reason}" for reason in tracing.reasons))

@@ -1,8 +1,8 @@
 """The search: of all compositions that fit a card the one that takes least time, each looked at no closer than needed.
 
-Every composition is first estimated by sums: what a plain one takes, and what each lever alone changes of that. The one
-that seems fastest is looked at again, by short models of its own, and what its sum was wrong by corrects the sums of
-those that are like it; the one that seems fastest then is looked at by a trace in full depth, in which the smallest
+Every composition is first estimated by sums: what a plain one takes, and what each choice alone changes of that. The
+one that seems fastest is looked at again, by short models of its own, and what its sum was wrong by corrects the sums
+of those that are like it; the one that seems fastest then is looked at by a trace in full depth, in which the smallest
 number of layers is found. What was looked at closely and still is the fastest is chosen.
 """
 
@@ -27,10 +27,10 @@ LENIENCE = 1.06
 """How far over the card's memory a sum may be for the composition to be looked at again: sums overestimate."""
 
 CORRECTED = 1.02
-"""The same of a corrected sum, for each lever in which it differs from what corrects it; no more than the above."""
+"""The same of a corrected sum, for each choice in which it differs from what corrects it; no more than the above."""
 
 ALIKE = 1.01
-"""Times that differ by less are alike: of two such compositions the one of fewer levers is taken."""
+"""Times that differ by less are alike: of two such compositions the one of fewer strategies is taken."""
 
 CLOSE_LOOKS, TRACES = 12, 10
 """The most compositions that are looked at again, and the most traces in full depth."""
@@ -59,7 +59,7 @@ class _Candidate:
     estimate: Estimate = field(compare=False)
     found: tuple[Recipe, Forecast, Seen] | None = field(compare=False, default=None)
     distance: float = field(compare=False, default=math.inf)
-    """Levers in which it differs from the composition whose look has corrected its sum."""
+    """Choices in which it differs from the composition whose look has corrected its sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class _Lesson:
     error: Estimate
 
     def distance(self, other: _Candidate) -> float:
-        """In how many levers another differs; no end where only one has worked layers, or rows are cut otherwise."""
+        """In how many choices another differs; no end where only one has worked layers, or rows are cut otherwise."""
         alike = self.rows == other.rows and (self.error.worked is None) == (other.estimate.worked is None)
         return sum(a != b for a, b in zip(self.picks, other.picks, strict=True)) if alike else math.inf
 
@@ -126,11 +126,11 @@ class Search:
     # ---------------------------------------------------------------------------------------------------- by sums
 
     def _first_look(self) -> list[_Candidate]:
-        """Every composition, by what its levers change alone."""
+        """Every composition, by what its choices change alone."""
         space = self.space
         candidates: list[_Candidate] = []
         beyond: list[_Candidate] = []
-        for picks, rows in itertools.product(combinations(space.levers, set(space.named)), space.rows):
+        for picks, rows in itertools.product(combinations(space.choices, set(space.named)), space.rows):
             estimate = None if self._sums.idle(picks) else self._sum(picks, rows)
             if estimate is None:
                 continue

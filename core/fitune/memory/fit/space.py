@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitune.memory.fit.choices import Lever, Picks, tables_of
+from fitune.memory.fit.choices import Choice, Picks, tables_of
 from fitune.memory.fit.estimate import SHORT
 from fitune.memory.fit.tracing import Asked
 from fitune.memory.forecast import margin_of
+from fitune.plugin.strategy import Plan
 
 CHANGED = 1.02
-"""What a lever that changes numbers must be faster by, for each of them."""
+"""What a strategy that changes numbers must be faster by, for each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Rows:
 class Space:
     """What there is to choose from."""
 
-    levers: Sequence[Lever]
+    choices: Sequence[Choice]
     named: frozenset[str]
     """Strategies that the recipe names."""
     rows: Sequence[Rows]
@@ -37,8 +38,8 @@ class Space:
     """Of the model; 1 for one that cannot be shortened, which is then traced as it is."""
     usable: int
     """Bytes that the allocator can have."""
-    quantizing: frozenset[str] = frozenset({"nf4"})
-    """Strategies whose forecast needs the margin of a quantised model."""
+    plan: Plan
+    """What the strategies that the recipe names decide."""
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -49,38 +50,38 @@ class Space:
 
     @property
     def counted(self) -> int | None:
-        """Which lever counts layers."""
-        return next((at for at, lever in enumerate(self.levers) if lever.fit.layers), None)
+        """Which choice counts layers."""
+        return next((at for at, choice in enumerate(self.choices) if choice.fit.layers), None)
 
     def asked(self, picks: Picks, rows: Rows, count: int | None) -> Asked:
-        """The composition with the counted lever in so many layers; None for all, 0 for none."""
+        """The composition with the counted choice in so many layers; None for all, 0 for none."""
         if count == 0:
             picks = self.unworked(picks)
         number = None if count in (None, 0, self.layers) else count
-        tables = tables_of(self.levers, picks, number)
+        tables = tables_of(self.choices, picks, number)
         return Asked(
             tables=tables, micro_batch=rows.micro_batch, accumulation=rows.accumulation if rows.chosen else None
         )
 
     def unworked(self, picks: Picks) -> Picks:
-        """Without the counted lever, and what needs it."""
+        """Without the counted choice, and what needs it."""
         if self.counted is None:
             return picks
-        gone = self.levers[self.counted].name
+        gone = self.choices[self.counted].name
         return tuple(
-            -1 if lever.name == gone or lever.fit.needs == gone else pick
-            for lever, pick in zip(self.levers, picks, strict=True)
+            -1 if choice.name == gone or choice.fit.needs == gone else pick
+            for choice, pick in zip(self.choices, picks, strict=True)
         )
 
     def limit(self, picks: Picks) -> float:
-        """Bytes that may be reserved, the margin left free."""
-        names = self.named | {lever.name for lever, pick in zip(self.levers, picks, strict=True) if pick >= 0}
-        share = margin_of(
-            self.usable, expandable="expandable-segments" in names, quantized=bool(names & self.quantizing)
-        )
-        return self.usable - share
+        """Bytes that may be reserved, the margin left free that the plan of the composition asks for."""
+        taken = [choice.plans[pick] for choice, pick in zip(self.choices, picks, strict=True) if pick >= 0]
+        plans = (self.plan, *taken)
+        whole = Plan(allocator=tuple(setting for plan in plans for setting in plan.allocator))
+        quantized = any(plan.quantized for plan in plans)
+        return self.usable - margin_of(self.usable, expandable=whole.expandable, quantized=quantized)
 
     def handicap(self, picks: Picks) -> float:
         """What its time is multiplied by, to be compared."""
-        changed = sum(lever.changes_numbers for lever, pick in zip(self.levers, picks, strict=True) if pick >= 0)
+        changed = sum(choice.changes_numbers for choice, pick in zip(self.choices, picks, strict=True) if pick >= 0)
         return CHANGED**changed

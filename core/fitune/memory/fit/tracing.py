@@ -68,8 +68,7 @@ class Traces:
         if key not in self._short:
             try:
                 _, rehearsal, shapes = self._rehearsed(asked, layers or None)
-                expandable = dict(rehearsal.plan.allocator).get("expandable_segments") == "True"
-                taken = replay(list(rehearsal.log.sized()), expandable=expandable)
+                taken = replay(list(rehearsal.log.sized()), expandable=rehearsal.plan.expandable)
                 sizes = taken.peak_allocated, taken.peak_reserved
                 self._short[key] = self._seen(rehearsal, shapes, sizes, make_ledger(rehearsal.log))
             except FtError as error:

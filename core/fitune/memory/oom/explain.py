@@ -18,6 +18,7 @@ from fitune.memory.levers import Plant, Remedies, remedies
 from fitune.memory.oom.failure import Failure, Sighting, askers, run_out, sighting
 from fitune.memory.oom.message import OutOfMemoryMessage
 from fitune.memory.shapes import of_recipe
+from fitune.memory.strategies import growing
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
@@ -81,6 +82,8 @@ class Explanation:
     entries: tuple[Entry, ...]
     """What the memory was for when the request failed; or at the recipe's peak."""
     largest: tuple[Holding, ...]
+    growing: str
+    """Name of a strategy with which the allocator's segments grow; empty if no plugin has one."""
     remedies: Remedies
 
     @property
@@ -119,6 +122,7 @@ def explain(
     failure = run_out(log, room.capacity, expandable=expandable)
     at = seen.failure if seen else failure
     entries, largest = held_at(log, at.event - 1) if at else (base.ledger.entries, base.ledger.largest)
+    grows = growing(registry)
     plant = Plant(recipe=recipe, registry=registry, overrides=overrides, shape=of_recipe, base=base, twins=twins)
     return Explanation(
         message=message,
@@ -131,6 +135,7 @@ def explain(
         variants=() if seen else tuple(_variants(plant, message, room)),
         entries=entries,
         largest=largest,
+        growing=grows.name if grows else "",
         remedies=remedies(plant) if not base.passes else Remedies(),
     )
 

@@ -105,9 +105,10 @@ def _differences(found: Explanation) -> Iterator[str]:
             "forecast: the run had other rows, weights or plugins"
         )
     if message.unallocated and message.unallocated.bytes > max(2 * forecast.cached, GIB):
+        fix = f'; add a [[memory.strategy]] use = "{found.growing}"' if found.growing else ""
         yield (
             f"  {_size(message.unallocated)} were reserved, but held by no tensor (message): rows of changing lengths "
-            'break memory up; add a [[memory.strategy]] use = "expandable-segments"'
+            f"break memory up{fix}"
         )
 
 
