@@ -81,6 +81,11 @@ class Conversation:
     origin: Origin
     tools: tuple[Mapping[str, Any], ...] = ()
     """Descriptions of the tools that the assistant may call."""
+    untrained: frozenset[int] = frozenset()
+    """Places in `messages` of answers that the row itself says are not trained on, whatever the recipe's `loss` is."""
+    asked: int = 0
+    """How many messages, from the first, are what is asked: answers among them are examples, not trained on as answers.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
