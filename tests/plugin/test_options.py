@@ -12,8 +12,8 @@ import tomli
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
 from fitune.errors import Problem
-from fitune.plugin.options import NoOptions, describe, parse, to_table, toml_text
-from fitune.plugin.recipe import Data, Evaluation, General, Log, Train
+from fitune.plugin.options import NoOptions, describe, flat, parse, to_table, toml_text
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Train
 from fitune.plugin.registry import Registry
 
 
@@ -187,7 +187,7 @@ def test_toml_text_is_toml(value: object) -> None:
 def built_in() -> Sequence[tuple[str, type[Any]]]:
     """Every options dataclass of the built-in plugins, and the core's own tables."""
     registry = Registry.open(third_party=False)
-    own = [(t.__name__, t) for t in (General, Data, Train, Evaluation, Log)]
+    own = [(t.__name__, t) for t in (General, Data, Train, Evaluation, Checkpoint)]
     return [*own, *((f"{p.kind} {p.record.name}", p.record.options) for p in registry.provided)]
 
 
@@ -205,3 +205,15 @@ def test_every_option_is_told_to_people_and_has_a_default_that_toml_reads(name: 
 
 def test_the_built_in_providers_are_all_looked_at() -> None:
     assert len(built_in()) >= 5 + 16
+
+
+def test_nested_tables_are_flattened_to_dotted_keys() -> None:
+    table = {"seed": 1, "data": {"stage": [{"use": "chat"}, {"use": "pad", "to": 8}], "source": []}, "names": ["a"]}
+    assert list(flat(table)) == [
+        ("seed", 1),
+        ("data.stage.0.use", "chat"),
+        ("data.stage.1.use", "pad"),
+        ("data.stage.1.to", 8),
+        ("data.source", []),
+        ("names", ["a"]),
+    ]

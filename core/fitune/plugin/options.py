@@ -7,17 +7,14 @@ types are JSON's: nothing is converted but arrays to tuples, strings to paths an
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import dataclasses
 import difflib
-import inspect
-import itertools
 import json
 import math
-import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -26,6 +23,7 @@ import annotated_types
 from fitune.errors import Problem, nearest, sentences
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
@@ -67,12 +65,10 @@ def parse(
 
     `known` are keys of the same table that are read elsewhere; a misspelled key may have meant one of them.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    if "__pydantic_config__" not in vars(options):
-        options.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
-        return TypeAdapter(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
+        return _adapter(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
     except ValidationError as error:
         found: dict[str, Problem] = {}
         for detail in error.errors(include_url=False):
@@ -184,6 +180,18 @@ def is_table(value: object) -> bool:
     return bool(items) and all(isinstance(item, Mapping) for item in items)
 
 
+def flat(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(Dotted key, value) of all that is in nested tables; an array of tables by positions, e.g. `data.stage.0.use`."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and is_table(value):
+        for number, inner in enumerate(value):
+            yield from flat(inner, f"{key}.{number}")
+    else:
+        yield key, value
+
+
 def toml_text(value: object) -> str:
     """A value as TOML writes it, in one line."""
     if isinstance(value, bool):
@@ -237,22 +245,23 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _field_docs(options: type) -> dict[str, str]:
-    """The string that stands under each field, which Python itself does not keep."""
+    """The string that stands under each field, in one line; pydantic reads those of a class, and not of its parents."""
+    from pydantic.errors import PydanticUserError
+
     docs: dict[str, str] = {}
-    for cls in reversed(options.__mro__):
-        if not dataclasses.is_dataclass(cls):
-            continue
-        try:
-            body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-        except (OSError, TypeError, SyntaxError):  # defined where no source is kept, e.g. at a prompt
-            continue
-        for field, text in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            ):
-                docs[field.target.id] = " ".join(text.value.value.split())
+    for cls in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
+        with contextlib.suppress(PydanticUserError):  # a type that pydantic does not know: what it says is left out
+            fields = _adapter(cls, docstrings=True).json_schema().get("properties", {})
+            docs |= {name: " ".join(f["description"].split()) for name, f in fields.items() if "description" in f}
     return docs
+
+
+def _adapter(options: type[T], *, docstrings: bool = False) -> TypeAdapter[T]:
+    """pydantic's reader of a dataclass; with `docstrings`, which take time to find, it knows those of the fields."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    config: ConfigDict = vars(options).get("__pydantic_config__", strict).copy()
+    config["use_attribute_docstrings"] = docstrings
+    options.__pydantic_config__ = config  # type: ignore[attr-defined]
+    return TypeAdapter(options)

@@ -6,13 +6,13 @@ It is kept in the run's directory as one file, `identity.json`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import RunError
-from fitune.plugin.options import toml_text
+from fitune.plugin.options import flat, toml_text
 from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
 
@@ -99,7 +99,7 @@ def write_identity(run: Path, identity: Identity) -> None:
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Keys of a recipe that differ, those left out that change nothing of what a run computes."""
-    one, other = dict(_flat("", before)), dict(_flat("", now))
+    one, other = ({key: value for key, value in flat(recipe) if value != []} for recipe in (before, now))
     keys = [*one, *(key for key in other if key not in one)]
     found = []
     for key in keys:
@@ -150,18 +150,6 @@ def must_keep_place(run: Path, before: Identity, now: Identity) -> None:
 
 def _is_under(key: str, tables: Sequence[str]) -> bool:
     return any(key == table or key.startswith(f"{table}.") for table in tables)
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; an array of tables by positions."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-        for number, inner in enumerate(value):
-            yield from _flat(f"{prefix}.{number}", inner)
-    elif value != []:
-        yield prefix, list(value) if isinstance(value, tuple) else value
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fitune.plugin.options import toml_text
+from fitune.plugin.options import flat, toml_text
 
 Values = Mapping[str, Any]
 
@@ -26,18 +26,6 @@ def choices(recipe: Values) -> Iterator[tuple[str, str]]:
     named = ("epochs", "steps", "micro_batch", "length", "learning_rate", "schedule")
     if train:
         yield "train", ", ".join(f"{key} {_plain(train[key])}" for key in named if train.get(key) is not None)
-
-
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(Dotted key, value) of all that is in nested tables; an array of tables by positions, e.g. `data.stage.0.use`."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-        for number, inner in enumerate(value):
-            yield from flat(inner, f"{key}.{number}")
-    else:
-        yield key, value
 
 
 def differing(tables: Sequence[Values]) -> list[tuple[str, tuple[Any, ...]]]:
