@@ -31,7 +31,6 @@ from fitune.plugin.dataflow import Example
 from fitune.plugin.records import ModelLoader
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
-from fitune.runs.metrics import MetricsFile
 from fitune.train.run import run
 from fitune.trained import merge as merging
 from fitune.trained.merge import Merge
@@ -102,7 +101,6 @@ def write_base(directory: Path) -> Path:
 def trained(directory: Path, model: Path, steps: int, overrides: list[str]) -> Trained:
     """A run, finished."""
     registry = Registry.open(third_party=False)
-    registry.register(MetricsFile(), "fitune.metrics")
     settings = [f"model={{use='hf', path='{model}'}}", f"train.steps={steps}", "eval.loss=true", "eval.before=false"]
     directory.mkdir()
     asked = [*settings, "eval.exact_match=false", *overrides]

@@ -1,4 +1,4 @@
-"""Writes docs/hooks.md from the docstrings of fitune.plugin.hookspecs, so that it cannot differ from the code.
+"""Writes docs/hooks.md from the docstrings of the hooks, so that it cannot differ from the code.
 
 python docs/make_hooks.py            writes it
 python docs/make_hooks.py --check    exits with 1 if it is not up to date
@@ -14,23 +14,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fitune.plugin.hookspecs import Hooks
+from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.hookspecs import OfferHooks
 
 PAGE = Path(__file__).with_name("hooks.md")
 HEAD = """\
 # Hooks
 
-<!-- Made by docs/make_hooks.py from core/fitune/hookspecs.py: change it there. -->
+<!-- Made by docs/make_hooks.py from core/fitune/plugin/hookspecs.py: change it there. -->
 
 A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`. An implementation may leave
-out arguments that it does not need. [plugins.md](plugins.md) says what each record must keep to.
+out arguments that it does not need. Those from `ft_run_started` on are the events, which a listener hears too; they are
+called in the main process alone. [plugins.md](plugins.md) says what each record must keep to.
 
 """
 
 
 def hooks() -> dict[str, Callable[..., Any]]:
     """All hooks, in the order in which they are declared."""
-    return {name: function for name, function in vars(Hooks).items() if name.startswith("ft_")}
+    found = {**vars(OfferHooks), **vars(EventHooks)}
+    return {name: function for name, function in found.items() if name.startswith("ft_")}
 
 
 def signature(function: Callable[..., Any]) -> str:

@@ -15,7 +15,7 @@ import click
 from fitune.cli.main import cli
 from fitune.cli.settings import Settings
 from fitune.plugin.options import describe
-from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Train, Weight
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Train, Weight
 from fitune.plugin.registry import KINDS, Registry
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -32,9 +32,9 @@ TABLES: dict[str, tuple[type, str]] = {
     "`[train]`": (Train, ""),
     "`[eval]`": (Evaluation, "Beside these, `[[eval.source]]`. The stages are those of `[data]`."),
     "`[checkpoint]`": (Checkpoint, ""),
-    "`[log]`": (Log, ""),
 }
-"""The tables that the core reads: `[model]`, `[adapter]` and `[[memory.strategy]]` are all the plugins' own."""
+"""The tables that the core reads: `[model]`, `[adapter]`, `[[memory.strategy]]` and `[[listener]]` are all the
+plugins' own."""
 
 
 def options(dataclass: type) -> Iterator[str]:

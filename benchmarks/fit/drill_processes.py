@@ -71,19 +71,13 @@ def hold(directory: Path, gib: float, *, dry: bool) -> None:
 
 def train(directory: Path, signals: Path | None, *, dry: bool) -> None:
     """One `ft run` in this process."""
-    from rich.console import Console
-
-    from fitune.cli.console import RunConsole
     from fitune.errors import FtError
     from fitune.memory.background import beside_run
     from fitune.plugin.registry import Registry
     from fitune.recipe.reader import read_recipe
-    from fitune.runs.metrics import MetricsFile
     from fitune.train.run import run
 
     registry = Registry.open(third_party=False)
-    registry.register(MetricsFile(), "fitune.metrics")
-    registry.register(RunConsole(Console(width=160)), "fitune.cli.console")
     pretence = Pretence() if dry else None
     if signals is not None:
         registry.register(Signal(signals, pretence), "drill.signal")

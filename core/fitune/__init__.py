@@ -3,6 +3,12 @@
 This module is what plugins import. It imports no torch.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from fitune._version import __version__
 from fitune.errors import (
     DataError,
@@ -47,8 +53,11 @@ from fitune.plugin.levers import Lever
 from fitune.plugin.model import decay_groups, has_values, mend_generation_config, unwrapped
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, Listener, MemoryStrategy, MemoryTwin, ModelLoader
 from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy, standing_for
+
+if TYPE_CHECKING:
+    from fitune.plugin.registry import Registry
 
 __all__ = [
     "IGNORED",
@@ -69,6 +78,7 @@ __all__ = [
     "FtError",
     "Interrupted",
     "Lever",
+    "Listener",
     "MemoryForecast",
     "MemoryReport",
     "MemoryStrategy",
@@ -100,7 +110,47 @@ __all__ = [
     "mend_generation_config",
     "nearest",
     "one_line",
+    "run",
     "sentences",
     "standing_for",
     "unwrapped",
 ]
+
+
+def run(
+    recipe: Recipe | Path | str,
+    out: Path | str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    allow_changed: Sequence[str] = (),
+    force: bool = False,
+    registry: Registry | None = None,
+) -> Path:
+    """Do what `ft run` does, and leave the same files; gives the run's directory.
+
+    `recipe` is one that was read, its file, or the directory of a run, which then goes on. `out` is where a new run is
+    to be, by default `runs/NAME-TIME`; `overrides` are what `--set` takes; `resume`, `allow_changed` and `force` are
+    the switches of these names. The plugins are those that are installed, unless a registry is given. Raises the errors
+    of `fitune.errors`; `Interrupted` is one.
+    """
+    from rich.console import Console
+
+    from fitune.cli.progress import Progress
+    from fitune.compose.processes import is_main_process
+    from fitune.data.prepare import UNWATCHED
+    from fitune.plugin.registry import Registry
+    from fitune.train.begin import begin
+    from fitune.train.start import start_of
+
+    if registry is None:
+        registry = Registry.open()
+        for file in recipe.general.plugins if isinstance(recipe, Recipe) else ():
+            registry.load_file(file)
+    if isinstance(recipe, Recipe) and overrides:
+        raise RunError("overrides are for a recipe that is read from a file. Change the recipe itself")
+    given = recipe if isinstance(recipe, Recipe) else Path(recipe)
+    place = None if out is None else Path(out)
+    start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
+    begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)
+    return start.directory

@@ -16,15 +16,20 @@ from typing import Any
 import pytest
 
 from fitune import EvalReport, ModelError, PluginError, Problem, Recipe, RecipeError, Run, StepReport, hookimpl
-from fitune.plugin import hookspecs
+from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe, write_tiny_model
 from support.made_plugins import install
 from support.paths import ROOT
+from support.tiny import metrics
 
 MAKE_HOOKS = ROOT / "docs" / "make_hooks.py"
-HOOKS = {name: function for name, function in vars(hookspecs.Hooks).items() if name.startswith("ft_")}
+SPECIFICATIONS = (OfferHooks, EventHooks)
+HOOKS = {
+    name: function for specs in SPECIFICATIONS for name, function in vars(specs).items() if name.startswith("ft_")
+}
 every_hook = pytest.mark.parametrize("hook", HOOKS)
 
 
@@ -73,15 +78,14 @@ def test_the_check_of_that_page_sees_a_change(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_page_holds_every_hook_in_the_order_of_the_source() -> None:
-    tree = ast.parse(inspect.getsource(hookspecs.Hooks)).body[0]
-    assert isinstance(tree, ast.ClassDef)
+    trees = [ast.parse(inspect.getsource(specs)).body[0] for specs in SPECIFICATIONS]
     signatures = []
-    for function in tree.body:
+    for function in (function for tree in trees if isinstance(tree, ast.ClassDef) for function in tree.body):
         if isinstance(function, ast.FunctionDef):
             assert function.returns is not None
             arguments = ast.unparse(function.args).removeprefix("self").removeprefix(", ")
             signatures.append(f"{function.name}({arguments}) -> {ast.unparse(function.returns)}")
-    assert len(signatures) == len(HOOKS) == 17
+    assert len(signatures) == len(HOOKS) == 18
     assert list(sections()) == signatures
 
 
@@ -232,6 +236,7 @@ def test_every_example_works_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
         "memory": {"strategy": [{"use": "sgd"}], "rehearse": False},  # on a GPU it would have its own line
         "data": {"source": [{"use": "jsonl", "path": "data.jsonl"}], "stage": [{"use": "chat"}, {"use": "short"}]},
         "eval": {"source": [{"use": "jsonl", "path": "data.jsonl"}]},
+        "listener": [{"use": "console", "quiet": True}, {"use": "tokens"}],
     }
     path = write_recipe(tmp_path / "recipe", changes)
     text = path.read_text(encoding="utf-8").replace('path = "model"\ndtype = "float32"\n', "")
@@ -241,7 +246,9 @@ def test_every_example_works_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines[0] == f"tiny trains for 3 steps in {path.parent / 'run'}"
     assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "2", "3", "3"]  # evaluations and steps
     assert lines[6].startswith(f"copy {path.parent / 'run' / 'checkpoints' / 'step-3'} to a safe place: ")
-    assert lines[7:] == [f"upload {path.parent / 'run' / 'model'}", "tiny done"]
+    assert lines[7] == f"upload {path.parent / 'run' / 'model'}"
+    seen = sum(line["tokens"] for line in metrics(path.parent / "run"))
+    assert lines[8:] == [f"tiny has seen {seen} tokens", "tiny done"]
     assert (path.parent / "run" / "model" / "model.safetensors").is_file()
 
 

@@ -15,7 +15,6 @@ from fitune.checkpoint.module_state import module_state
 from fitune.checkpoint.state import capture, restore
 from fitune.cli.main import main
 from fitune.recipe.reader import read_recipe
-from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry, write_recipe, write_tiny_model
 from fitune.train.loop import train as steps_of
 from fitune.train.rehearsal import rehearse
@@ -100,7 +99,6 @@ def test_less_memory_in_mid_run_costs_no_number(wide: Path, tmp_path: Path, whol
     """By the search itself, from torch's own message."""
     train(wide, tmp_path / "plain")
     registry, thief = open_registry(), Thief()
-    registry.register(MetricsFile(), "fitune.metrics")
     registry.register(thief, "thief")
     (tmp_path / "run").mkdir()
     gc.collect()  # what is left of the run before, which its cycles keep

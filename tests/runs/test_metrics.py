@@ -10,7 +10,6 @@ import pytest
 from accelerate import Accelerator
 
 from fitune import hookimpl
-from fitune.runs.tracker import Tracker
 from fitune.testing import write_recipe, write_tiny_data
 from support.scalars import scalars
 from support.tiny import metrics, train
@@ -55,7 +54,7 @@ def test_lines_and_keys(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_log_every_keeps_the_last_step(recipe: Path, tmp_path: Path, every: int, steps: list[int]) -> None:
-    train(recipe, tmp_path / "run", f"log.every={every}")
+    train(recipe, tmp_path / "run", f'listener=[{{use="metrics", every={every}}}]')
     assert [line["step"] for line in metrics(tmp_path / "run")] == steps
     assert [line["step"] for line in metrics(tmp_path / "run", "evaluation")] == [0, 5]
 
@@ -71,7 +70,8 @@ def test_examples_are_those_of_the_last_evaluation(recipe: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
 def test_tensorboard(recipe: Path, tmp_path: Path, every: int, steps: list[int]) -> None:
-    train(recipe, tmp_path / "run", 'log.tracker="tensorboard"', f"log.every={every}", plugins=[Tracker()])
+    listeners = f'{{use="metrics", every={every}}}, {{use="tracker", name="tensorboard", every={every}}}'
+    train(recipe, tmp_path / "run", f"listener=[{listeners}]")
     found = scalars(tmp_path / "run")
     written = {line["step"]: line["loss"] for line in metrics(tmp_path / "run")}
     assert [step for step, _ in found["train/loss"]] == steps
@@ -82,7 +82,7 @@ def test_tensorboard(recipe: Path, tmp_path: Path, every: int, steps: list[int])
 
 
 def test_no_tracker_unless_asked_for(recipe: Path, tmp_path: Path) -> None:
-    train(recipe, tmp_path / "run", plugins=[Tracker()])
+    train(recipe, tmp_path / "run")
     assert list((tmp_path / "run").rglob("events.*")) == []
 
 
@@ -99,5 +99,5 @@ def test_trackers_are_closed_when_a_run_fails(recipe: Path, tmp_path: Path, monk
     closed: list[str] = []
     monkeypatch.setattr(Accelerator, "end_training", lambda self: closed.append(self.trackers[0].name))
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        train(recipe, tmp_path / "run", 'log.tracker="tensorboard"', plugins=[Tracker(), Fails()])
+        train(recipe, tmp_path / "run", 'listener=[{use="tracker", name="tensorboard"}]', plugins=[Fails()])
     assert closed == ["tensorboard"]

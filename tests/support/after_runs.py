@@ -13,7 +13,6 @@ import torch
 
 from fitune.cli.main import main
 from fitune.recipe.reader import read_recipe
-from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train.run import run
 
@@ -36,7 +35,6 @@ def finished(directory: Path, *overrides: str, **changes: object) -> Path:
     held_out = write_tiny_data(directory / "recipe" / "held_out.jsonl", rows=4)
     inside = f'eval={{exact_match=true, max_new_tokens=8, source=[{{use="jsonl", path="{held_out}"}}]}}'
     registry = open_registry()
-    registry.register(MetricsFile(), "fitune.metrics")
     out = directory / "run"
     out.mkdir()
     run(read_recipe(recipe, registry, [inside, *overrides]), registry, out)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from fitune import Notice, Run, StepReport, hookimpl
 from fitune.errors import Interrupted
-from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry
 from fitune.train.run import run
 from fitune.train.start import Start, start_of
@@ -45,7 +44,6 @@ class Stopper:
 def go(given: Path, *overrides: str, plugins: Sequence[object] = (), **asked: Any) -> Start:
     """As `ft run`: a recipe begins, a directory goes on."""
     registry = open_registry(*plugins)
-    registry.register(MetricsFile(), "fitune.metrics")
     values: dict[str, Any] = {"out": None, "resume": False, "allowed": (), **asked}
     start = start_of(given, registry, overrides, **values)
     if not start.done:

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from fitune import Batch, EvalReport, MemoryStrategy, NoOptions, OptimizerSettings, Run, StepReport, Strategy, hookimpl
 from fitune.compose.parts import Parts, compose
 from fitune.recipe.reader import read_recipe
-from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry
 from fitune.train.run import run
 
@@ -69,9 +68,8 @@ def gradients(recipe: Path, *overrides: str) -> Gradients:
 
 
 def train(recipe: Path, directory: Path, *overrides: str, plugins: Sequence[object] = ()) -> Run:
-    """Run a recipe as `ft run` does, without a console."""
+    """Run a recipe as `ft run` does."""
     registry = open_registry(*plugins)
-    registry.register(MetricsFile(), "fitune.metrics")
     directory.mkdir(parents=True)
     return run(read_recipe(recipe, registry, overrides), registry, directory)
 

@@ -25,7 +25,6 @@ from fitune.compose import loss_scaling
 from fitune.data.run_data import Materials
 from fitune.memory.fit.refit import Composition
 from fitune.recipe.reader import read_recipe
-from fitune.runs.metrics import MetricsFile
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train import run as run_module
 from fitune.train.out_of_memory import said_by
@@ -123,7 +122,6 @@ class Refit:
 
 def _run(recipe: Path, directory: Path, traps: Traps, *overrides: str, plugins: Sequence[object] = ()) -> Refit:
     registry = open_registry(traps, *plugins)
-    registry.register(MetricsFile(), "fitune.metrics")
     directory.mkdir(parents=True)
     refit = Refit(registry, traps)
     run(read_recipe(recipe, registry, overrides), registry, directory, refit=refit)

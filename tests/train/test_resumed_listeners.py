@@ -192,9 +192,9 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path: Path, tracked: list[dict[str, Any]]) -> None:
-    run = made_run(tmp_path, 'log.tracker="wandb"')
-    Tracker().ft_run_started(run)
-    Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="wandb"', resumed=3))
+    run = made_run(tmp_path)
+    Tracker("wandb").ft_run_started(run)
+    Tracker("wandb").ft_run_started(made_run(tmp_path, resumed=3))
     first, second = tracked
     assert first["name"] == "light"
     assert first["wandb"] == second["wandb"] == {"id": first["wandb"]["id"], "resume": "allow"}
@@ -217,14 +217,14 @@ def test_mlflow_goes_on_with_the_run_that_it_named(
                 run_id = "mlflow's own"
 
     monkeypatch.setattr(Accelerator, "get_tracker", lambda self, name: Named)
-    Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="mlflow"'))
-    Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="mlflow"', resumed=3))
+    Tracker("mlflow").ft_run_started(made_run(tmp_path))
+    Tracker("mlflow").ft_run_started(made_run(tmp_path, resumed=3))
     assert [start["mlflow"] for start in tracked] == [{}, {"run_id": "mlflow's own"}]
 
 
 def test_another_tracker_begins_its_own_run(tmp_path: Path, tracked: list[dict[str, Any]]) -> None:
-    Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="wandb"'))
-    Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="trackio"', resumed=3))
+    Tracker("wandb").ft_run_started(made_run(tmp_path))
+    Tracker("trackio").ft_run_started(made_run(tmp_path, resumed=3))
     assert tracked[1]["trackio"] == {}
     assert tracked[1]["config"] is not None
 
@@ -237,8 +237,8 @@ def test_a_tracker_that_cannot_begin_ends_a_new_run_alone(
 
     monkeypatch.setattr(Accelerator, "init_trackers", refuse)
     with pytest.raises(RunError, match=r"the tracker wandb cannot begin: Lost: not logged in\. Log in to it"):
-        Tracker().ft_run_started(made_run(tmp_path, 'log.tracker="wandb"'))
-    go(made_run(tmp_path, 'log.tracker="wandb"', resumed=3), tracker := Tracker(), 4)
+        Tracker("wandb").ft_run_started(made_run(tmp_path))
+    go(made_run(tmp_path, resumed=3), tracker := Tracker("wandb"), 4)
     tracker.ft_run_finished()
     assert capsys.readouterr().err == (
         "warning: the tracker wandb cannot go on: Lost: not logged in. The run goes on without it; metrics.jsonl has "
@@ -258,8 +258,8 @@ def test_a_tracker_that_is_lost_is_left_out(
             raise Lost("no network")
 
     monkeypatch.setattr(Accelerator, "log", log)
-    run = made_run(tmp_path, 'log.tracker="wandb"')
-    go(run, tracker := Tracker(), 1, 2, 3)
+    run = made_run(tmp_path)
+    go(run, tracker := Tracker("wandb"), 1, 2, 3)
     tracker.ft_evaluated(evaluation(3, 1.0))
     tracker.ft_run_finished()
     assert logged == [1, 2]
@@ -271,17 +271,17 @@ def test_numbers_that_are_none_are_not_logged(
 ) -> None:
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: logged.append(values))
-    tracker = Tracker()
-    tracker.ft_run_started(run := made_run(tmp_path, 'log.tracker="wandb"'))
+    tracker = Tracker("wandb")
+    tracker.ft_run_started(run := made_run(tmp_path))
     tracker.ft_step_done(run, step(1, float("nan")))
     assert "train/loss" not in logged[0]
     assert logged[0]["train/tokens"] == 20
 
 
 def test_tensorboard_has_one_value_a_step_over_a_start(tmp_path: Path) -> None:
-    go(made_run(tmp_path, 'log.tracker="tensorboard"'), first := Tracker(), 1, 2, 3)
+    go(made_run(tmp_path), first := Tracker("tensorboard"), 1, 2, 3)
     first.ft_run_finished()
-    run = made_run(tmp_path, 'log.tracker="tensorboard"', resumed=2)
-    go(run, second := Tracker(), 3, 4)
+    run = made_run(tmp_path, resumed=2)
+    go(run, second := Tracker("tensorboard"), 3, 4)
     second.ft_run_finished()
     assert [at for at, _ in scalars(run.directory)["train/loss"]] == [1, 2, 3, 4]

@@ -5,6 +5,7 @@ checkpoints/step-120/
   state.safetensors    masters, the optimizer's state, buffers
   state.json           the rest, and where each tensor belongs
   process-0.json       random generators, one file a process
+  listeners.json       the state of listeners, by their names, where any has one
   manifest.json        sizes and digests of all files, written last
 """
 
@@ -14,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from fitune.checkpoint.module_state import ModuleState
 from fitune.checkpoint.state import RandomState, TrainingState, random_state
 from fitune.compose.loss_scaling import ScalingState
 from fitune.compose.parts import Parts
-from fitune.errors import RunError, cause_of
+from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
 
 HOME = "checkpoints"
 """Directory, in the run's, of its checkpoints."""
+
+LISTENERS = "listeners.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class Checkpoint:
     directory: Path
     progress: Progress
     state: TrainingState
+    listeners: Mapping[str, Any] = field(default_factory=dict)
+    """The state of the run's listeners, by their names."""
 
 
 def place_of(run: Path, step: int) -> Path:
@@ -77,8 +82,10 @@ def places(run: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def write(parts: Parts, state: TrainingState, progress: Progress) -> int | str:
+def write(parts: Parts, state: TrainingState, progress: Progress, listeners: Mapping[str, Any]) -> int | str:
     """Write a checkpoint, in every process; gives its bytes, or why it could not be written, the same in each.
+
+    `listeners` are states that JSON can hold; those of the main process are written.
 
     Nothing is left of one that could not be, and one that was there before stays.
     """
@@ -96,6 +103,8 @@ def write(parts: Parts, state: TrainingState, progress: Progress) -> int | str:
             def finish() -> None:
                 nonlocal size
                 _write_state(parts, partial, state, progress)
+                if listeners:
+                    (partial / LISTENERS).write_text(json.dumps(listeners) + "\n", encoding="utf-8")
                 size = write_manifest(partial, progress.step)
                 publish(partial, final)
 
@@ -115,11 +124,12 @@ def read(directory: Path, process: int = 0) -> Checkpoint:
         tensors = load_file(directory / "state.safetensors")
         state = _state(decode(values["state"], tensors), _random(directory / f"process-{process}.json"))
         progress = Progress(**decode(values["progress"], tensors))
+        listeners = _listeners(directory / LISTENERS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise RunError(f"{directory}: cannot be read: {type(error).__name__}: {error}") from error
     if progress.step != state.step:
         raise RunError(f"{directory}: cannot be read: it is of step {progress.step} and of step {state.step}")
-    return Checkpoint(directory=directory, progress=progress, state=state)
+    return Checkpoint(directory=directory, progress=progress, state=state, listeners=listeners)
 
 
 def newest(run: Path, process: int = 0) -> tuple[Checkpoint | None, list[str]]:
@@ -145,6 +155,7 @@ def _write_state(parts: Parts, partial: Path, state: TrainingState, progress: Pr
         "masters": state.masters,
         "optimizer": state.optimizer,
         "optimizer_type": state.optimizer_type,
+        "settings": state.settings,
         "scheduler": state.scheduler,
         "scaling": None if state.scaling is None else _fields(state.scaling),
         "modules": {"values": state.modules.values, "buffers": state.modules.buffers},
@@ -188,6 +199,16 @@ def _random(file: Path) -> RandomState:
     return RandomState(**decode(values["random"], tensors))
 
 
+def _listeners(file: Path) -> dict[str, Any]:
+    """None where no listener had a state, or the run was of 0.1."""
+    if not file.is_file():
+        return {}
+    states = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(states, dict):
+        raise TypeError(f"{file.name} holds no states by names")
+    return states
+
+
 def _fields(value: Any) -> dict[str, Any]:
     """The fields of a dataclass as they are: `dataclasses.asdict` would copy what is in them."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -198,7 +219,7 @@ def _try(work: Any) -> str | None:
     try:
         work()
     except Exception as error:  # a full disk is an OSError here, an error of safetensors' own there
-        return cause_of(error)
+        return cause(error)
     return None
 
 

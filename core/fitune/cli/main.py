@@ -22,7 +22,7 @@ from fitune.cli.plan import plan_command
 from fitune.cli.plugins import plugins_command
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
-from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option, switches
+from fitune.cli.settings import Settings, switches
 from fitune.compose.processes import is_main_process
 from fitune.errors import FtError, nearest, sentences
 from fitune.recipe.secrets import redacted
@@ -31,7 +31,7 @@ COMMANDS: tuple[click.Command, ...] = (
     check_command,
     data_command,
     plugins_command,
-    run_command(loading_switches, recipe_argument, set_option),
+    run_command,
     plan_command,
     explain_oom_command,
     generate_command,

@@ -5,15 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterable
 
 from fitune.errors import cause
-from fitune.plugin.events import (
-    MemoryForecast,
-    Run,
-)
+from fitune.plugin.events import MemoryForecast, Run
 from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.options import NoOptions
+from fitune.plugin.records import Listener
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import Complaints
+
+
+@hookimpl
+def ft_listeners() -> Iterable[Listener[NoOptions]]:
+    """Offer `memory`."""
+    yield Listener(
+        name="memory",
+        summary="Writes a GPU run's forecast beside what was measured to memory.json",
+        options=NoOptions,
+        make=lambda options: MemoryFile(),
+        default=True,
+    )
 
 
 class MemoryFile:

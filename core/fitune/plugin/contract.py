@@ -16,31 +16,42 @@ import re
 import reprlib
 import traceback
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from fitune.errors import FtError, PluginError, Problem, nearest
+from fitune.errors import FtError, PluginError, Problem, described, nearest
 from fitune.plugin.dataflow import Flow
-from fitune.plugin.hookspecs import Hooks
+from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.levers import Lever
-from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader
 
-SPECS: dict[str, tuple[str, ...]] = {
-    name: tuple(inspect.signature(function).parameters)[1:]
-    for name, function in vars(Hooks).items()
-    if name.startswith("ft_")
-}
+
+def _arguments(*specifications: type) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(inspect.signature(function).parameters)[1:]
+        for specification in specifications
+        for name, function in vars(specification).items()
+        if name.startswith("ft_")
+    }
+
+
+SPECS = _arguments(OfferHooks, EventHooks)
 """Each hook with the names of its arguments."""
+
+EVENTS = _arguments(EventHooks)
+"""Those that a listener may have."""
 
 PROVIDERS: dict[str, type[Any]] = {
     "ft_model_loaders": ModelLoader,
     "ft_adapters": Adapter,
     "ft_memory_strategies": MemoryStrategy,
     "ft_data_stages": DataStage,
+    "ft_listeners": Listener,
 }
 
 RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}
@@ -58,24 +69,72 @@ def check_hooks(manager: pluggy.PluginManager, plugin: object, homes: Collection
         raise PluginError("it is a class: name a module, or an object of the class")
     found = False
     for name in dir(plugin):
-        options = manager.parse_hookimpl_opts(plugin, name)
-        if options is None:
-            if name in SPECS:
-                raise PluginError(f"{name} is not marked: put @fitune.hookimpl above it")
+        hook = _hook_of(manager, plugin, name, SPECS)
+        if hook is None:
             continue
         found = True
-        hook = options.get("specname") or name
-        if hook not in SPECS:
-            raise PluginError(f'there is no hook "{hook}". {nearest(hook, SPECS)}')
-        if options.get("wrapper") or options.get("hookwrapper"):
-            raise PluginError(f"{hook} is a wrapper: fitune's hooks take none")
-        function = getattr(plugin, name)
-        _check_arguments(hook, function)
-        home = function.__module__
+        home = getattr(plugin, name).__module__
         if isinstance(plugin, ModuleType) and home != plugin.__name__ and home in homes:
             raise PluginError(f"its {hook} is that of plugin {home}: import it under another name")
     if not found:
         raise PluginError("it implements no hook: mark its functions with @fitune.hookimpl")
+
+
+def listener_title(name: str) -> str:
+    """What errors call a listener."""
+    return f'listener "{name}"'
+
+
+def title(plugin: str) -> str:
+    """What errors call a plugin, or a listener that is registered as one."""
+    return plugin if plugin.startswith('listener "') else f"plugin {plugin}"
+
+
+def check_listener(manager: pluggy.PluginManager, name: str, listener: object) -> None:
+    """Check what a listener's `make` gave: its events, and what checkpoints ask of it. Raises `PluginError`."""
+    with _naming(listener_title(name)):
+        if inspect.isclass(listener) or isinstance(listener, ModuleType):
+            raise PluginError("make gave no object of a class: give a new one for each run")
+        if (other := manager.get_name(listener)) is not None:
+            raise PluginError(f"make gave what is {title(other)} already: give a new object for each run")
+        hooks = {method: _hook_of(manager, listener, method, EVENTS) for method in dir(listener)}
+        for method, hook in hooks.items():
+            if method.startswith("ft_") and hook is None:
+                raise PluginError(f'there is no hook "{method}". {nearest(method, EVENTS)}')
+        if not any(hooks.values()):
+            raise PluginError("it hears no event: mark methods such as ft_step_done with @fitune.hookimpl")
+        stated = [method for method in ("state", "restore") if callable(getattr(listener, method, None))]
+        if len(stated) == 1:
+            raise PluginError(f"it has {stated[0]}, but not the other of state and restore: what one gives, one takes")
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Around what raises a `PluginError` that does not say whose it is."""
+    try:
+        yield
+    except PluginError as error:
+        raise PluginError(f"{what}: {error.message}") from None
+
+
+def _hook_of(
+    manager: pluggy.PluginManager, plugin: object, name: str, hooks: Mapping[str, tuple[str, ...]]
+) -> str | None:
+    """Which of the hooks an attribute implements; None if it is none. Raises `PluginError` if it does so wrongly."""
+    options = manager.parse_hookimpl_opts(plugin, name)
+    if options is None:
+        if name in hooks:
+            raise PluginError(f"{name} is not marked: put @fitune.hookimpl above it")
+        return None
+    hook: str = options.get("specname") or name
+    if hook not in SPECS:
+        raise PluginError(f'there is no hook "{hook}". {nearest(hook, hooks)}')
+    if hook not in hooks:
+        raise PluginError(f"{hook} is no event of a run: a listener hears {', '.join(hooks)}")
+    if options.get("wrapper") or options.get("hookwrapper"):
+        raise PluginError(f"{hook} is a wrapper: fitune's hooks take none")
+    _check_arguments(hook, getattr(plugin, name))
+    return hook
 
 
 def check_given(plugin: str, hook: str, given: object) -> list[Any]:
@@ -120,15 +179,29 @@ def _wrong(record: Any) -> str | None:
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
+    wrong = _wrong_of_its_kind(record)
+    return wrong and f"{what} {wrong}"
+
+
+def _wrong_of_its_kind(record: Any) -> str | None:
+    """What is wrong with a field that only records of this type have."""
     if isinstance(record, Adapter) and not is_plain(record.directory):
         wanted = "name a directory of its own within a run's, in letters, digits, - and _"
-        return f"{what} has directory = {reprlib.repr(record.directory)}: {wanted}"
+        return f"has directory = {reprlib.repr(record.directory)}: {wanted}"
+    if isinstance(record, Listener) and record.default:
+        required = [field.name for field in dataclasses.fields(record.options) if _is_required(field)]
+        if required:
+            return f'is there by default, so its option "{required[0]}" needs a default, too'
     flows = typing.get_args(Flow)
     for field in ("takes", "gives"):
         flow = getattr(record, field, flows[1])
         if flow not in flows or (field, flow) == ("gives", "nothing"):
-            return f'{what} {field} "{flow}". {nearest(str(flow), flows)}'
+            return f'{field} "{flow}". {nearest(str(flow), flows)}'
     return None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @contextlib.contextmanager
@@ -147,16 +220,15 @@ def blame(what: str, *, but: type[Exception] = FtError) -> Iterator[None]:
 
 def cause(error: BaseException) -> str:
     """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
-    text = " ".join(str(error).split())
     if isinstance(error, FtError):
-        return text
+        return described(error)
     own = {contextlib.__file__, importlib.__file__, importlib.metadata.__file__}
     core = f"{Path(__file__).parents[1]}{os.sep}"
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     frames = [f for f in frames if f[0] not in own and not f[0].startswith(("<frozen ", core))]
     lines = [line for file, line in frames if file == frames[0][0]]  # not within what the plugin called
     place = f" ({'/'.join(Path(frames[0][0]).parts[-2:])}:{lines[-1]})" if lines else ""
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__) + place
+    return f"{described(error)}{place}"
 
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -1,24 +1,21 @@
-"""Every hook of fitune. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
+"""What plugins may offer. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
 
-The first four hooks offer things that recipes pick by name; `ft_commands` and `ft_check` extend the command line and
-the checks, `ft_levers` and `ft_memory_twins` the forecast; the rest tell what happens in a run, in this order. An
-implementation may leave out arguments it does not need. All events are called in the main process only, except where
-it says otherwise.
+The first five hooks offer things that recipes pick by name; `ft_commands` and `ft_check` extend the command line and
+the checks, `ft_levers` and `ft_memory_twins` the forecast. The hooks that tell what happens in a run are in
+`fitune.plugin.eventspecs`. An implementation may leave out arguments it does not need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from fitune.errors import Problem
-from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
 from fitune.plugin.levers import Lever
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader
 
 if TYPE_CHECKING:
     import click
@@ -27,10 +24,11 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("fitune")
 
 hookimpl = pluggy.HookimplMarker("fitune")
+"""Marks a function, or a method, as a plugin's implementation of the hook whose name it has."""
 
 
 # mypy: disable-error-code="empty-body"
-class Hooks:
+class OfferHooks:
     """The specifications, one method a hook."""
 
     @hookspec
@@ -139,6 +137,42 @@ class Hooks:
         """
 
     @hookspec
+    def ft_listeners(self) -> Iterable[Listener[Any]]:
+        """Offer listeners: each gives an object to every run that uses it, which is told of that run's events alone.
+
+        Example:
+            >>> from fitune import Listener, NoOptions, hookimpl
+            >>> class Tokens:
+            ...     def __init__(self):
+            ...         self.tokens = 0
+            ...
+            ...     @hookimpl
+            ...     def ft_step_done(self, step):
+            ...         self.tokens += step.tokens
+            ...
+            ...     @hookimpl
+            ...     def ft_run_finished(self, run):
+            ...         if run is not None:
+            ...             print(run.recipe.general.name, "has seen", self.tokens, "tokens")
+            ...
+            ...     def state(self):
+            ...         return {"tokens": self.tokens}
+            ...
+            ...     def restore(self, state):
+            ...         self.tokens = state["tokens"]
+            >>> @hookimpl
+            ... def ft_listeners():
+            ...     yield Listener(
+            ...         name="tokens",
+            ...         summary="Counts the tokens of a run",
+            ...         options=NoOptions,
+            ...         make=lambda options: Tokens(),
+            ...     )
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
     def ft_commands(self, cli: click.Group) -> None:
         """Add subcommands to `ft`.
 
@@ -196,131 +230,6 @@ class Hooks:
             >>> @hookimpl
             ... def ft_memory_twins():
             ...     yield MemoryTwin(name="fused norm", operation="mylib.fused_norm.default", scratch=scratch)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_run_started(self, run: Run) -> None:
-        """Called once everything is ready, before the first evaluation and the first step.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_run_started(run):
-            ...     print(run.recipe.general.name, "trains for", run.steps, "steps in", run.directory)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_rehearsed(self, run: Run, report: RehearsalReport) -> None:
-        """Called before the first step of a run on a GPU, once its longest rows went through all that it does.
-
-        No other event tells of what a rehearsal does. It is called again where the run had to be composed again.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_rehearsed(report):
-            ...     print("at most", report.memory.peak, "bytes")
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_recovered(self, run: Run, recovery: Recovery) -> None:
-        """Called once a run that ran out of GPU memory is ready to go on with less; `run` is the new one.
-
-        Keep nothing of the run that you were told of before: its model could not be freed.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_recovered(recovery):
-            ...     print("after", recovery.step, "steps:", *recovery.after)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_step_done(self, run: Run, step: StepReport) -> None:
-        """Called after each optimizer step.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_step_done(step):
-            ...     print(step.step, step.loss)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_evaluated(self, run: Run, report: EvalReport) -> None:
-        """Called after each evaluation on held-out data.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_evaluated(run, report):
-            ...     print(report.step, report.loss, report.exact_match)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_noticed(self, run: Run, notice: Notice) -> None:
-        """Called where something is not as it should be and the run goes on: a loss spike, a step that was left out, a
-        checkpoint that could not be written.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_noticed(notice):
-            ...     print("after", notice.step, "steps:", notice.kind, notice.what)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_checkpoint_saved(self, run: Run, report: CheckpointReport) -> None:
-        """Called after a checkpoint was written, whole, down to the disk.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_checkpoint_saved(report):
-            ...     print("copy", report.directory, "to a safe place:", report.bytes, "bytes")
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_saved(self, run: Run, directory: Path) -> None:
-        """Called after the adapter (or the model) was written to `directory`, whole.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_saved(run, directory):
-            ...     print("upload", directory)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_run_finished(self, recipe: Recipe, run: Run | None, error: BaseException | None) -> None:
-        """Called last, always, also after an interruption.
-
-        `error` is what ended the run, or None if it is done; `run` is None if it failed before it was ready, or ready
-        again.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_run_finished(recipe, error):
-            ...     print(recipe.general.name, "failed" if error else "done")
 
         .. versionadded:: 0.1
         """

@@ -9,11 +9,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from fitune.plugin.options import to_table
-from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
 
-R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]")
-
-Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]")
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 
@@ -139,19 +137,6 @@ class Checkpoint:
     """How many of the newest are kept."""
     best: bool = True
     """Whether that of the best evaluation is kept too: of the highest exact match, or else of the lowest loss."""
-    spot: Literal["aws", "gcp", "azure"] | None = None
-    """Stop and save when this cloud says that it takes the machine, a spot instance, back: the machine's own metadata
-    service is asked every few seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """`[log]`."""
-
-    every: Annotated[int, Ge(1)] = 1
-    """Steps between lines of `metrics.jsonl` (evaluations are always written)."""
-    tracker: Tracker | None = None
-    """An experiment tracker that accelerate knows; the package of that name must be installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +180,8 @@ class Recipe:
     evaluation: Evaluation
     eval_sources: tuple[Use[DataStage[Any]], ...]
     checkpoint: Checkpoint
-    log: Log
+    listeners: tuple[Use[Listener[Any]], ...] = ()
+    """Those that a run has by default among them; events come to them in this order."""
 
     def to_toml(self) -> dict[str, object]:
         """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe."""
@@ -214,7 +200,7 @@ class Recipe:
             "train": self._train(),
             **(held_out if self.eval_sources or self.evaluation.fraction else {}),
             "checkpoint": to_table(self.checkpoint),
-            "log": to_table(self.log),
+            "listener": [use.table() for use in self.listeners],
         }
 
     def _memory(self) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """What plugins give and what flows between them: frozen records, each a small contract.
 
-A provider record (`ModelLoader`, `Adapter`, `MemoryStrategy`, `DataStage`) has a name that recipes use, a one-line
-summary, an options dataclass and a callable that takes the options read from the recipe. None of these records needs
-torch to be imported, so that listing plugins stays instant: import it inside the callables.
+A provider record (`ModelLoader`, `Adapter`, `MemoryStrategy`, `DataStage`, `Listener`) has a name that recipes use, a
+one-line summary, an options dataclass and a callable that takes the options read from the recipe. None of these records
+needs torch to be imported, so that listing plugins stays instant: import it inside the callables.
 """
 
 from __future__ import annotations
@@ -184,7 +184,26 @@ class DataStage(Generic[O]):
     """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`. Raises `DataError`."""
 
 
-Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any]"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener(Generic[O]):
+    """Is told what happens in a run: `[[listener]] use = "NAME"`. It is at work in the main process alone."""
+
+    name: str
+    summary: str
+    options: type[O]
+    make: Callable[[O], object]
+    """Gives the listener of one run: an object with methods named as the events (`ft_run_started`, `ft_step_done` ...),
+    each marked `@hookimpl`.
+
+    It may have two methods more. `state()` gives what it needs to go on, as a mapping that JSON can hold, which each
+    checkpoint keeps. `restore(state)` is given that mapping, before `ft_run_started`, where a run goes on from the
+    checkpoint; not where the checkpoint holds none of it."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+    default: bool = False
+    """Whether a run has it, with its default options, where the recipe does not name it."""
+
+
+Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]"
 
 
 def must_be_asked(record: MemoryStrategy[Any]) -> bool:

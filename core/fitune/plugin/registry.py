@@ -7,6 +7,7 @@ carries its name: pluggy's own loading has no isolation, and its errors do not s
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,15 +28,24 @@ import pluggy
 from fitune._version import __version__
 from fitune.errors import FtError, PluginError, nearest
 from fitune.plugin import contract
-from fitune.plugin.hookspecs import Hooks
-from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoader, Provider
+from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.hookspecs import OfferHooks
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Provider
 
 GROUP = "fitune"
 
 PLUGINS = "fitune_plugins"
 """The package of the plugins that come with fitune, imported by its name: its `PLUGINS` lists them."""
 
-OF_THE_CORE = ("fitune.recipe.secrets", "fitune.memory.cards.check")
+OF_THE_CORE = (
+    "fitune.recipe.secrets",
+    "fitune.memory.cards.check",
+    "fitune.cli.console_listener",
+    "fitune.memory.measured",
+    "fitune.runs.metrics",
+    "fitune.runs.recorder",
+    "fitune.runs.tracker",
+)
 """Modules of the core that do their part by hooks, as plugins do."""
 
 P = TypeVar("P", bound=Provider)
@@ -45,6 +55,7 @@ KINDS: dict[type[Any], str] = {
     Adapter: "adapter",
     MemoryStrategy: "memory strategy",
     DataStage: "data stage",
+    Listener: "listener",
 }
 
 
@@ -83,8 +94,9 @@ class Registry:
         recipes may have models run code of their own (`fitune.recipe.checks`).
         """
         self.trusts_remote_code = trusts_remote_code
-        self._manager = pluggy.PluginManager("fitune")
-        self._manager.add_hookspecs(Hooks)
+        self.third_party = False
+        """Whether installed plugins were loaded."""
+        self._manager = _new_manager()
         self._trace = trace
         self._homes = set(built_in())
         self.plugins: dict[str, Plugin] = {}
@@ -101,6 +113,7 @@ class Registry:
     ) -> Registry:
         """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
         registry = cls(trace=trace, trusts_remote_code=trusts_remote_code)
+        registry.third_party = third_party
         entries = _entries() if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
         for dotted in built_in():
@@ -170,6 +183,22 @@ class Registry:
                 errors.append(error)
         return errors
 
+    def for_run(self, listeners: Mapping[str, object]) -> Registry:
+        """A registry of the same plugins that knows these listeners too, by name; this one does not.
+
+        Events come to the listeners before they come to plugins, and in this order. Raises `PluginError` for one that
+        breaks its contract.
+        """
+        made = copy.copy(self)
+        made.plugins, made.provided, made._errors = dict(self.plugins), list(self.provided), dict(self._errors)
+        made._manager = _new_manager()
+        for name, plugin in self._manager.list_name_plugin():
+            made._manager.register(plugin, name)
+        for name, listener in reversed(list(listeners.items())):  # what is registered last is called first
+            contract.check_listener(made._manager, name, listener)
+            made._manager.register(listener, contract.listener_title(name))
+        return made
+
     def _functions(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
         implementations = getattr(self._manager.hook, hook).get_hookimpls()
         return [(i.plugin_name, i.function) for i in reversed(implementations)]
@@ -179,7 +208,7 @@ class Registry:
         start = time.perf_counter()
         ended = " failed"
         try:
-            with contract.blame(f"plugin {plugin}: {hook}"):
+            with contract.blame(f"{contract.title(plugin)}: {hook}"):
                 result = function(**{k: v for k, v in arguments.items() if k in wanted})
                 if isinstance(result, Iterable):
                     result = list(result)  # a generator's body runs here, where its errors get a name
@@ -226,6 +255,13 @@ class Registry:
                     raise PluginError(f'it provides the {kind} "{record.name}" twice')
                 found.append(Provided(kind=kind, record=record, plugin=plugin))
         return found
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("fitune")
+    for specifications in (OfferHooks, EventHooks):
+        manager.add_hookspecs(specifications)
+    return manager
 
 
 def _entries() -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:

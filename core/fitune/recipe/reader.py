@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fitune.errors import PluginError, Problem
-from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Log, Memory, Recipe, Train, Use
-from fitune.plugin.records import Adapter, DataStage, MemoryStrategy, ModelLoader
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Recipe, Train, Use
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
 from fitune.plugin.registry import Registry
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import fit_problems, name_problem
-from fitune.recipe.source import TomlSource
+from fitune.recipe.listeners import with_defaults
+from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
+from fitune.recipe.source import Key, TomlSource
 from fitune.recipe.tables import Tables, split, without
 
-TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "log")
+TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "listener")
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = (), *, look: bool = True) -> Recipe:
@@ -38,6 +39,7 @@ class _Reader:
         self.tables = Tables(source, registry)
 
     def read(self) -> Recipe:
+        self._refuse_renamed()
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self.tables.table(name) for name in ("memory", "data", "eval"))
@@ -51,7 +53,7 @@ class _Reader:
             "train": self._train(),
             "evaluation": self._evaluation(evaluation),
             "checkpoint": self.tables.parse(Checkpoint, self.tables.table("checkpoint"), ("checkpoint",)),
-            "log": self._log(),
+            "listeners": self._listeners(),
         }
         parts |= self._data(data, evaluation, parts["data"])
         self.tables.raise_problems()
@@ -95,20 +97,39 @@ class _Reader:
 
     def _strategies(self, memory: Mapping[str, Any]) -> tuple[Use[MemoryStrategy[Any]], ...] | None:
         uses = self.tables.uses(MemoryStrategy, memory, ("memory", "strategy"))
-        seen: set[str] = set()
-        for number, use in enumerate(uses or ()):
-            if use.record.name in seen:
-                what = f'"{use.record.name}" stands here a second time'
-                self.tables.add(("memory", "strategy", number), Problem(what=what, fix="Keep one of them"))
-            seen.add(use.record.name)
+        self._once(uses or (), ("memory", "strategy"))
         return uses
 
-    def _log(self) -> Log | None:
-        log = self.tables.parse(Log, self.tables.table("log"), ("log",))
-        if log is not None and log.tracker is not None and importlib.util.find_spec(log.tracker) is None:
-            fix = f"Install it: pip install {log.tracker}"
-            self.tables.add(("log", "tracker"), Problem(what=f'the tracker "{log.tracker}" is not installed', fix=fix))
-        return log
+    def _listeners(self) -> tuple[Use[Listener[Any]], ...] | None:
+        uses = self.tables.uses(Listener, self.source.values, ("listener",), look=self.look)
+        if uses is None:
+            return None
+        self._once(uses, ("listener",))
+        try:
+            return with_defaults(self.registry, uses)
+        except PluginError as error:
+            self.tables.add(("listener",), Problem(what=error.message))
+            return None
+
+    def _once(self, uses: Sequence[Use[Any]], at: Key) -> None:
+        """Note each provider that is named a second time."""
+        seen: set[str] = set()
+        for number, use in enumerate(uses):
+            if use.record.name in seen:
+                what = f'"{use.record.name}" stands here a second time'
+                self.tables.add((*at, number), Problem(what=what, fix="Keep one of them"))
+            seen.add(use.record.name)
+
+    def _refuse_renamed(self) -> None:
+        """Say of each key that is called otherwise since 0.1 what to write now."""
+        values = self.source.values
+        for key, table in renamed(values):
+            overridden = self.source.overridden(key) is not None
+            self.tables.add(key, what_to_write(key, table, overridden=overridden))
+        for key in unknown(values):
+            fix = 'Metrics and trackers are listeners now: [[listener]] use = "metrics", or "tracker"'
+            self.tables.add(key, Problem(what=f"there is no table [{key[0]}]", fix=fix))
+        self.source.values = without_renamed(values)
 
     def _evaluation(self, table: Mapping[str, Any]) -> Evaluation | None:
         evaluation = self.tables.parse(Evaluation, without(table, "source"), ("eval",), known=["source"])

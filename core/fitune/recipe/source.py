@@ -15,6 +15,7 @@ import tomli
 
 from fitune.errors import RecipeError
 from fitune.plugin.options import is_table
+from fitune.recipe.renamed import is_of_run, translated
 
 Key = tuple["str | int", ...]
 """A path into a document: names of keys, and positions in arrays of tables."""
@@ -24,7 +25,9 @@ class TomlSource:
     """The values of a recipe file, overrides applied, and the place of each."""
 
     def __init__(self, path: Path, text: str, overrides: Sequence[str] = ()) -> None:
-        """Parse `text` and apply overrides such as `train.steps=20`. Raises `RecipeError`."""
+        """Parse `text` and apply overrides such as `train.steps=20`; a run's own recipe may be of 0.1. Raises
+        `RecipeError`.
+        """
         self.path = path
         self.text = text
         try:
@@ -32,6 +35,8 @@ class TomlSource:
         except tomli.TOMLDecodeError as error:
             message = error.msg.replace("Cannot overwrite a value", "this key is given a second time")
             raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
+        if is_of_run(path):
+            self.values = translated(self.values)
         self._overrides: dict[Key, str] = {}
         problems = [p for p in map(self._override, overrides) if p]
         if problems:

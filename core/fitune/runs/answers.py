@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from fitune.runs.atomic import write_file
+
 from fitune.plugin.events import Answer
+from fitune.runs.atomic import write_file
 
 NAME = "examples.json"
 

@@ -1,35 +1,45 @@
-"""The lines of a run's `metrics.jsonl`, read so that a damaged one harms no other."""
+"""A run's `metrics.jsonl`: the listener that writes it, and its lines, read so that a damaged one harms no other."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-import contextlib
-import dataclasses
-from collections.abc import Mapping
-from fitune.runs.answers import Answered, first_answers, write_answers
-from fitune.runs.json_lines import Complaints
-from fitune.errors import cause
-from fitune.runs.atomic import write_file
-from fitune.errors import RunError
-from fitune.plugin.events import CheckpointReport, EvalReport, MemoryForecast, Notice, Recovery, RehearsalReport, Run, StepReport
-from fitune.plugin.hookspecs import hookimpl
-from fitune.runs.json_lines import LineFile
-from fitune.recipe.secrets import redacted_values
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-import tomli
-from fitune.plugin.events import EvalReport
-from fitune.data.prepare import UNWATCHED, Watch
-from fitune.plugin.registry import Registry
+from typing import Annotated, Any
 
-if TYPE_CHECKING:
-    from fitune.plugin.recipe import Recipe
+from annotated_types import Ge
+
+from fitune.errors import RunError, cause
+from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Recovery, RehearsalReport, Run, StepReport
+from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.records import Listener
+from fitune.recipe.secrets import redacted_values
+from fitune.runs.answers import Answered, first_answers, write_answers
+from fitune.runs.json_lines import Complaints, LineFile
 
 NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsOptions:
+    """Options of `metrics`."""
+
+    every: Annotated[int, Ge(1)] = 1
+    """Steps between the lines of two steps. The last step's is always written, as are all evaluations."""
+
+
+@hookimpl
+def ft_listeners() -> Iterable[Listener[MetricsOptions]]:
+    """Offer `metrics`."""
+    yield Listener(
+        name="metrics",
+        summary="Writes each step and evaluation to metrics.jsonl, held-out answers to examples.json",
+        options=MetricsOptions,
+        make=lambda options: MetricsFile(options.every),
+        default=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +120,9 @@ class MetricsFile:
     `examples.json` holds the answers of the last evaluation that generated any, and of the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int = 1) -> None:
+        """`every` is the number of steps between the lines of two steps."""
+        self._every = every
         self._file: LineFile | None = None
         self._first: Answered | None = None
         self._complaints = Complaints()
@@ -143,7 +155,7 @@ class MetricsFile:
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Write a step."""
-        if is_logged(run, step):
+        if is_logged(run, step, self._every):
             self._write({"event": "step", **step_values(step)})
 
     @hookimpl
@@ -185,9 +197,9 @@ class MetricsFile:
         self._file.append(values)
 
 
-def is_logged(run: Run, step: StepReport) -> bool:
-    """Whether the numbers of a step are kept (`[log] every`); those of the last are."""
-    return step.step % run.recipe.log.every == 0 or step.step == run.steps
+def is_logged(run: Run, step: StepReport, every: int) -> bool:
+    """Whether the numbers of a step are kept, where those of each so many steps are; those of the last are."""
+    return step.step % every == 0 or step.step == run.steps
 
 
 def step_values(step: StepReport) -> dict[str, int | float]:

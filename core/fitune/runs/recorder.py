@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
-from fitune.runs.json_lines import Complaints
-from fitune.errors import cause
-from fitune.errors import FtError, Interrupted, one_line
+
+from fitune.errors import FtError, Interrupted, cause, one_line
 from fitune.plugin.events import EvalReport, MemoryForecast, MemoryReport, Recovery, Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
-from fitune.runs.json_lines import finite
-from fitune.runs.metrics import read_metrics, until
+from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
-from fitune.runs.record import NAME, ForecastRecord, HeldOut, MemoryRecord, RunRecord, StartRecord, read_record, write_record
+from fitune.plugin.records import Listener
+from fitune.runs.json_lines import Complaints, finite
+from fitune.runs.metrics import read_metrics, until
+from fitune.runs.record import (
+    NAME,
+    ForecastRecord,
+    HeldOut,
+    MemoryRecord,
+    RunRecord,
+    StartRecord,
+    read_record,
+    write_record,
+)
 
 EVERY = 10.0
 """Seconds between two writings, where steps alone are to be told."""
+
+
+@hookimpl
+def ft_listeners() -> Iterable[Listener[NoOptions]]:
+    """Offer `record`."""
+    yield Listener(
+        name="record",
+        summary="Keeps what becomes of the run, over all of its starts, in run.json, for ft runs",
+        options=NoOptions,
+        make=lambda options: RecordFile(),
+        default=True,
+    )
 
 
 def _now() -> datetime:

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from fitune.runs.json_lines import Complaints
-from fitune.errors import cause
-from fitune.runs.atomic import write_file
-from fitune.errors import RunError
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from fitune.errors import Problem, RunError, cause
 from fitune.plugin.events import EvalReport, Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
-from fitune.runs.json_lines import finite
+from fitune.plugin.options import flat
+from fitune.plugin.records import Listener
+from fitune.runs.atomic import write_file
+from fitune.runs.json_lines import Complaints, finite
 from fitune.runs.metrics import eval_values, is_logged, step_values
 
 NAME = "tracker.json"
 """File of a run's directory with the tracker's own name for the run."""
 
-START_AGAIN = "Log in to it or mend its connection, or leave [log] tracker out"
+START_AGAIN = 'Log in to it or mend its connection, or remove [[listener]] use = "tracker"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerOptions:
+    """Options of `tracker`."""
+
+    name: Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+    """A tracker that accelerate knows; the package of that name must be installed."""
+    every: Annotated[int, Ge(1)] = 1
+    """Steps between two that are logged. The last one always is, as are all evaluations."""
+
+
+@hookimpl
+def ft_listeners() -> Iterable[Listener[TrackerOptions]]:
+    """Offer `tracker`."""
+    yield Listener(
+        name="tracker",
+        summary="Hands each step and evaluation to an experiment tracker, e.g. wandb",
+        options=TrackerOptions,
+        make=lambda options: Tracker(options.name, options.every),
+        check=_check,
+    )
+
+
+def _check(options: TrackerOptions) -> Iterable[Problem]:
+    if importlib.util.find_spec(options.name) is None:
+        fix = f"Install it: pip install {options.name}"
+        yield Problem(key="name", what=f'the tracker "{options.name}" is not installed', fix=fix)
 
 
 class Tracker:
@@ -31,17 +64,15 @@ class Tracker:
     A run that goes on is the same run to wandb, mlflow and tensorboard; to others it is a new one of the same name.
     """
 
-    def __init__(self) -> None:
-        self._name = ""
+    def __init__(self, name: str, every: int = 1) -> None:
+        """`name` is what accelerate calls the tracker, `every` the number of steps between two that are logged."""
+        self._name, self._every = name, every
         self._accelerator: Any = None
         self._complaints = Complaints()
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
         """Start the tracker, with the recipe as its configuration. Raises `RunError` if a new run's cannot."""
-        if run.recipe.log.tracker is None:
-            return
-        self._name = run.recipe.log.tracker
         if run.resumed is not None:
             self._try("cannot go on", lambda: self._start(run))
             return
@@ -54,7 +85,7 @@ class Tracker:
     @hookimpl
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Log a step."""
-        if self._accelerator is not None and is_logged(run, step):
+        if self._accelerator is not None and is_logged(run, step, self._every):
             self._log("train", step_values(step), step.step)
 
     @hookimpl
@@ -73,7 +104,7 @@ class Tracker:
         from accelerate import Accelerator
 
         accelerator = Accelerator(log_with=self._name, project_dir=str(run.directory))
-        config = {key: value for key, value in _flat("", run.recipe.to_toml()) if not isinstance(value, list)}
+        config = {key: value for key, value in flat(run.recipe.to_toml()) if not isinstance(value, list)}
         known = None if run.resumed is None else _read(run.directory, self._name)
         made = known or uuid.uuid4().hex
         arguments = {self._name: _arguments(self._name, made, known, run.resumed)}
@@ -125,11 +156,3 @@ def _read(directory: Path, name: str) -> str | None:
         return str(values["run"]) if values["tracker"] == name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in _flat(f"{prefix}.{key}" if prefix else key, inner)]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [pair for number, inner in enumerate(value) for pair in _flat(f"{prefix}.{number}", inner)]
-    return [(prefix, value)]

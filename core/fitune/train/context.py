@@ -37,7 +37,7 @@ class RunContext:
     stop: StopRequest = field(default_factory=StopRequest)
 
     position: Position = field(default_factory=Position)
-    keeper: Keeper = field(default_factory=Keeper)
+    keeper: Keeper = field(init=False)
     notices: list[Notice] = field(default_factory=list)
     """To be told once the run has started."""
 
@@ -55,3 +55,6 @@ class RunContext:
     """What the run has not gone on from yet."""
     unfinished: Path | None = None
     """Where what trains was written in the midst of a step that could not be undone."""
+
+    def __post_init__(self) -> None:
+        self.keeper = Keeper(listeners=self.events.states)

@@ -51,20 +51,13 @@ def run(
     to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes on a GPU. With
     `resume` the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
     """
-    events = Events(registry)
     context = RunContext(
-        recipe=recipe,
-        registry=registry,
-        events=events,
-        directory=directory,
-        watch=watch,
-        resume=resume,
-        keeper=Keeper(listeners=events.states),
+        recipe=recipe, registry=registry, events=Events(registry), directory=directory, watch=watch, resume=resume
     )
     if refit is None and torch.cuda.is_available():
         refit = refitter_of(registry)
     with _told_of_its_end(context):
-        events.listen(recipe.listeners)
+        context.events.listen(recipe.listeners)
         if resume is not None:
             go_back(context)
         context.compositions.append(choose(context))

@@ -39,18 +39,24 @@ class Start:
 
 
 def start_of(
-    given: Path, registry: Registry, overrides: Sequence[str], *, out: Path | None, resume: bool, allowed: Sequence[str]
+    given: Path | Recipe,
+    registry: Registry,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    resume: bool,
+    allowed: Sequence[str],
 ) -> Start:
     """What `ft run GIVEN` is to do. Raises `RecipeError` and `RunError`.
 
-    A directory of a run goes on; a recipe begins, or with `resume` goes on in `out`, or in its newest run that is not
-    done. Differences from what the run was must be under the `allowed` keys.
+    A directory of a run goes on; a recipe, or the file of one, begins, or with `resume` goes on in `out`, or in its
+    newest run that is not done. Differences from what the run was must be under the `allowed` keys.
     """
-    if given.is_dir():
+    if isinstance(given, Path) and given.is_dir():
         if out is not None:
             raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
         return _going_on(given, _recipe_of(given, registry, overrides), allowed)
-    recipe = read_recipe(given, registry, overrides)
+    recipe = given if isinstance(given, Recipe) else read_recipe(given, registry, overrides)
     if resume:
         directory = out or _newest(recipe)
         if (directory / FILE).exists() or _holds(directory, recipe.adapter.record.directory):

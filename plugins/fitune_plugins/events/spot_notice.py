@@ -1,7 +1,7 @@
 """Notice of a spot instance: a run stops and saves when the cloud says that it takes the machine back.
 
-A recipe asks for it, `[checkpoint] spot = "aws"`, "gcp" or "azure"; nothing is asked otherwise. A thread asks the
-machine's own metadata service, over its link-local address and through no proxy, every few seconds.
+A recipe asks for it, `[[listener]] use = "spot-notice"`; nothing is asked otherwise. A thread asks the machine's own
+metadata service, over its link-local address and through no proxy, every few seconds.
 
 aws     instance-action of the instance metadata service, version 2: 404 until about two minutes before
         (docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)
@@ -17,13 +17,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from typing import Literal
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from fitune import Run, StopRequest, hookimpl
+from fitune import Listener, Run, StopRequest, hookimpl
 
 EVERY = 5.0
 """Seconds between two questions, as AWS recommends."""
@@ -142,30 +143,50 @@ class Watch:
         self.complained = True
         said = " ".join(str(error).split()) or type(error).__name__
         self.tell(
-            f'[checkpoint] spot = "{self.cloud}": no metadata service answers ({said}), so that no notice can be seen. '
-            "Is this a machine of that cloud, and may it reach the service (in a container, a hop limit of 2)? It is "
-            "asked again, and the run goes on"
+            f'listener "spot-notice": no metadata service of {self.cloud} answers ({said}), so that no notice can be '
+            "seen. Is this a machine of that cloud, and may it reach the service (in a container, a hop limit of 2)? "
+            "It is asked again, and the run goes on"
         )
 
 
-_ENDS: list[threading.Event] = []
-"""Ends the watch of the run that this process makes, if it has one."""
+class SpotNotice:
+    """Watches one run."""
+
+    def __init__(self, cloud: str, every: float = EVERY) -> None:
+        """`every` is in seconds."""
+        self._cloud, self._every = cloud, every
+        self._ended = threading.Event()
+
+    @hookimpl
+    def ft_run_started(self, run: Run) -> None:
+        """Begin to watch."""
+        watch = Watch(cloud=self._cloud, stop=run.stop, tell=_tell, every=self._every)
+        threading.Thread(target=watch.run, args=(self._ended,), name="spot notice", daemon=True).start()
+
+    @hookimpl
+    def ft_run_finished(self) -> None:
+        """End the watch. A question that is being asked is not waited for: the thread ends once it is answered."""
+        self._ended.set()
+
+
+def _tell(what: str) -> None:
+    print(f"note: {what}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpotNoticeOptions:
+    """Options of `spot-notice`."""
+
+    cloud: Literal["aws", "gcp", "azure"]
+    """Whose machine it is: the metadata service of this cloud is asked every few seconds."""
 
 
 @hookimpl
-def ft_run_started(run: Run) -> None:
-    """Begin to watch, if the recipe asks for it."""
-    cloud = run.recipe.checkpoint.spot
-    if cloud is None:
-        return
-    ended = threading.Event()
-    watch = Watch(cloud=cloud, stop=run.stop, tell=lambda what: print(f"note: {what}", file=sys.stderr, flush=True))
-    threading.Thread(target=watch.run, args=(ended,), name="spot notice", daemon=True).start()
-    _ENDS.append(ended)
-
-
-@hookimpl
-def ft_run_finished() -> None:
-    """End the watch. A question that is being asked is not waited for: the thread ends once it is answered."""
-    while _ENDS:
-        _ENDS.pop().set()
+def ft_listeners() -> Iterable[Listener[SpotNoticeOptions]]:
+    """Offer `spot-notice`."""
+    yield Listener(
+        name="spot-notice",
+        summary="Stops and saves the run when the cloud says that it takes the machine, a spot instance, back",
+        options=SpotNoticeOptions,
+        make=lambda options: SpotNotice(options.cloud),
+    )

@@ -15,7 +15,7 @@ from fitune import Interrupted, StepReport, hookimpl
 from fitune.plugin.events import StopRequest
 from fitune.testing import write_recipe
 from fitune_plugins.events import spot_notice
-from fitune_plugins.events.spot_notice import Watch
+from fitune_plugins.events.spot_notice import SpotNotice, Watch
 from support.tiny import metrics, train
 
 TOKEN, ACTION = "/latest/api/token", "/latest/meta-data/spot/instance-action"
@@ -157,7 +157,7 @@ def test_what_is_no_metadata_service_is_told_once_and_ends_nothing(
     assert [watch.poll(), watch.poll()] == [False, False]
     assert not stop.is_asked()
     (line,) = told
-    assert line.startswith('[checkpoint] spot = "aws": no metadata service answers (')
+    assert line.startswith('listener "spot-notice": no metadata service of aws answers (')
     service.answers = {**AWS, ACTION: (200, json.dumps({"action": "stop", "time": TIME}))}
     assert watch.poll() is True  # it is asked again all the same
 
@@ -209,14 +209,14 @@ class WaitsForNotice:
 
 
 def test_a_run_is_stopped_and_saved(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Watch.__init__, "__defaults__", (0.01, False, False))
+    monkeypatch.setattr(SpotNotice.__init__, "__defaults__", (0.01,))
     service.answers = NOTHING["gcp"]
-    recipe = write_recipe(tmp_path / "recipe", {"checkpoint": {"spot": "gcp"}})
+    recipe = write_recipe(tmp_path / "recipe", {"listener": [{"use": "spot-notice", "cloud": "gcp"}]})
     with pytest.raises(Interrupted, match="stopped after 1 of 3 steps: Google Cloud takes this spot VM back"):
         train(recipe, tmp_path / "run", plugins=[WaitsForNotice(service)])
     assert (tmp_path / "run" / "checkpoints" / "step-1" / "manifest.json").is_file()
     assert len(metrics(tmp_path / "run")) == 1
-    assert spot_notice._ENDS == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "spot notice"]
 
 
 def test_nothing_is_asked_unless_a_recipe_names_it(service: Service, recipe_path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""From what a run is to be to the files that it leaves: what `ft run` and `fitune.run` share."""
+
+from __future__ import annotations
+
+import contextlib
+
+from fitune.compose.processes import is_main_process
+from fitune.data.prepare import UNWATCHED, Watch
+from fitune.errors import RunError
+from fitune.memory.background import beside_run
+from fitune.plugin.registry import Registry
+from fitune.runs.atomic import sweep
+from fitune.runs.lock import RunLock
+from fitune.train.run import run
+from fitune.train.start import Start, make_directory, remove_if_empty
+
+
+def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch = UNWATCHED) -> None:
+    """Train in the run's directory, which no other process may write to meanwhile; nothing, if the run is done.
+
+    On a GPU its memory is forecast beside it; without `force`, one that will not fit is refused. Raises the errors of
+    `fitune.errors`.
+    """
+    main_process = is_main_process()
+    if start.done:
+        _tidy(start)
+        return
+    made = make_directory(start) if main_process else []
+    try:
+        with contextlib.ExitStack() as stack:
+            forecaster = None
+            if main_process:
+                stack.enter_context(RunLock(start.directory))
+                forecaster = stack.enter_context(beside_run(third_party=registry.third_party, force=force))
+            run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume)
+    finally:
+        remove_if_empty(made)
+
+
+def _tidy(start: Start) -> None:
+    """Delete what a process left that was killed once the run was done, if nobody is at work there."""
+    if is_main_process():
+        with contextlib.suppress(RunError), RunLock(start.directory):
+            sweep(start.directory)
