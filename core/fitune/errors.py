@@ -97,14 +97,14 @@ def one_line(text: str) -> str:
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
-def cause_of(error: Exception) -> str:
-    """Why something could not be written, in a line."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return said or " ".join(str(error).split()) or type(error).__name__
-
-
 def cause(error: BaseException) -> str:
-    """Why, in a line: of an error of the system without its number, of others with their type."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    """Why, in a line: of an error of the system what it says without its number, of others as `described`."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else described(error)
+
+
+def described(error: BaseException) -> str:
+    """An error in a line: one that is meant for users by its message, another by its type and what it says."""
+    said = " ".join(str(error).split())
+    if isinstance(error, FtError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -189,7 +189,10 @@ class BrokenSave:
 
 @pytest.mark.parametrize(
     ("error", "cause"),
-    [(OSError(28, "No space left on device"), "No space left on device"), (ValueError("two\nlines"), "two lines")],
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+    ],
 )
 def test_saving_is_whole_or_not_at_all(recipe_path: Path, error: Exception, cause: str) -> None:
     parts = parts_of(recipe_path, 'adapter={use="broken"}', plugins=[BrokenSave(error)])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fitune.compose import varlen
-from fitune.errors import ModelError
+from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch
 from fitune.plugin.model import has_values, unwrapped
 
@@ -133,8 +133,9 @@ def _prove(model: nn.Module, inner: PreTrainedModel) -> Tensor:
         except varlen.UnsupportedError:
             raise
         except Exception as error:  # whatever a model of any make may raise
-            cause = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"pack: {type(inner).__name__} cannot be run on a packed row: {cause}") from error
+            raise ModelError(
+                f"pack: {type(inner).__name__} cannot be run on a packed row: {described(error)}"
+            ) from error
     if not has_values(inner):
         return cast(Tensor, logits.detach())
     if not own[:, ASKED].any():

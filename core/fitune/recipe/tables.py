@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fitune.errors import FtError, PluginError, Problem, RecipeError
+from fitune.errors import FtError, PluginError, Problem, RecipeError, described
 from fitune.plugin.options import is_table, parse, toml_text
 from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
@@ -134,7 +134,7 @@ class Tables:
         except FtError as error:
             self.add(at, Problem(what=error.message))
         except Exception as error:
-            raise PluginError(f'the check of "{record.name}" failed: {type(error).__name__}: {error}') from error
+            raise PluginError(f'the check of "{record.name}" failed: {described(error)}') from error
         return Use(record=record, options=options) if len(self.problems) == before else None
 
     def uses(

@@ -22,7 +22,7 @@ from fitune.compose.devices import measure_memory
 from fitune.compose.evaluate import Evaluator, split_answer
 from fitune.compose.parts import Parts
 from fitune.data.sampler import longest
-from fitune.errors import RunError, cause_of
+from fitune.errors import RunError, cause
 from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.events import RehearsalReport
 from fitune.train.save import write
@@ -105,7 +105,7 @@ def _save(parts: Parts) -> None:
         write(parts, directory)
     except Exception as error:
         raise RunError(
-            f"what this run trains cannot be saved in {parts.run.directory}: {cause_of(error)}. This was tried before "
+            f"what this run trains cannot be saved in {parts.run.directory}: {cause(error)}. This was tried before "
             "any more is trained. Make room, or give another --out"
         ) from error
     finally:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from fitune.compose.parts import Parts
-from fitune.errors import RunError, cause_of
+from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
 
 
@@ -27,7 +27,7 @@ def save(parts: Parts) -> Path:
         write(parts, partial)
         publish(partial, final)
     except Exception as error:  # a full disk is an OSError here, an error of safetensors' own there
-        raise RunError(f"{final} could not be written: {cause_of(error)}. {_rescue(parts)}") from error
+        raise RunError(f"{final} could not be written: {cause(error)}. {_rescue(parts)}") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -59,5 +59,5 @@ def _rescue(parts: Parts) -> str:
         place = Path(tempfile.mkdtemp(prefix="fitune-rescued-"))
         write(parts, place)
     except Exception as error:
-        return f"Nor could it be written to {tempfile.gettempdir()}: {cause_of(error)}. What was trained is lost"
+        return f"Nor could it be written to {tempfile.gettempdir()}: {cause(error)}. What was trained is lost"
     return f"What was trained was written to {place} instead: move it to a safe place"

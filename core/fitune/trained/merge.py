@@ -20,7 +20,7 @@ import torch
 from fitune.compose.devices import free_memory
 from fitune.compose.model import call_plugin
 from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, tokenizer_of, training_data
-from fitune.errors import ModelError, RunError, cause_of
+from fitune.errors import ModelError, RunError, cause
 from fitune.plugin.dataflow import Example
 from fitune.plugin.model import mend_generation_config
 from fitune.runs.atomic import begin, publish
@@ -99,7 +99,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         write_card(trained.directory, partial, name=asked.to.name, parity=found.lines if found else ())
         publish(partial, asked.to)
     except OSError as error:
-        raise RunError(f"{asked.to} could not be written: {cause_of(error)}. Nothing is left there") from error
+        raise RunError(f"{asked.to} could not be written: {cause(error)}. Nothing is left there") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
@@ -140,7 +140,7 @@ def _begin(to: Path) -> Path:
     try:
         return begin(to)
     except OSError as error:
-        raise RunError(f"--to {to} cannot be made: {cause_of(error)}. Give another") from error
+        raise RunError(f"--to {to} cannot be made: {cause(error)}. Give another") from error
 
 
 def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype) -> None:
@@ -167,7 +167,7 @@ def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype
     except OSError:
         raise
     except Exception as error:  # safetensors has errors of its own for a full disk
-        raise RunError(f"{asked.to} could not be written: {cause_of(error)}. Nothing is left there") from error
+        raise RunError(f"{asked.to} could not be written: {cause(error)}. Nothing is left there") from error
 
 
 def _cast(model: PreTrainedModel, own: torch.dtype, dtype: torch.dtype) -> None:
