@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from fitune.runs.json_lines import LineFile
+from fitune.runs.json_lines import Complaints, LineFile, finite, json_line
 
 
 class FullDisk:
@@ -87,3 +88,64 @@ def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
     file.append({"loss": float("nan"), "norms": [1.0, float("inf")], "of": {"x": -float("inf")}})
     file.close()
     assert file.path.read_text() == '{"loss": null, "norms": [1.0, null], "of": {"x": null}}\n'
+
+
+def test_lines_are_handed_on_at_once_and_flushed_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    file = LineFile(tmp_path / "m.jsonl")
+    file.append({"step": 1})
+    assert steps(file.path) == [1]  # it is still open
+    assert flushed == []
+    file.keep()
+    assert len(flushed) == 1
+    file.close()
+    file.keep()  # nothing is open to be flushed
+    assert len(flushed) == 1
+
+
+def test_a_file_begins_anew_unless_lines_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n')
+    LineFile(path).close()
+    assert path.read_text() == ""
+    path.write_text('{"step": 1}\n')
+    LineFile(path, []).close()
+    assert path.read_text() == ""
+
+
+def test_a_directory_that_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = LineFile(tmp_path / "run" / "m.jsonl")
+    file.append({"step": 1})
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    file.append({"step": 2})
+    assert steps(file.path) == [1, 2]
+    file.close()
+
+
+def test_a_line_is_one_line_and_what_is_finite_stays() -> None:
+    assert json_line({"what": "a\nb\u2028"}) == '{"what": "a\\nb\\u2028"}\n'
+    assert finite({"a": (1, 2.5, "x", None, True), "b": [{"c": float("nan")}]}) == {
+        "a": [1, 2.5, "x", None, True],
+        "b": [{"c": None}],
+    }
+
+
+def test_each_complaint_is_told_once_until_it_is_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    complaints = Complaints()
+    complaints.mended("a", "a is well")  # nobody complained
+    complaints.tell("a", "a is ill")
+    complaints.tell("a", "a is worse")
+    complaints.tell("b", "b is ill")
+    complaints.mended("a", "a is well")
+    complaints.mended("a", "a is well")
+    complaints.tell("a", "a is ill again")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "warning: a is ill",
+        "warning: b is ill",
+        "note: a is well",
+        "warning: a is ill again",
+    ]
