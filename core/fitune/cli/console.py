@@ -22,6 +22,7 @@ from fitune.plugin.events import (
     StepReport,
 )
 from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.units import gib
 from fitune.runs.answers import Answered, first_answers
 
 PLAIN_LINES = 20
@@ -142,9 +143,9 @@ class RunConsole:
         reserved = measured.reserved or 0
         off = 100 * (forecast.allocated / measured.peak - 1), 100 * (forecast.reserved / max(1, reserved) - 1)
         self.console.print(
-            f"memory   allocated {_gib(measured.peak)} measured, "
-            f"{_gib(forecast.allocated)} forecast ({off[0]:+.2f} %); "
-            f"reserved {_gib(reserved)} measured, {_gib(forecast.reserved)} forecast ({off[1]:+.2f} %)",
+            f"memory   allocated {gib(measured.peak, 3)} measured, "
+            f"{gib(forecast.allocated, 3)} forecast ({off[0]:+.2f} %); "
+            f"reserved {gib(reserved, 3)} measured, {gib(forecast.reserved, 3)} forecast ({off[1]:+.2f} %)",
             highlight=False,
             soft_wrap=True,
         )
@@ -196,7 +197,8 @@ def forecast_text(forecast: MemoryForecast) -> str:
     if forecast.error is not None:
         return f"none: {forecast.error}"
     return (
-        f"{_gib(forecast.allocated)} allocated, {_gib(forecast.reserved)} reserved, {_gib(forecast.context)} context; "
+        f"{gib(forecast.allocated, 3)} allocated, {gib(forecast.reserved, 3)} reserved, "
+        f"{gib(forecast.context, 3)} context; "
         f"{'fits' if forecast.fits else 'does not fit'} on {forecast.card}"
     )
 
@@ -224,10 +226,6 @@ def recovery_text(recovery: Recovery) -> str:
     return "\n".join(lines)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3f} GiB"
-
-
 def memory_text(memory: MemoryReport) -> str:
     """The peak in GiB and what it is the peak of."""
-    return f"{memory.peak / 2**30:.2f} GiB of {memory.kind} memory"
+    return f"{gib(memory.peak)} of {memory.kind} memory"

@@ -27,6 +27,7 @@ from fitune.memory.shapes import Shapes, shapes_of_rows
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.units import gib
 from fitune.recipe.checks import KEY
 
 PATIENCE = 600
@@ -97,8 +98,8 @@ class Beside:
             self.stop()
         if found.error is None and not found.fits and not self._force:
             raise RunError(
-                f"the run would not fit on {self.card.name}: the forecast is {_gib(found.needed + found.margin)} with "
-                f"its margin, and the card has {_gib(self.card.usable)} beside a context of {_gib(self.card.context)}. "
+                f"the run would not fit on {self.card.name}: the forecast is {gib(found.needed + found.margin)} with "
+                f"its margin, and the card has {gib(self.card.usable)} beside a context of {gib(self.card.context)}. "
                 "What would help: ft plan RECIPE --levers. To try all the same: --force"
             )
         return found
@@ -144,7 +145,3 @@ def beside_run(*, third_party: bool, force: bool) -> Iterator[Beside | None]:
         yield beside
     finally:
         beside.stop()
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

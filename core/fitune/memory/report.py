@@ -13,8 +13,7 @@ from fitune.memory.trace.log import Block
 from fitune.plugin.levers import Lever
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
-
-MIB, GIB = 2**20, 2**30
+from fitune.plugin.units import GIB, MIB
 
 BAR = 40
 """Columns of the timeline's longest bar."""

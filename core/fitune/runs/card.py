@@ -16,6 +16,7 @@ from typing import Any
 import tomli
 import tomli_w
 
+from fitune.plugin.units import gib
 from fitune.runs.atomic import write_file
 from fitune.runs.metrics import readable_metrics
 
@@ -173,8 +174,7 @@ def _memory(memory: Values) -> Iterator[str]:
         return
     yield f"## Memory on {forecast.get('card')}\n"
     rows = (
-        f"| {key} | {forecast[key] / 2**30:.3f} GiB | {measured[key] / 2**30:.3f} GiB |"
-        for key in ("allocated", "reserved", "context")
+        f"| {key} | {gib(forecast[key], 3)} | {gib(measured[key], 3)} |" for key in ("allocated", "reserved", "context")
     )
     yield "\n".join(["| | forecast | measured |", "|---|---|---|", *rows]) + "\n"
 

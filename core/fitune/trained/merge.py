@@ -23,6 +23,7 @@ from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, tok
 from fitune.errors import ModelError, RunError, cause
 from fitune.plugin.dataflow import Example
 from fitune.plugin.model import mend_generation_config
+from fitune.plugin.units import gib
 from fitune.runs.atomic import begin, publish
 from fitune.runs.card import write_card
 from fitune.trained.evaluate import on_file
@@ -186,7 +187,7 @@ def _must_have_room(model: PreTrainedModel, directory: Path) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise RunError(
-            f"{directory.parent}: {free / 2**30:.2f} GiB are free, and the merged model takes {needed / 2**30:.2f}. "
+            f"{directory.parent}: {gib(free)} are free, and the merged model takes {gib(needed)}. "
             "Free some, or give another --to"
         )
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitune.errors import RecipeError
-from fitune.memory.cards.cards import GIB, Card, budget_card, find_card, known_cards, local_card, parse_size
+from fitune.memory.cards.cards import Card, budget_card, find_card, known_cards, local_card, parse_size
+from fitune.plugin.units import GIB
 
 OWN = """\
 name = "A card"

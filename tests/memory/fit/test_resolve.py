@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fitune.errors import RunError
-from fitune.memory.cards.cards import GIB, budget_card, find_card
+from fitune.memory.cards.cards import budget_card, find_card
 from fitune.memory.fit import resolve as resolve_module
 from fitune.memory.fit import tracing
 from fitune.memory.fit.resolve import card_of_fit, resolve, rows_of
@@ -19,6 +19,7 @@ from fitune.memory.fit.result import Fitted
 from fitune.memory.forecast import forecast
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.units import GIB
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.architectures import recipe_of

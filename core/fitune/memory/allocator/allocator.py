@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fitune.memory.allocator.blocks import LARGE_BUFFER, SMALL_BUFFER, Block, Pool
-
-MIB = 2**20
+from fitune.plugin.units import MIB
 
 MIN_BLOCK = 512
 """`kMinBlockSize`: every size is rounded up to a multiple of it, in bytes."""

@@ -20,9 +20,8 @@ from annotated_types import Gt, MinLen
 
 from fitune.errors import Problem, RecipeError, nearest, sentences
 from fitune.plugin.options import parse
+from fitune.plugin.units import GIB, gib
 from fitune.recipe.source import TomlSource
-
-GIB = 2**30
 
 ASSUMED_CONTEXT = GIB * 3 // 4
 """Context of a card that is not known, in bytes: the largest that this project has measured (H100)."""
@@ -172,7 +171,7 @@ def budget_card(size: int, like: Card | None = None) -> Card:
     if size <= 0:
         raise RecipeError([f"a budget of {size} bytes leaves nothing to plan with. Give a size above 0, e.g. 22.3GiB"])
     return Card(
-        name=f"a budget of {size / GIB:.2f} GiB",
+        name=f"a budget of {gib(size)}",
         memory=size,
         context=0,
         context_source="none: the budget is taken as it was given",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fitune.memory.cards.cards import GIB, Card
+from fitune.memory.cards.cards import Card
 from fitune.memory.fit.additive import Sums
 from fitune.memory.fit.choices import choices_for, combinations
 from fitune.memory.fit.report import options_of, worded
@@ -17,6 +17,7 @@ from fitune.memory.fit.tracing import Traces
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import MemoryStrategy, must_be_asked
 from fitune.plugin.registry import Registry
+from fitune.plugin.units import GIB, gib
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,7 +30,7 @@ def explain(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, search: Search, tracing: Traces, card: Card
 ) -> str:
     """By how much nothing fits, and what would."""
-    said = [f"no composition of memory strategies fits on {card.name}, {card.usable / GIB:.2f} GiB beside its context"]
+    said = [f"no composition of memory strategies fits on {card.name}, {gib(card.usable)} beside its context"]
     if not search.considered and tracing.reasons:
         return f"{said[0]}: none could be traced. {tracing.reasons[0]}"
     nearest = sorted(search.considered.values(), key=lambda one: one.reserved + one.margin)[:NEAREST]

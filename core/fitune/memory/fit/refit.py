@@ -17,12 +17,12 @@ from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.units import MIB, gib
 
 if TYPE_CHECKING:
     from fitune.memory.forecast import Forecast
     from fitune.plugin.registry import Registry
 
-MIB = 2**20
 
 TRIES = 4
 """Searches for a composition that was not used yet, each with less memory than the one before."""
@@ -112,7 +112,7 @@ def refitter_of(registry: Registry) -> Refitter:
             if not any(composition.equals(one) for one in used):
                 return composition
             budget = _below(composition, budget)
-        raise RunError(f"no composition of memory strategies that changes no number takes less than {_gib(budget)}")
+        raise RunError(f"no composition of memory strategies that changes no number takes less than {gib(budget)}")
 
     return refit
 
@@ -166,7 +166,7 @@ def _composition(found: Any) -> Composition:
     spare = forecast.card.usable - forecast.margin - forecast.reserved
     lines = (
         f"chosen for {forecast.card.name}: {names}",
-        f"forecast {_gib(forecast.reserved)} reserved, {_gib(forecast.margin)} margin, {_gib(spare)} to spare",
+        f"forecast {gib(forecast.reserved)} reserved, {gib(forecast.margin)} margin, {gib(spare)} to spare",
         *found.notes,
     )
     return Composition(recipe=recipe, forecast=told, lines=lines)
@@ -175,7 +175,3 @@ def _composition(found: Any) -> Composition:
 def _named(table: dict[str, object]) -> str:
     options = ", ".join(f"{key} {toml_text(value)}" for key, value in table.items() if key != "use")
     return f"{table['use']} ({options})" if options else str(table["use"])
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

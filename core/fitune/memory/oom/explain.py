@@ -21,12 +21,12 @@ from fitune.memory.shapes import of_recipe
 from fitune.memory.strategies import growing
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.units import MIB, gib
 from fitune.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
     from fitune.plugin.registry import Registry
 
-MIB = 2**20
 
 NEAR = 0.03
 """A card is told by its total memory, which differs by so large a share between drivers."""
@@ -151,8 +151,8 @@ def card_of(message: OutOfMemoryMessage, gpu: str | None) -> Card:
         card = min(known_cards(), key=lambda known: abs(known.memory - total))
         if abs(card.memory - total) > NEAR * total:
             raise RunError(
-                f"no known card has {total / 2**30:.2f} GiB in all; the nearest is the {card.name} with "
-                f"{card.memory / 2**30:.2f} GiB. Name the card, or a .toml file that describes it: --gpu NAME"
+                f"no known card has {gib(total)} in all; the nearest is the {card.name} with "
+                f"{gib(card.memory)}. Name the card, or a .toml file that describes it: --gpu NAME"
             )
     return card if message.total is None else dataclasses.replace(card, memory=message.total.bytes)
 

@@ -12,8 +12,7 @@ from fitune.memory.oom.failure import Failure
 from fitune.memory.oom.message import Figure
 from fitune.memory.oom.traceback import model_frame
 from fitune.memory.trace.log import Block
-
-MIB, GIB = 2**20, 2**30
+from fitune.plugin.units import GIB, MIB, gib
 
 SHOWN = 5
 """Rows of a list that are shown to a person."""
@@ -97,7 +96,7 @@ def _differences(found: Explanation) -> Iterator[str]:
         yield f"  other processes use {_bytes(room.others)} of the card (message): end them, or plan without"
     if room.context_known and message.in_use and message.reserved:
         context = message.in_use - message.reserved
-        if context.bytes > 2**30:
+        if context.bytes > GIB:
             yield f"  {_bytes(context.bytes)} in use are not torch's allocator's (message): libraries of their own"
     if message.allocated and message.allocated.bytes > forecast.allocated:
         yield (
@@ -172,7 +171,7 @@ def _size(figure: Figure) -> str:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if abs(size) >= GIB else f"{size / MIB:.2f} MiB"
+    return gib(size) if abs(size) >= GIB else f"{size / MIB:.2f} MiB"
 
 
 def as_json(found: Explanation) -> dict[str, Any]:

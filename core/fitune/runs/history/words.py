@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fitune.plugin.units import GIB, MIB, gib
 from fitune.runs.lock import local_time
 from fitune.runs.record import HeldOut, MemoryRecord
 
@@ -40,9 +41,9 @@ def size_text(size: int | None) -> str:
     """Bytes."""
     if size is None:
         return NOTHING
-    if size < 2**20 / 10:
+    if size < MIB / 10:
         return f"{size / 2**10:.1f} KiB"
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+    return gib(size) if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
 
 
 def memory_text(memory: MemoryRecord | None) -> str:
