@@ -28,7 +28,7 @@ class Wrapper(nn.Module):
 @pytest.fixture
 def model(tmp_path: Path) -> PreTrainedModel:
     """A model of a few thousand parameters."""
-    return AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path))  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path))
 
 
 def test_a_wrapped_model_is_found_and_one_without_a_wrapper_is_itself(model: PreTrainedModel) -> None:
