@@ -16,10 +16,11 @@ from fitune.runs.history.summary import find_runs, is_run
 from fitune.runs.history.values import differing
 from fitune.runs.history.words import duration_text, size_text
 from fitune.runs.identity import recipe_differences
+from fitune.runs.layout import RECORD
 from fitune.runs.lock import RunLock
 from fitune.runs.metrics import MetricsFile
 from fitune.runs.provenance import write_recipe
-from fitune.runs.record import NAME, read_record, write_record
+from fitune.runs.record import read_record, write_record
 from fitune.runs.recorder import RecordFile
 from support.commands import ft, refused
 from support.told import evaluation, forecast, made_run, notice, step
@@ -155,7 +156,7 @@ def test_one_that_is_loading(tmp_path: Path) -> None:
 
 def test_one_that_is_older_than_records(tmp_path: Path) -> None:
     place = leave(tmp_path)
-    (place / NAME).unlink()
+    (place / RECORD).unlink()
     (run,) = find_runs(tmp_path)
     assert (run.state, run.name, run.steps_made, run.steps, run.loss) == ("unknown", "light", 2, 3, 2.0)
     assert run.memory is not None
@@ -167,10 +168,10 @@ def test_one_that_is_older_than_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', "\x00"])
 def test_a_damaged_record_is_noted_and_ends_nothing(tmp_path: Path, text: str, capsys: Capture) -> None:
     place = leave(tmp_path)
-    (place / NAME).write_text(text)
+    (place / RECORD).write_text(text)
     lines = ft("runs", str(tmp_path), capsys=capsys).splitlines()
     assert lines[1].split()[1:4] == ["unknown", "2/3", "2.0000"]
-    assert lines[3].startswith(f"note: {place / NAME} cannot be read: ")
+    assert lines[3].startswith(f"note: {place / RECORD} cannot be read: ")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "recipe.toml", "memory.json", "examples.json"])
@@ -180,7 +181,7 @@ def test_any_damaged_file_ends_nothing(tmp_path: Path, name: str, content: bytes
     (place / name).write_bytes(content)
     for record in (True, False):
         if not record:
-            (place / NAME).unlink()
+            (place / RECORD).unlink()
         ft("runs", str(tmp_path), capsys=capsys)
         ft("runs", "show", str(place), capsys=capsys)
         ft("runs", "compare", str(place), str(place), capsys=capsys)

@@ -10,8 +10,9 @@ import pytest
 
 from fitune.errors import Interrupted, RunError
 from fitune.runs import record as record_module
+from fitune.runs.layout import RECORD
 from fitune.runs.metrics import MetricsFile
-from fitune.runs.record import NAME, HeldOut, RunRecord, StartRecord, read_record
+from fitune.runs.record import HeldOut, RunRecord, StartRecord, read_record
 from fitune.runs.recorder import EVERY, RecordFile
 from support.told import evaluation, forecast, made_run, step
 
@@ -150,7 +151,7 @@ def test_an_older_run_goes_on_without_a_record(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_told_of_and_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path, resumed=4)
-    (run.directory / NAME).write_text("{")
+    (run.directory / RECORD).write_text("{")
     RecordFile().ft_run_started(run)
     assert "run.json cannot be read" in capsys.readouterr().err
     assert read(tmp_path).steps_made == 4
@@ -183,7 +184,7 @@ def test_a_record_that_cannot_be_written_ends_no_run(
     ],
 )
 def test_damage_is_one_line(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / NAME).write_text(text)
+    (tmp_path / RECORD).write_text(text)
     with pytest.raises(RunError) as error:
         read_record(tmp_path)
     assert said in error.value.message
@@ -199,4 +200,4 @@ def test_it_is_plain_json(tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    json.loads((run.directory / NAME).read_text(), parse_constant=refuse)
+    json.loads((run.directory / RECORD).read_text(), parse_constant=refuse)

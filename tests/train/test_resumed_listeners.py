@@ -16,8 +16,9 @@ from fitune.cli.console import RunConsole
 from fitune.errors import RunError
 from fitune.plugin.events import Run
 from fitune.runs import answers
+from fitune.runs.layout import TRACKER
 from fitune.runs.metrics import MetricsFile
-from fitune.runs.tracker import NAME, Tracker
+from fitune.runs.tracker import Tracker
 from support.scalars import scalars
 from support.told import checkpoint, evaluation, made_run, notice, step
 
@@ -199,7 +200,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path, tracked: list[dict[str,
     assert first["name"] == "light"
     assert first["wandb"] == second["wandb"] == {"id": first["wandb"]["id"], "resume": "allow"}
     assert first["config"]["adapter.r"] == 4
-    assert json.loads((run.directory / NAME).read_text()) == {"tracker": "wandb", "run": first["wandb"]["id"]}
+    assert json.loads((run.directory / TRACKER).read_text()) == {"tracker": "wandb", "run": first["wandb"]["id"]}
 
 
 def test_mlflow_goes_on_with_the_run_that_it_named(

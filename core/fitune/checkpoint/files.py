@@ -32,9 +32,7 @@ from fitune.compose.loss_scaling import ScalingState
 from fitune.compose.parts import Parts
 from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
-
-HOME = "checkpoints"
-"""Directory, in the run's, of its checkpoints."""
+from fitune.runs.layout import CHECKPOINTS
 
 LISTENERS = "listeners.json"
 
@@ -69,13 +67,13 @@ class Checkpoint:
 
 def place_of(run: Path, step: int) -> Path:
     """The directory of a run's checkpoint."""
-    return run / HOME / f"step-{step}"
+    return run / CHECKPOINTS / f"step-{step}"
 
 
 def places(run: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run, whole or not, the newest first: (steps, directory)."""
     found = []
-    for place in (run / HOME).glob("step-*"):
+    for place in (run / CHECKPOINTS).glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", place.name)
         if match and place.is_dir():
             found.append((int(match[1]), place))

@@ -12,6 +12,7 @@ import click
 
 from fitune.cli.settings import Settings, loading_switches, set_option
 from fitune.errors import RunError
+from fitune.runs.layout import RECIPE
 
 if TYPE_CHECKING:
     from fitune.memory.oom.message import Figure, OutOfMemoryMessage
@@ -106,7 +107,7 @@ def _given(paths: Sequence[Path], figures: dict[str, str | None]) -> tuple[OutOf
     source = paths[0]
     if source.is_dir():
         log = _log_of(source)
-        return read_message(_bytes_of(log), str(log)), paths[1] if len(paths) == 2 else source / "recipe.toml"
+        return read_message(_bytes_of(log), str(log)), paths[1] if len(paths) == 2 else source / RECIPE
     if len(paths) == 1:
         raise RunError(f"{source} is no run's directory, so its recipe is wanted too. {USAGE}")
     name = "standard input" if str(source) == "-" else str(source)
@@ -115,8 +116,8 @@ def _given(paths: Sequence[Path], figures: dict[str, str | None]) -> tuple[OutOf
 
 def _log_of(directory: Path) -> Path:
     """The file of a run's directory that holds the message."""
-    if not (directory / "recipe.toml").is_file():
-        raise RunError(f"{directory} holds no recipe.toml, so it is no run's directory. {USAGE}")
+    if not (directory / RECIPE).is_file():
+        raise RunError(f"{directory} holds no {RECIPE}, so it is no run's directory. {USAGE}")
     found = [path for name in LOGS if (path := directory / name).is_file()]
     found += sorted(path for path in directory.iterdir() if path.suffix in (".log", ".txt") and path not in found)
     for path in found:

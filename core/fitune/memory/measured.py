@@ -14,6 +14,7 @@ from fitune.plugin.options import NoOptions
 from fitune.plugin.records import Listener
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import Complaints
+from fitune.runs.layout import MEMORY
 
 
 @hookimpl
@@ -49,7 +50,7 @@ class MemoryFile:
         measured = {"allocated": memory.peak, "reserved": memory.reserved, "context": context}
         kept = {"forecast": dataclasses.asdict(run.forecast), "measured": measured}
         try:
-            write_file(run.directory / "memory.json", json.dumps(kept, indent=2) + "\n")
+            write_file(run.directory / MEMORY, json.dumps(kept, indent=2) + "\n")
         except OSError as failure:
             what = f"what was measured of the run's memory cannot be written: {cause(failure)}"
             self._complaints.tell("memory", f"{what}. It is done, and nothing else is missing")

@@ -11,8 +11,7 @@ from typing import Any
 
 from fitune.plugin.events import Answer
 from fitune.runs.atomic import write_file
-
-NAME = "examples.json"
+from fitune.runs.layout import ANSWERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +25,7 @@ class Answered:
 def write_answers(directory: Path, last: Answered, first: Answered | None) -> None:
     """Write both, whole; `first` is None where the first is the last. Raises `OSError`."""
     values = _plain(last) if first is None else {**_plain(last), "before": _plain(first)}
-    write_file(directory / NAME, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    write_file(directory / ANSWERS, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
 
 
 def first_answers(directory: Path, evaluated: int) -> Answered | None:
@@ -34,7 +33,7 @@ def first_answers(directory: Path, evaluated: int) -> Answered | None:
     made again. None where there are none that can be read.
     """
     try:
-        values = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        values = json.loads((directory / ANSWERS).read_text(encoding="utf-8"))
         found = _read(values.get("before", values))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -18,6 +18,7 @@ import tomli_w
 
 from fitune.plugin.units import gib
 from fitune.runs.atomic import write_file
+from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE
 from fitune.runs.metrics import readable_metrics
 
 CARD = "README.md"
@@ -41,10 +42,10 @@ class _Facts:
     """What a run's files tell."""
 
     def __init__(self, directory: Path, target: Path) -> None:
-        recipe = _toml(directory / "recipe.toml")
+        recipe = _toml(directory / RECIPE)
         self.recipe: Values = published(recipe)
-        self.environment = _json(directory / "environment.json")
-        self.memory = _json(directory / "memory.json")
+        self.environment = _json(directory / ENVIRONMENT)
+        self.memory = _json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
         self.is_adapter = (target / "adapter_config.json").is_file()
         self.license = _license(recipe.get("model"), self.environment.get("model_commit"))

@@ -15,11 +15,10 @@ from fitune.errors import RunError
 from fitune.plugin.options import flat, toml_text
 from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
+from fitune.runs.layout import IDENTITY
 
 if TYPE_CHECKING:
     pass
-
-FILE = "identity.json"
 
 FREE = (
     "name",
@@ -67,13 +66,13 @@ class Difference:
 def read_identity(run: Path) -> Identity | None:
     """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
     try:
-        identity = Identity(**json.loads((run / FILE).read_text(encoding="utf-8")))
+        identity = Identity(**json.loads((run / IDENTITY).read_text(encoding="utf-8")))
         _must_be_sound(identity)
         return replace(identity, recipe=translated(identity.recipe))  # it may be of 0.1
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"{run / FILE} cannot be read: {error}. Start the run anew, with another --out") from error
+        raise RunError(f"{run / IDENTITY} cannot be read: {error}. Start the run anew, with another --out") from error
 
 
 def _must_be_sound(identity: Identity) -> None:
@@ -94,7 +93,7 @@ def _must_be_sound(identity: Identity) -> None:
 
 def write_identity(run: Path, identity: Identity) -> None:
     """Keep it. Raises `OSError`."""
-    write_file(run / FILE, json.dumps(asdict(identity), indent=1) + "\n")
+    write_file(run / IDENTITY, json.dumps(asdict(identity), indent=1) + "\n")
 
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

@@ -18,8 +18,7 @@ from fitune.plugin.records import Listener
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.answers import Answered, first_answers, write_answers
 from fitune.runs.json_lines import Complaints, LineFile
-
-NAME = "metrics.jsonl"
+from fitune.runs.layout import METRICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,7 @@ class Metrics:
 def read_metrics(directory: Path) -> Metrics:
     """Those of a run's directory; none where the file is not there. Raises `OSError` where it cannot be read."""
     try:
-        *whole, _ = (directory / NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+        *whole, _ = (directory / METRICS).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return Metrics()
     found = [line for text in whole if (line := _line(text)) is not None]
@@ -130,7 +129,7 @@ class MetricsFile:
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
         """Open the file. Raises `RunError` if there is one to go on with, and it cannot be read."""
-        file = run.directory / NAME
+        file = run.directory / METRICS
         if run.resumed is None:
             self._file = LineFile(file)
             return

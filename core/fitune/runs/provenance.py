@@ -17,13 +17,14 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
+from fitune.runs.layout import ENVIRONMENT, RECIPE
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def write_recipe(recipe: Recipe, directory: Path) -> None:
     """Write `recipe.toml`, every choice explicit; `ft run` takes it as it is."""
-    write_file(directory / "recipe.toml", tomli_w.dumps(recipe.to_toml()))
+    write_file(directory / RECIPE, tomli_w.dumps(recipe.to_toml()))
 
 
 def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:
@@ -40,7 +41,7 @@ def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, mo
         "git": _git(recipe.path.resolve()),
         "devices": _devices(),
     }
-    write_file(directory / "environment.json", json.dumps(redacted_values(values), indent=2) + "\n")
+    write_file(directory / ENVIRONMENT, json.dumps(redacted_values(values), indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

@@ -12,8 +12,7 @@ from fitune.errors import RunError, one_line
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import finite
-
-NAME = "run.json"
+from fitune.runs.layout import RECORD
 
 SCHEMA = 1
 
@@ -106,14 +105,14 @@ class RunRecord:
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write it into a run's directory. Raises `OSError`."""
     values = redacted_values(finite(dataclasses.asdict(record)))
-    write_file(directory / NAME, json.dumps(values, allow_nan=False, indent=1) + "\n")
+    write_file(directory / RECORD, json.dumps(values, allow_nan=False, indent=1) + "\n")
 
 
 def read_record(directory: Path) -> RunRecord | None:
     """That of a run's directory; None where there is none. Raises `RunError` if it cannot be read."""
     from pydantic import TypeAdapter
 
-    file = directory / NAME
+    file = directory / RECORD
     try:
         values = json.loads(file.read_bytes())
         if isinstance(values, dict) and isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:

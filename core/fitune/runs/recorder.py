@@ -16,9 +16,9 @@ from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Listener
 from fitune.runs.json_lines import Complaints, finite
+from fitune.runs.layout import RECORD
 from fitune.runs.metrics import read_metrics, until
 from fitune.runs.record import (
-    NAME,
     ForecastRecord,
     HeldOut,
     MemoryRecord,
@@ -138,9 +138,9 @@ class RecordFile:
         self._change(updated=self._time(), seconds=self._before + self._written - self._start)
         try:
             write_record(self._directory, self._record)
-            self._complaints.mended("record", f"{self._directory / NAME} is written again")
+            self._complaints.mended("record", f"{self._directory / RECORD} is written again")
         except OSError as error:
-            what = f"{self._directory / NAME} cannot be written: {cause(error)}. Training goes on; ft runs shows"
+            what = f"{self._directory / RECORD} cannot be written: {cause(error)}. Training goes on; ft runs shows"
             self._complaints.tell("record", f"{what} what was known before")
 
     def _found(self) -> RunRecord | None:

@@ -19,10 +19,8 @@ from fitune.plugin.options import flat
 from fitune.plugin.records import Listener
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import Complaints, finite
+from fitune.runs.layout import TRACKER
 from fitune.runs.metrics import eval_values, is_logged, step_values
-
-NAME = "tracker.json"
-"""File of a run's directory with the tracker's own name for the run."""
 
 START_AGAIN = 'Log in to it or mend its connection, or remove [[listener]] use = "tracker"'
 
@@ -114,7 +112,7 @@ class Tracker:
         )
         self._accelerator = accelerator
         found = _own_name(self._name, accelerator) or made
-        write_file(run.directory / NAME, json.dumps({"tracker": self._name, "run": found}) + "\n")
+        write_file(run.directory / TRACKER, json.dumps({"tracker": self._name, "run": found}) + "\n")
 
     def _log(self, group: str, values: dict[str, int | float], step: int) -> None:
         numbers = {f"{group}/{key}": value for key, value in finite(values).items() if key != "step"}
@@ -152,7 +150,7 @@ def _own_name(name: str, accelerator: Any) -> str | None:
 def _read(directory: Path, name: str) -> str | None:
     """The tracker's name for a run that goes on; None for another tracker's, or where it is not known."""
     try:
-        values = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        values = json.loads((directory / TRACKER).read_text(encoding="utf-8"))
         return str(values["run"]) if values["tracker"] == name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

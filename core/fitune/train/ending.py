@@ -12,6 +12,7 @@ from fitune.memory.oom.message import read_message
 from fitune.memory.oom.report import lines
 from fitune.plugin.events import CheckpointReport
 from fitune.recipe.reader import read_recipe
+from fitune.runs.layout import RECIPE
 from fitune.train.context import RunContext
 from fitune.train.out_of_memory import LOG, OutOfMemory
 
@@ -83,7 +84,7 @@ def _explained(context: RunContext) -> tuple[str, ...]:
     """What `ft explain-oom` says of this run; nothing where it cannot tell."""
     try:
         message = read_message((context.directory / LOG).read_bytes(), LOG)
-        recipe = read_recipe(context.directory / "recipe.toml", context.registry)
+        recipe = read_recipe(context.directory / RECIPE, context.registry)
         said = lines(explain(recipe, context.registry, message))
         return tuple(line for line in said if line.strip())
     except (FtError, OSError):

@@ -13,6 +13,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.runs.atomic import sweep
 from fitune.runs.identity import Identity, content_differences, must_be_allowed, must_keep_place
+from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import versions
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Resume:
         if self.refit:
             return None
         try:
-            found = read_recipe(run / "recipe.toml", registry)
+            found = read_recipe(run / RECIPE, registry)
         except FtError:
             return None
         return None if found.memory.fit else found
@@ -62,11 +63,11 @@ class Resume:
 
 def find(run: Path, process: int, *, main: bool) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with newer ones; what a killed process left is deleted."""
-    from fitune.checkpoint.files import HOME, newest
+    from fitune.checkpoint.files import newest
 
     if main:
         sweep(run)
-        sweep(run / HOME)
+        sweep(run / CHECKPOINTS)
     return newest(run, process)
 
 

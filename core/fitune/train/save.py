@@ -10,6 +10,7 @@ from pathlib import Path
 from fitune.compose.parts import Parts
 from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
+from fitune.runs.layout import CHECKPOINTS
 
 
 def write(parts: Parts, directory: Path) -> None:
@@ -52,7 +53,7 @@ def _rescue(parts: Parts) -> str:
     """Where else what was trained is: in a checkpoint of the last step, or in a directory for temporary files, where it
     is written now.
     """
-    checkpoint = parts.run.directory / "checkpoints" / f"step-{parts.run.steps}"
+    checkpoint = parts.run.directory / CHECKPOINTS / f"step-{parts.run.steps}"
     if checkpoint.is_dir():
         return f"What was trained is in {checkpoint}. Make room, then: ft run {parts.run.directory}"
     try:

@@ -15,7 +15,8 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe, read_recipe_text
 from fitune.runs.atomic import PARTIAL
-from fitune.runs.identity import FILE, Identity, must_be_allowed, read_identity, recipe_differences
+from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
+from fitune.runs.layout import IDENTITY, RECIPE
 from fitune.runs.lock import LEFT_OVER
 from fitune.train.resume import Resume
 
@@ -59,7 +60,7 @@ def start_of(
     recipe = given if isinstance(given, Recipe) else read_recipe(given, registry, overrides)
     if resume:
         directory = out or _newest(recipe)
-        if (directory / FILE).exists() or _holds(directory, recipe.adapter.record.directory):
+        if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
             return _going_on(directory, recipe, allowed)
         return Start(recipe=recipe, directory=directory, resume=None)
     if allowed:
@@ -77,7 +78,7 @@ def make_directory(start: Start) -> list[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if start.resume is None and any(not _is_left_over(place) for place in directory.iterdir()):
-            again = f"To go on with what it holds: ft run {directory}. " if (directory / FILE).exists() else ""
+            again = f"To go on with what it holds: ft run {directory}. " if (directory / IDENTITY).exists() else ""
             raise RunError(f"{directory} is not empty: nothing in it is overwritten. {again}Give another --out")
     except OSError as error:
         raise RunError(f"{directory} cannot be made: {error.strerror}. Give another --out") from error
@@ -114,10 +115,10 @@ def _recipe_of(run: Path, registry: Registry, overrides: Sequence[str]) -> Recip
     """As the run was asked for. Raises `RunError` if the directory holds no run."""
     identity: Identity | None = read_identity(run)
     if identity is not None:
-        return read_recipe_text(run / FILE, tomli_w.dumps(identity.recipe), registry, overrides)
-    if (run / "recipe.toml").is_file():  # it ended before it had begun to train
-        return read_recipe(run / "recipe.toml", registry, overrides)
-    raise RunError(f"{run} holds no run: there is no {FILE} in it. Give a recipe, or the directory of a run")
+        return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, overrides)
+    if (run / RECIPE).is_file():  # it ended before it had begun to train
+        return read_recipe(run / RECIPE, registry, overrides)
+    raise RunError(f"{run} holds no run: there is no {IDENTITY} in it. Give a recipe, or the directory of a run")
 
 
 def _newest(recipe: Recipe) -> Path:
@@ -126,7 +127,7 @@ def _newest(recipe: Recipe) -> Path:
         place
         for place in RUNS.glob("*")
         if place.name.startswith(f"{recipe.general.name}-")
-        and (place / FILE).is_file()
+        and (place / IDENTITY).is_file()
         and not _is_done(place, recipe)
         and (before := read_identity(place)) is not None
         and before.recipe.get("name") == recipe.general.name
@@ -136,7 +137,7 @@ def _newest(recipe: Recipe) -> Path:
             f'no run of "{recipe.general.name}" in {RUNS} could go on. Name its directory with --out, or leave '
             "--resume out to start one"
         )
-    return max(found, key=lambda place: (place / FILE).stat().st_mtime_ns)
+    return max(found, key=lambda place: (place / IDENTITY).stat().st_mtime_ns)
 
 
 def _is_done(directory: Path, recipe: Recipe) -> bool:
@@ -146,4 +147,4 @@ def _is_done(directory: Path, recipe: Recipe) -> bool:
 
 def _holds(directory: Path, trained: str) -> bool:
     """Whether a directory holds the files of a run that had not begun to train when it ended."""
-    return (directory / "recipe.toml").is_file() or (directory / trained).is_dir()
+    return (directory / RECIPE).is_file() or (directory / trained).is_dir()

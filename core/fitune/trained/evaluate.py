@@ -14,8 +14,9 @@ from fitune.data.prepare import UNWATCHED, Watch
 from fitune.errors import RunError
 from fitune.plugin.events import EvalReport
 from fitune.plugin.registry import Registry
+from fitune.runs.layout import RECIPE
 from fitune.runs.metrics import readable_metrics
-from fitune.trained.open import RECIPE, Trained, find, open_run
+from fitune.trained.open import Trained, find, open_run
 
 if TYPE_CHECKING:
     from fitune.plugin.recipe import Recipe

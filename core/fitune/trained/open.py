@@ -22,6 +22,7 @@ from fitune.errors import ModelError, RunError, nearest, sentences
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
+from fitune.runs.layout import CHECKPOINTS, RECIPE
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from fitune.plugin.dataflow import DataContext
     from fitune.plugin.records import Dialogue
     from fitune.plugin.strategy import Plan
-
-RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
 
 LAST, BEST = "last", "best"
 """What stands for the newest checkpoint, and for that of the best evaluation."""

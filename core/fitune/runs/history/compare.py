@@ -13,6 +13,7 @@ from fitune.runs.history.show import POINTS, spread
 from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, read_json, read_toml, summarise
 from fitune.runs.history.values import differing, value_text
 from fitune.runs.history.words import aligned, duration_text, loss_text, memory_text, share_text, size_text, steps_text
+from fitune.runs.layout import ENVIRONMENT, RECIPE
 
 Row = tuple[str, tuple[Any, ...]]
 """A key, and its value in each run."""
@@ -48,12 +49,12 @@ def compare(directories: Sequence[Path]) -> Comparison:
     read = [metrics_of(directory) for directory in directories]
     steps = [{line.step: line.values for line in metrics.lines if line.event == "step"} for metrics, _ in read]
     held_out = [{line.step: line.values for line in metrics.lines if line.event == "evaluation"} for metrics, _ in read]
-    environments = [read_json(directory / "environment.json") for directory in directories]
+    environments = [read_json(directory / ENVIRONMENT) for directory in directories]
     told = [{key: value for key, value in one.items() if key not in UNTOLD} for one in environments]
     notes = [note for run, (_, wrong) in zip(runs, read, strict=True) for note in (*run.notes, *wrong)]
     return Comparison(
         runs=runs,
-        recipe=tuple(differing([read_toml(directory / "recipe.toml") for directory in directories])),
+        recipe=tuple(differing([read_toml(directory / RECIPE) for directory in directories])),
         environment=tuple(differing(told)),
         losses=tuple((step, _each(steps, step, "loss")) for step in spread(_common(steps), POINTS)),
         evaluations=tuple(

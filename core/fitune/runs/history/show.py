@@ -24,6 +24,7 @@ from fitune.runs.history.words import (
     steps_text,
     when_text,
 )
+from fitune.runs.layout import CHECKPOINTS, MEMORY, RECIPE
 from fitune.runs.record import RunRecord, read_record
 
 POINTS = 10
@@ -66,14 +67,14 @@ def tell(directory: Path) -> Story:
     with contextlib.suppress(RunError):  # the summary has noted it
         record = read_record(directory)
     metrics, wrong = metrics_of(directory)
-    home = directory / "checkpoints"
+    home = directory / CHECKPOINTS
     checkpoints = [file for file in _files(home) if re.fullmatch(r"step-\d+", file.name)]
     losses = [(line.step, number(line.values.get("loss"))) for line in metrics.lines if line.event == "step"]
     return Story(
         summary=summary,
         record=record,
-        choices=tuple(choices(read_toml(directory / "recipe.toml"))),
-        memory=read_json(directory / "memory.json"),
+        choices=tuple(choices(read_toml(directory / RECIPE))),
+        memory=read_json(directory / MEMORY),
         checkpoints=tuple(sorted(checkpoints, key=lambda file: int(file.name.removeprefix("step-")))),
         files=tuple(file for file in _files(directory) if file.name != home.name),
         points=tuple(spread(losses, POINTS)),

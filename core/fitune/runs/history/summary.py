@@ -14,17 +14,16 @@ import tomli
 
 from fitune.errors import RunError
 from fitune.runs.json_lines import finite
+from fitune.runs.layout import ENVIRONMENT, IDENTITY, MEMORY, METRICS, RECIPE, RECORD
 from fitune.runs.lock import HOLDER, is_locked
-from fitune.runs.metrics import NAME as METRICS
 from fitune.runs.metrics import Metrics, read_metrics
-from fitune.runs.record import NAME as RECORD
 from fitune.runs.record import HeldOut, MemoryRecord, RunRecord, read_record
 
 State = Literal["starting", "running", "interrupted", "stopped", "failed", "done", "unknown"]
 """As it is shown: "interrupted" was killed, "starting" has its directory but trains not yet, "unknown" left no record.
 """
 
-SIGNS = (RECORD, METRICS, "identity.json", "recipe.toml", HOLDER)
+SIGNS = (RECORD, METRICS, IDENTITY, RECIPE, HOLDER)
 """Files, any of which makes a directory a run's: but for a recipe alone, which may lie anywhere."""
 
 
@@ -78,7 +77,7 @@ def is_run(directory: Path) -> bool:
     except OSError:
         return False
     found = names & set(SIGNS)
-    return bool(found) and (found != {"recipe.toml"} or "environment.json" in names)
+    return bool(found) and (found != {RECIPE} or ENVIRONMENT in names)
 
 
 def summarise(directory: Path) -> Summary:
@@ -177,13 +176,13 @@ def _of_record(directory: Path, record: RunRecord, held: bool) -> Summary:
 
 def _of_files(directory: Path) -> Summary:
     """Of a run without a record: older than records are, or not begun."""
-    recipe = read_toml(directory / "recipe.toml")
+    recipe = read_toml(directory / RECIPE)
     metrics, notes = metrics_of(directory)
     steps, evaluations = metrics.of("step"), metrics.of("evaluation")
     name, train = recipe.get("name"), recipe.get("train")
     asked = train.get("steps") if isinstance(train, dict) and "epochs" not in train else None
     last = steps[-1] if steps else {}
-    forecast = read_json(directory / "memory.json").get("forecast")
+    forecast = read_json(directory / MEMORY).get("forecast")
     allocated = forecast.get("allocated") if isinstance(forecast, dict) else None
     return Summary(
         directory=directory,
@@ -213,7 +212,7 @@ def _memory_of(line: Mapping[str, Any]) -> MemoryRecord | None:
 def _touched(directory: Path) -> str | None:
     """When a file of a run's was last written."""
     times = []
-    for name in (METRICS, "recipe.toml", "environment.json"):
+    for name in (METRICS, RECIPE, ENVIRONMENT):
         with contextlib.suppress(OSError):
             times.append((directory / name).stat().st_mtime)
     if not times:
