@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,13 @@ from fitune.compose.loss_scaling import ScalingState
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LambdaLR
+
     from fitune.compose.parts import Parts
+
+
+SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
+"""Of AdamW's groups, which a checkpoint of 0.1 does not tell from what an optimizer keeps there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,8 @@ class TrainingState:
     optimizer: Mapping[str, Any]
     """Its `state_dict`."""
     optimizer_type: str
+    settings: tuple[Mapping[str, Any], ...] = ()
+    """Of the optimizer's groups, as they were composed (`Parts.settings`); none in a checkpoint of 0.1."""
     scheduler: Mapping[str, Any]
     """Its `state_dict`."""
     scaling: ScalingState | None
@@ -55,10 +63,11 @@ def capture(parts: Parts, step: int, loaded: ModuleState, random: RandomState | 
     trainables, scaling = parts.step.trainables, parts.step.scaling
     return TrainingState(
         step=step,
-        names=tuple(name for name, p in parts.run.model.named_parameters() if p.requires_grad),
+        names=_names(parts),
         masters=tuple(m.detach().to("cpu", copy=True) for m in trainables.masters),
         optimizer=copied(parts.step.optimizer.state_dict()),
         optimizer_type=_type(parts.step.optimizer),
+        settings=parts.settings,
         scheduler=copied(parts.scheduler.state_dict()),
         scaling=None if scaling is None else scaling.state(),
         modules=changed(loaded, module_state(parts.run.model)),
@@ -67,7 +76,11 @@ def capture(parts: Parts, step: int, loaded: ModuleState, random: RandomState | 
 
 
 def restore(parts: Parts, state: TrainingState) -> None:
-    """Put a composed run into this state; the state stays as it is. Raises `RunError` where it is another run's."""
+    """Put a composed run into this state; the state stays as it is. Raises `RunError` where it is another run's.
+
+    What a recipe sets stays as the run's own recipe says: the learning rate and its schedule, and the settings of the
+    optimizer. The state says how far they have come.
+    """
     trainables, optimizer = parts.step.trainables, parts.step.optimizer
     shapes = [tuple(m.shape) for m in trainables.masters]
     if shapes != [tuple(m.shape) for m in state.masters] or _type(optimizer) != state.optimizer_type:
@@ -75,17 +88,29 @@ def restore(parts: Parts, state: TrainingState) -> None:
             f"what was trained cannot be taken over: {len(state.masters)} tensors by {state.optimizer_type} there, "
             f"{len(shapes)} tensors by {_type(optimizer)} here. Keep [adapter] and the optimizer as they are"
         )
+    names = _names(parts)
+    if names != state.names:
+        here, there = next(pair for pair in zip(names, state.names, strict=True) if pair[0] != pair[1])
+        raise RunError(
+            f"what was trained cannot be taken over: {there} there is {here} here. Keep [adapter] targets as they are"
+        )
     with torch.no_grad():
         for master, kept in zip(trainables.masters, state.masters, strict=True):
             master.copy_(kept)
     trainables.publish()
     _load(optimizer, state.optimizer)
-    parts.scheduler.load_state_dict(copied(state.scheduler))
+    _set_settings(optimizer, parts.settings, state)
+    _set_schedule(parts.scheduler, state.scheduler["last_epoch"])
     if parts.step.scaling is not None and state.scaling is not None:
         parts.step.scaling.load(state.scaling)
     set_module_state(parts.run.model, state.modules)
     parts.run.model.train()
     set_random_state(state.random, parts.accelerator.device)
+
+
+def _names(parts: Parts) -> tuple[str, ...]:
+    """Of the parameters that train, in the optimizer's order."""
+    return tuple(name for name, parameter in parts.run.model.named_parameters() if parameter.requires_grad)
 
 
 def copied(value: Any) -> Any:
@@ -108,6 +133,25 @@ def _load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
             found = optimizer.state[parameter].get(key)
             if isinstance(kept, Tensor) and isinstance(found, Tensor) and found.dtype != kept.dtype:
                 optimizer.state[parameter][key] = kept.to(found.device, copy=True)
+
+
+def _set_settings(optimizer: torch.optim.Optimizer, now: Sequence[Mapping[str, Any]], state: TrainingState) -> None:
+    """Give the groups the settings of the recipe; what the optimizer itself has changed in them since is kept."""
+    before = state.settings or [{key: group.get(key) for key in SETTINGS} for group in state.optimizer["param_groups"]]
+    for group, fresh, composed in zip(optimizer.param_groups, now, before, strict=True):
+        for key, value in fresh.items():
+            if key in composed and group.get(key) == composed[key]:
+                group[key] = copy.deepcopy(value)
+
+
+def _set_schedule(scheduler: LambdaLR, steps: int) -> None:
+    """Put the recipe's own schedule to where so many steps were made."""
+    scheduler.last_epoch = steps
+    scheduler._step_count = steps + 1
+    rates = [base * factor(steps) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def _type(optimizer: torch.optim.Optimizer) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
 
 if TYPE_CHECKING:
-    from torch.optim.lr_scheduler import LRScheduler
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import PreTrainedModel
 
     from fitune.plugin.dataflow import Stage
@@ -54,7 +55,9 @@ class Parts:
     examples: Sequence[Example]
     make_batches: Stage
     step: Step
-    scheduler: LRScheduler
+    scheduler: LambdaLR
+    settings: tuple[Mapping[str, Any], ...]
+    """Of the optimizer's parameter groups, as the recipe has them: all but the parameters, before any step."""
     evaluator: Evaluator | None
     """None without held-out data."""
     materials: Materials
@@ -102,11 +105,14 @@ def compose(
 
     optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
     steps = _steps(recipe, plan, accelerator, len(data.rows))
-    scheduler = get_scheduler(
-        recipe.train.schedule,
-        optimizer,
-        num_warmup_steps=recipe.train.warmup_steps,
-        num_training_steps=steps,
+    scheduler = cast(
+        "LambdaLR",  # as all schedules are that a recipe can name
+        get_scheduler(
+            recipe.train.schedule,
+            optimizer,
+            num_warmup_steps=recipe.train.warmup_steps,
+            num_training_steps=steps,
+        ),
     )
     run = Run(
         recipe=recipe,
@@ -135,8 +141,17 @@ def compose(
         make_batches=make_batches,
         step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
         scheduler=scheduler,
+        settings=settings_of(optimizer),
         evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
         materials=materials,
+    )
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], ...]:
+    """The settings of an optimizer's parameter groups, a copy."""
+    return tuple(
+        copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+        for group in optimizer.param_groups
     )
 
 

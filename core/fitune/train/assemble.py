@@ -5,10 +5,12 @@ from __future__ import annotations
 from fitune.checkpoint.module_state import module_state
 from fitune.checkpoint.state import restore
 from fitune.compose.parts import Forecaster, Parts, compose
+from fitune.errors import RunError
 from fitune.memory.fit.refit import Composition, Foreseen
 from fitune.plugin.events import Notice
 from fitune.runs.atomic import set_aside
 from fitune.runs.identity import write_identity
+from fitune.runs.layout import CHECKPOINTS
 from fitune.runs.provenance import write_environment, write_recipe
 from fitune.train.context import RunContext
 from fitune.train.resume import identity_of
@@ -37,6 +39,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     )
     context.materials, context.loaded = parts.materials, module_state(parts.run.model)
     if first:
+        must_have_steps_left(context, parts)
         must_be_same(context, parts)
     if context.state is not None:
         restore(parts, context.state)
@@ -48,6 +51,17 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
         for notice in context.notices:
             context.events.notify(parts.run, notice)
     return parts
+
+
+def must_have_steps_left(context: RunContext, parts: Parts) -> None:
+    """Raise `RunError`, before anything is moved, where a run has made more steps than its recipe now asks for."""
+    made, wanted = context.position.step, parts.run.steps
+    if made > wanted:
+        raise RunError(
+            f"{context.directory} has made {made} steps, and its recipe now asks for {wanted} ([train] steps, epochs, and "
+            f"the number of rows). Ask for at least {made}, or use what it had learnt by then: its checkpoints are "
+            f"in {context.directory / CHECKPOINTS}"
+        )
 
 
 def must_be_same(context: RunContext, parts: Parts) -> None:
