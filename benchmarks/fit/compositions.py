@@ -95,7 +95,7 @@ def plan(case: Json, home: Path, card: str) -> Json:
     for row in rows.values():
         made = composed(read, registry, row["strategies"], 1, None)
         told = forecast(made, of_recipe(made), find_card(card))
-        work = told.rehearsal.work.seconds(find_card(card), traced=1, accumulation=1)
+        work = told.trace.work.seconds(find_card(card), traced=1, accumulation=1)
         row |= {"allocated": told.allocated, "reserved": told.reserved, "seconds": round(work.step, 4)}
     return rows
 

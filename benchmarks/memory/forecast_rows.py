@@ -146,8 +146,8 @@ def forecast_of(case: Case, path: Path, card: str) -> Json:
         "reserved": found.reserved,
         "needed": found.needed,
         "margin": found.margin,
-        "trainable": found.rehearsal.trainable,
-        "parameters": found.rehearsal.parameters,
+        "trainable": found.trace.trainable,
+        "parameters": found.trace.parameters,
         "at": f"{at.phase} {at.module} {at.operation} {list(at.shape)} {at.bytes}",
         "entries": {entry.kind: entry.bytes for entry in found.ledger.entries},
         "phases": {peak.phase: peak.bytes for peak in found.ledger.phases},
@@ -162,7 +162,7 @@ def _stages(found: Forecast) -> list[Json]:
     from fitune.memory.allocator.allocator import CachingAllocator
 
     allocator = CachingAllocator(expandable=found.expandable)
-    log = found.rehearsal.log
+    log = found.trace.log
     stages: list[Json] = []
     events = list(log.sized())
     ends = [start for start, _, _ in log.phases[1:]] + [len(events)]
@@ -197,7 +197,7 @@ def _shapes(case: Case, recipe: Recipe) -> Shapes:
 
 def _alive_in_forecast(found: Forecast) -> Json:
     """The blocks at the peak by their rounded size: how many, and what one of them is."""
-    log = found.rehearsal.log
+    log = found.trace.log
     sizes: Counter[int] = Counter()
     examples: dict[int, str] = {}
     for index in _at_peak([(abs(n), log.blocks[n - 1].rounded if n > 0 else 0) for n in log.events]):

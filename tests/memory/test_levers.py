@@ -48,7 +48,7 @@ def plant(recipe_path: Path, *overrides: str, plugins: Sequence[object] = ()) ->
 
 def found(plant: Plant) -> dict[str, Measured | Refused]:
     """Every lever by name, traced."""
-    offered = levers(plant.recipe, plant.registry, plant.base.rehearsal.config)
+    offered = levers(plant.recipe, plant.registry, plant.base.trace.config)
     return {one.lever.name: one for one in measure(plant, offered)}
 
 
@@ -58,8 +58,8 @@ def test_rank_and_alpha_save_what_they_save(recipe_path: Path) -> None:
     rank, alpha = all_found["LoRA r 8 to 4"], all_found["LoRA alpha 16 to 8"]
     assert isinstance(rank, Measured)
     assert isinstance(alpha, Measured)
-    parameters = at.base.rehearsal.trainable
-    assert rank.forecast.rehearsal.trainable == parameters // 2
+    parameters = at.base.trace.trainable
+    assert rank.forecast.trace.trainable == parameters // 2
     # Weight 2, master 4, its gradient 4, AdamW 8 bytes a parameter: 16 KiB here, and as much again for the rounding of
     # small tensors to 512 bytes, and for what passes through the adapters.
     assert parameters // 2 * 18 <= rank.saved_allocated + 2**12 <= 2**15
@@ -116,7 +116,7 @@ def test_equal_levers_count_once_the_plugins_words_first(recipe_path: Path) -> N
     at = plant(recipe_path, "memory.strategy=[]")
     own = Lever(name="my words", changes=(with_strategy(at.recipe, "chunked-loss"),), exact=True, remark="mine")
     again = plant(recipe_path, "memory.strategy=[]", plugins=[Offers(own)])
-    names = [lever.name for lever in levers(again.recipe, again.registry, again.base.rehearsal.config)]
+    names = [lever.name for lever in levers(again.recipe, again.registry, again.base.trace.config)]
     assert "my words" in names
     assert "chunked-loss" not in names
 

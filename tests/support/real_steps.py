@@ -1,4 +1,4 @@
-"""A rehearsal, and the same with values on the CPU: what the two log must be the same."""
+"""A run that is traced, and the same with values on the CPU: what the two log must be the same."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
+from fitune.runs.layout import RECIPE
 from fitune.runs.provenance import write_recipe
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked)
             plant = Plant(
                 recipe=planted, registry=registry, overrides=overrides, shape=shape, base=base, twins=twins_of(registry)
             )
-            found = measure(plant, levers(planted, registry, base.rehearsal.config))
+            found = measure(plant, levers(planted, registry, base.trace.config))
         if asked.as_json:
             of_fit = {} if fitted is None else {"fit": json_of_fit(fitted)}
             click.echo(json.dumps({**json_of(base, found), **of_fit}, indent=2))
@@ -123,7 +124,7 @@ def _as_file(recipe: Recipe, registry: Registry, stack: contextlib.ExitStack) ->
     """The recipe as one that was read from a file, which is there as long as the stack."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     write_recipe(recipe, directory)
-    return read_recipe(directory / "recipe.toml", registry)
+    return read_recipe(directory / RECIPE, registry)
 
 
 def card_of(gpu: str | None, budget: str | None, fit: bool | str = False) -> Card:

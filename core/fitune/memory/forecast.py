@@ -9,7 +9,7 @@ from fitune.memory.allocator.allocator import OutOfMemory, replay, smallest_capa
 from fitune.memory.cards.cards import Card
 from fitune.memory.ledger import Ledger, make_ledger
 from fitune.memory.shapes import Shapes
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import MemoryTwin
 
@@ -20,7 +20,7 @@ class Forecast:
 
     card: Card
     shapes: Shapes
-    rehearsal: Rehearsal
+    trace: Trace
     ledger: Ledger
     expandable: bool
     """Whether the allocator's segments grow (`expandable-segments`)."""
@@ -57,23 +57,23 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 
     Raises `ModelError` where it cannot be traced.
     """
-    rehearsal = rehearse(recipe, shapes, card, twins)
-    return on_card(rehearsal, shapes, card)
+    traced = trace(recipe, shapes, card, twins)
+    return on_card(traced, shapes, card)
 
 
-def on_card(rehearsal: Rehearsal, shapes: Shapes, card: Card) -> Forecast:
+def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
-    events = list(rehearsal.log.sized())
-    expandable = rehearsal.plan.expandable
+    events = list(traced.log.sized())
+    expandable = traced.plan.expandable
     free = replay(events, expandable=expandable)
-    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=rehearsal.plan.quantized)
+    margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
     return Forecast(
         card=card,
         shapes=shapes,
-        rehearsal=rehearsal,
-        ledger=make_ledger(rehearsal.log),
+        trace=traced,
+        ledger=make_ledger(traced.log),
         expandable=expandable,
         allocated=free.peak_allocated,
         reserved=free.peak_reserved,

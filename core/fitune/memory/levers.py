@@ -93,7 +93,7 @@ def _measured(plant: Plant, lever: Lever) -> Measured:
         forecast=found,
         saved=base.needed - found.needed,
         saved_allocated=base.allocated - found.allocated,
-        compute=found.rehearsal.flops_per_token / base.rehearsal.flops_per_token - 1,
+        compute=found.trace.flops_per_token / base.trace.flops_per_token - 1,
     )
 
 
@@ -141,7 +141,7 @@ class Remedies:
 
 def remedies(plant: Plant) -> Remedies:
     """Trace every change to a recipe that does not fit."""
-    offered = levers(plant.recipe, plant.registry, plant.base.rehearsal.config)
+    offered = levers(plant.recipe, plant.registry, plant.base.trace.config)
     measured = _helping(plant, offered)
     alone = tuple(sorted((one for one in measured if one.forecast.passes), key=_cost))
     exact = [one for one in measured if one.lever.exact]
@@ -176,6 +176,6 @@ def _together(plant: Plant, measured: Sequence[Measured]) -> tuple[Measured, ...
         names = {one.lever.name for one in measured} - {best.lever.name}
         overrides = (*plant.overrides, *best.lever.overrides)
         plant = replace(plant, recipe=best.recipe, overrides=overrides, base=best.forecast)
-        offered = levers(plant.recipe, plant.registry, plant.base.rehearsal.config)
+        offered = levers(plant.recipe, plant.registry, plant.base.trace.config)
         measured = _helping(plant, [lever for lever in offered if lever.name in names])
     return ()

@@ -50,7 +50,7 @@ def text(forecast: Forecast, name: str) -> Iterator[str]:
 
 def verdict(forecast: Forecast, name: str) -> Iterator[str]:
     """Whether it fits, and the figures that say so."""
-    card, rehearsal = forecast.card, forecast.rehearsal
+    card, traced = forecast.card, forecast.trace
     if forecast.passes and forecast.reserved <= card.usable - forecast.margin:
         said = f"fits, {size(forecast.spare)} to spare"
     elif forecast.passes:
@@ -59,16 +59,16 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
         said = f"does not fit surely: {size(-forecast.spare)} of the margin are missing"
     else:
         said = f"does not fit: {size(forecast.needed - card.usable)} are missing"
-    share = 100 * rehearsal.trainable / rehearsal.parameters
+    share = 100 * traced.trainable / traced.parameters
     yield f"{name} on {card.name}, {size(card.memory)}: {said}"
     yield f"  rows       {_rows(forecast)}"
-    yield f"  parameters {rehearsal.parameters:,}, of which {rehearsal.trainable:,} train ({share:.2f} %)"
+    yield f"  parameters {traced.parameters:,}, of which {traced.trainable:,} train ({share:.2f} %)"
     yield f"  allocated  {size(forecast.allocated):>12}  at most"
     segments = "segments that grow" if forecast.expandable else "segments of fixed size"
     yield f"  reserved   {size(forecast.reserved):>12}  at most, with {segments}; {size(forecast.needed)} would do"
     yield f"  context    {size(card.context):>12}  {card.context_source}"
     yield f"  margin     {size(forecast.margin):>12}  what a forecast may be wrong by, as measured"
-    for notice in (*rehearsal.plan.notices, *rehearsal.notices):
+    for notice in (*traced.plan.notices, *traced.notices):
         yield f"  note       {notice}"
 
 
@@ -155,7 +155,7 @@ def _changed(recipe: Recipe, key: str, value: object) -> str:
 
 def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = None) -> dict[str, Any]:
     """The plan for a program; sizes are bytes."""
-    rehearsal, ledger = forecast.rehearsal, forecast.ledger
+    traced, ledger = forecast.trace, forecast.ledger
     result: dict[str, Any] = {
         "card": {"name": forecast.card.name, "memory": forecast.card.memory, "context": forecast.card.context},
         "fits": forecast.passes,
@@ -167,10 +167,10 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
         "used": forecast.used,
         "expandable_segments": forecast.expandable,
         "shapes": {"source": forecast.shapes.source, "micro_batch": list(forecast.shapes.training[0].input_ids.shape)},
-        "parameters": rehearsal.parameters,
-        "trainable": rehearsal.trainable,
-        "flops_per_token": rehearsal.flops_per_token,
-        "notices": [*rehearsal.plan.notices, *rehearsal.notices],
+        "parameters": traced.parameters,
+        "trainable": traced.trainable,
+        "flops_per_token": traced.flops_per_token,
+        "notices": [*traced.plan.notices, *traced.notices],
         "ledger": {
             **{entry.kind: entry.bytes for entry in ledger.entries},
             "context": forecast.card.context,

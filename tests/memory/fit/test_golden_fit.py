@@ -1,8 +1,8 @@
 """What a fit chooses for five models on eight cards, against `golden/fit.json`.
 
-The values are forecasts: they were obtained on a CPU by `python tests/memory/fit/test_golden_fit.py --write`, with the releases
-that the file names, and are compared with those alone. A few are checked at every run; with FT_GOLDEN=all all are,
-which takes some ten minutes.
+The values are forecasts: they were obtained on a CPU by `python tests/memory/fit/test_golden_fit.py --write`, with
+the releases that the file names, and are compared with those alone. A few are checked at every run; with FT_GOLDEN=all
+all are, which takes some ten minutes.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _checkpointed(one: dict[str, Any]) -> float:
 def write(names: list[str]) -> None:
     """Write the golden values, of these models or of all."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(tracing, "rehearse", SharedTraces())
+        patch.setattr(tracing, "trace", SharedTraces())
         for name in names or MODELS:
             values: dict[str, Any] = {}
             for card in sorted(CARDS, key=lambda card: find_card(card).capability):

@@ -41,7 +41,7 @@ ROOMY, TIGHT, TIGHTER, HOPELESS = "1GiB", "0.45GiB", "0.33GiB", "0.15GiB"
 def _traces() -> Iterator[None]:
     """No composition is traced twice: that is tested elsewhere, and it is what takes the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracing, "rehearse", SharedTraces())
+        patch.setattr(tracing, "trace", SharedTraces())
         yield
 
 

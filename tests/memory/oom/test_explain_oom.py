@@ -72,43 +72,43 @@ def text_of(failure: Failure, *, detailed: bool = True, context: int = CONTEXT) 
 
 @pytest.mark.parametrize("capacity", range(4, 210, 22))
 def test_the_request_of_a_message_is_found_again(traced: Forecast, capacity: int) -> None:
-    failure = run_out(traced.rehearsal.log, capacity * MIB, expandable=False)
+    failure = run_out(traced.trace.log, capacity * MIB, expandable=False)
     assert failure is not None
     message = read_message(text_of(failure))
     assert message.reserved is not None
     assert message.free is not None
     room = (message.reserved + message.free).bytes
-    seen = sighting(traced.rehearsal.log, message, room, 8 * MIB, expandable=False)
+    seen = sighting(traced.trace.log, message, room, 8 * MIB, expandable=False)
     assert seen is not None
     assert seen.failure.block is failure.block
     assert seen.failure.event == failure.event
 
 
 def test_a_request_is_found_with_another_context_than_assumed(traced: Forecast) -> None:
-    failure = run_out(traced.rehearsal.log, 146 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 146 * MIB, expandable=False)
     assert failure is not None
     message = read_message(text_of(failure, detailed=False, context=CONTEXT + 40 * MIB))
-    seen = sighting(traced.rehearsal.log, message, 186 * MIB, 64 * MIB, expandable=False)
+    seen = sighting(traced.trace.log, message, 186 * MIB, 64 * MIB, expandable=False)
     assert seen is not None
     assert seen.failure.asked == failure.asked == 34 * MIB
     assert abs(seen.failure.free - failure.free) <= 2 * GRANULE
-    assert sighting(traced.rehearsal.log, message, 186 * MIB, 0, expandable=False) is None
+    assert sighting(traced.trace.log, message, 186 * MIB, 0, expandable=False) is None
 
 
 def test_a_request_of_another_phase_is_not_it(traced: Forecast) -> None:
-    failure = run_out(traced.rehearsal.log, 176 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 176 * MIB, expandable=False)
     assert failure is not None
     assert failure.block.phase == "backward"
     above = 'Traceback (most recent call last):\n  File "/v/torch/optim/adamw.py", line 2, in step\n'
     message = read_message(above + text_of(failure))
-    assert sighting(traced.rehearsal.log, message, 176 * MIB, 0, expandable=False) is None
-    assert sighting(traced.rehearsal.log, read_message(text_of(failure)), 176 * MIB, 0, expandable=False) is not None
+    assert sighting(traced.trace.log, message, 176 * MIB, 0, expandable=False) is None
+    assert sighting(traced.trace.log, read_message(text_of(failure)), 176 * MIB, 0, expandable=False) is not None
 
 
 def test_a_run_that_gets_through(traced: Forecast) -> None:
-    assert run_out(traced.rehearsal.log, traced.reserved, expandable=False) is None
-    assert run_out(traced.rehearsal.log, traced.needed, expandable=False) is None
-    short = run_out(traced.rehearsal.log, traced.needed - GRANULE, expandable=False)
+    assert run_out(traced.trace.log, traced.reserved, expandable=False) is None
+    assert run_out(traced.trace.log, traced.needed, expandable=False) is None
+    short = run_out(traced.trace.log, traced.needed - GRANULE, expandable=False)
     assert short is not None
     assert short.free + short.allocated + short.unallocated == short.capacity == traced.needed - GRANULE
 
@@ -240,7 +240,7 @@ def test_a_run_that_was_another_one(path: Path) -> None:
 
 @pytest.mark.usefixtures("_untreated")
 def test_a_mistaken_number_of_rows_is_found(path: Path, traced: Forecast) -> None:
-    failure = run_out(traced.rehearsal.log, 146 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 146 * MIB, expandable=False)
     assert failure is not None
     found = explained(path, text_of(failure), "train.micro_batch=16", gpu="a10g")
     assert found.sighting is None
@@ -306,7 +306,7 @@ what the card held when it failed (forecast)
 @pytest.fixture(scope="module")
 def found(path: Path, traced: Forecast) -> Explanation:
     """The whole explanation, remedies included: a dozen runs traced."""
-    failure = run_out(traced.rehearsal.log, 194 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 194 * MIB, expandable=False)
     assert failure is not None
     return explained(path, text_of(failure), gpu="a10g")
 
@@ -340,7 +340,7 @@ def test_the_changes_that_are_shown_do_close_the_gap(found: Explanation, traced:
 
 
 def test_changes_are_put_together_where_none_closes_the_gap(path: Path, traced: Forecast) -> None:
-    failure = run_out(traced.rehearsal.log, 144 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 144 * MIB, expandable=False)
     assert failure is not None
     found = explained(path, text_of(failure), gpu="a10g")
     assert not any(one.lever.exact for one in found.remedies.alone)
@@ -368,7 +368,7 @@ def test_figures_in_place_of_a_log(path: Path, capsys: pytest.CaptureFixture[str
 def test_a_run_s_directory_and_standard_input(
     path: Path, traced: Forecast, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failure = run_out(traced.rehearsal.log, 194 * MIB, expandable=False)
+    failure = run_out(traced.trace.log, 194 * MIB, expandable=False)
     assert failure is not None
     run = path.parent
     (run / "a.log").write_text("nothing here", encoding="utf-8")

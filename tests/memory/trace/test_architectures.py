@@ -16,7 +16,7 @@ from fitune import ModelError
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import Kind, MemoryLog
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.plugin.recipe import Recipe
 from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, VOCABULARY, recipe_of
 
@@ -27,10 +27,10 @@ STANDING: set[Kind] = {"weights", "adapter", "master weights", "optimizer state"
 """What outlives a step."""
 
 
-def _rehearse(recipe: Recipe, card: str = "a10g") -> Rehearsal:
+def _trace(recipe: Recipe, card: str = "a10g") -> Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 2), find_card(card))
+        return trace(recipe, shapes_of_recipe(recipe, 2), find_card(card))
 
 
 def _kinds(log: MemoryLog) -> set[Kind]:
@@ -48,7 +48,7 @@ def _left(log: MemoryLog) -> list[int]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_lora_is_traced(tmp_path: Path, name: str) -> None:
-    found = _rehearse(recipe_of(tmp_path, name))
+    found = _trace(recipe_of(tmp_path, name))
     kinds = _kinds(found.log)
     assert {"weights", "adapter", "master weights", "gradients", "optimizer state", "saved activations"} <= kinds
     assert "recomputed activations" not in kinds
@@ -58,7 +58,7 @@ def test_lora_is_traced(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_full_fine_tuning_with_gradient_checkpointing_is_traced(tmp_path: Path, name: str) -> None:
-    found = _rehearse(recipe_of(tmp_path, name, GRADIENT_CHECKPOINTING, lora=False))
+    found = _trace(recipe_of(tmp_path, name, GRADIENT_CHECKPOINTING, lora=False))
     again = {block.module for block in found.log.blocks if block.kind == "recomputed activations"}
     assert again
     assert all(any(part.isdigit() for part in module.split(".")) for module in again), (
@@ -69,7 +69,7 @@ def test_full_fine_tuning_with_gradient_checkpointing_is_traced(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in NOT_PACKED])
 def test_packed_rows_and_chunked_loss_are_traced(tmp_path: Path, name: str) -> None:
-    found = _rehearse(recipe_of(tmp_path, name, GRADIENT_CHECKPOINTING, CHUNKED_LOSS, packed=True, length=1024, rows=1))
+    found = _trace(recipe_of(tmp_path, name, GRADIENT_CHECKPOINTING, CHUNKED_LOSS, packed=True, length=1024, rows=1))
     assert any("documents are kept apart" in notice for notice in found.notices)
     loss = [block.bytes for block in found.log.blocks if block.kind == "loss"]
     assert 512 * VOCABULARY * 4 <= max(loss) < 1023 * VOCABULARY * 4, "a chunk of logits, never all"
@@ -77,7 +77,7 @@ def test_packed_rows_and_chunked_loss_are_traced(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "mixtral", "deepseek_v2", "gpt_oss", "falcon"])
 def test_evaluation_and_generation_are_traced(tmp_path: Path, name: str) -> None:
-    found = _rehearse(recipe_of(tmp_path, name, evaluates=True, generates=True))
+    found = _trace(recipe_of(tmp_path, name, evaluates=True, generates=True))
     blocks = [block for block in found.log.blocks if block.phase == "evaluation"]
     assert any(block.kind == "loss" and block.shape[-1:] == (VOCABULARY,) for block in blocks)
     assert any(block.kind == "key-value cache" for block in blocks)
@@ -87,7 +87,7 @@ def test_evaluation_and_generation_are_traced(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_types_and_dropout_are_traced(tmp_path: Path, dtype: str) -> None:
-    found = _rehearse(recipe_of(tmp_path, "llama", GRADIENT_CHECKPOINTING, dtype=dtype, dropout=0.05))
+    found = _trace(recipe_of(tmp_path, "llama", GRADIENT_CHECKPOINTING, dtype=dtype, dropout=0.05))
     masks = [b for b in found.log.blocks if b.operation == "aten.native_dropout.default" and b.dtype == "bool"]
     assert masks
     assert all(mask.bytes == 2 * 64 * (128 if "down_proj" in mask.module else 64) for mask in masks)
@@ -96,8 +96,8 @@ def test_other_types_and_dropout_are_traced(tmp_path: Path, dtype: str) -> None:
 
 def test_experts_are_multiplied_in_groups_where_the_card_can(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "mixtral", lora=False)
-    on_ampere = {block.operation for block in _rehearse(recipe, "a10g").log.blocks}
-    on_turing = {block.operation for block in _rehearse(recipe, "t4").log.blocks}
+    on_ampere = {block.operation for block in _trace(recipe, "a10g").log.blocks}
+    on_turing = {block.operation for block in _trace(recipe, "t4").log.blocks}
     assert "aten._grouped_mm.default" in on_ampere - on_turing
     assert "transformers.grouped_mm_fallback.default" in on_turing - on_ampere
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_traced_is_refused_in_words(
 ) -> None:
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: function(_plain(self, x)))
     with pytest.raises(ModelError) as caught:
-        _rehearse(recipe_of(tmp_path, "llama", *strategies))
+        _trace(recipe_of(tmp_path, "llama", *strategies))
     assert "LlamaForCausalLM: its model.layers.0.mlp calls " in caught.value.message
     assert f"{operation}, which cannot be traced without values: " in caught.value.message
     assert caught.value.__cause__ is not None
@@ -145,7 +145,7 @@ def test_what_cannot_be_traced_is_refused_in_words(
 def test_experts_in_a_loop_are_refused(tmp_path: Path) -> None:
     """DBRX asks which experts have tokens, and takes them one after the other: only values say how many each has."""
     with pytest.raises(ModelError, match=r"its transformer\.blocks\.0\.ffn\.experts calls aten\.nonzero\.default"):
-        _rehearse(recipe_of(tmp_path, "dbrx", lora=False))
+        _trace(recipe_of(tmp_path, "dbrx", lora=False))
 
 
 def test_a_failure_in_the_backward_pass_names_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_a_failure_in_the_backward_pass_names_its_module(tmp_path: Path, monkeyp
     apply: Callable[[Tensor], Tensor] = Fails.apply
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: apply(_plain(self, x)))
     with pytest.raises(ModelError, match=r"its model\.layers\.1\.mlp calls aten\._local_scalar_dense\.default"):
-        _rehearse(recipe_of(tmp_path, "llama"))
+        _trace(recipe_of(tmp_path, "llama"))
 
 
 def test_an_error_between_operations_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +170,4 @@ def test_an_error_between_operations_names_none(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", fails)
     with pytest.raises(ModelError, match=r"its model\.layers\.0\.mlp cannot be traced without values: no such expert$"):
-        _rehearse(recipe_of(tmp_path, "llama"))
+        _trace(recipe_of(tmp_path, "llama"))

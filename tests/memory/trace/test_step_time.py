@@ -12,7 +12,7 @@ from torch import Tensor
 from fitune.errors import ModelError
 from fitune.memory.cards.cards import Card, find_card
 from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.run import Rehearsal, built, rehearse
+from fitune.memory.trace.run import Trace, built, trace
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import (
     ATTENTION,
@@ -138,20 +138,20 @@ def test_a_type_without_units_computes_as_float32() -> None:
     assert rate_of(find_card("t4"), "float16") == 65e12
 
 
-def traced(directory: Path, *strategies: str, layers: int | None = None, card: str = "a10g") -> Rehearsal:
+def traced(directory: Path, *strategies: str, layers: int | None = None, card: str = "a10g") -> Trace:
     recipe = recipe_of(directory, "llama", *strategies, changes={"num_hidden_layers": 6})
-    return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card(card), layers=layers)
+    return trace(recipe, shapes_of_recipe(recipe, 1), find_card(card), layers=layers)
 
 
-def flops(rehearsal: Rehearsal) -> int:
-    return sum(count * kind[2] for kind, count in rehearsal.work.micro.items())
+def flops(traced: Trace) -> int:
+    return sum(count * kind[2] for kind, count in traced.work.micro.items())
 
 
 def test_checkpointing_computes_the_layers_again(tmp_path: Path) -> None:
     """But for the last product of each, which only the rest of the model needs: early stop."""
     plain, again = traced(tmp_path, CHUNKED_LOSS), traced(tmp_path, CHUNKED_LOSS, GRADIENT_CHECKPOINTING)
     assert 1.2 * flops(plain) < flops(again) < 1.5 * flops(plain)
-    seen = [seconds(rehearsal.work) for rehearsal in (plain, again)]
+    seen = [seconds(traced.work) for traced in (plain, again)]
     assert seen[0].card < seen[1].card
     assert seen[0].host < seen[1].host
 
@@ -160,7 +160,7 @@ def test_a_shortened_model_takes_its_share(tmp_path: Path) -> None:
     """Work is affine in the number of layers: what two and four take tells what six do."""
     two, four, six = (traced(tmp_path, GRADIENT_CHECKPOINTING, layers=n) for n in (2, 4, None))
     assert flops(six) - flops(four) == flops(four) - flops(two) > 0
-    took = [seconds(rehearsal.work).card for rehearsal in (two, four, six)]
+    took = [seconds(traced.work).card for traced in (two, four, six)]
     assert took[2] - took[1] == pytest.approx(took[1] - took[0], rel=1e-6)
 
 

@@ -15,7 +15,7 @@ from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import Block, Kind, MemoryLog
 from fitune.memory.trace.meta import DEVICE
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.memory.trace.tracer import Tracer
 from support.architectures import GRADIENT_CHECKPOINTING, recipe_of
 
@@ -32,11 +32,11 @@ ROTARY = 2 * 8
 """Elements of the buffer of frequencies, and of its copy."""
 
 
-def _traced(directory: Path, *strategies: str, accumulation: int = 1, **named: object) -> Rehearsal:
+def _traced(directory: Path, *strategies: str, accumulation: int = 1, **named: object) -> Trace:
     recipe = recipe_of(directory, "llama", *strategies, **named)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, accumulation), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, accumulation), find_card("a10g"))
 
 
 def _of(log: MemoryLog, kind: Kind, *, step: int | None = None) -> list[Block]:

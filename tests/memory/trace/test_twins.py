@@ -113,7 +113,7 @@ def forecast_with(recipe_path: Path, *twins: MemoryTwin, strategy: str = "square
 
 def test_a_kernel_that_needs_values_is_stood_for_by_its_twin(recipe_path: Path, kernels: ModuleType) -> None:
     found = forecast_with(recipe_path, TWIN)
-    log, tokens = found.rehearsal.log, found.shapes.training[0].input_ids.numel()
+    log, tokens = found.trace.log, found.shapes.training[0].input_ids.numel()
     copies = [b for b in log.blocks if b.dtype == "float64" and b.phase in ("forward", "loss")]
     assert {b.bytes for b in copies} == {tokens * 32 * 8}  # the hidden size is 32
     assert {b.bytes for b in log.blocks if b.operation == "squared"} == {SCRATCH}
@@ -134,7 +134,7 @@ def test_a_twin_of_nothing_is_an_error(recipe_path: Path) -> None:
 
 def test_an_operation_gets_its_scratch(recipe_path: Path) -> None:
     twin = MemoryTwin(name="mm", operation="aten.silu.default", scratch=lambda arguments, results: [7 * 512])
-    log = forecast_with(recipe_path, TWIN, twin).rehearsal.log
+    log = forecast_with(recipe_path, TWIN, twin).trace.log
     found = [b for b in log.blocks if b.operation == "aten.silu.default" and b.kind == "kernel scratch"]
     assert found
     assert {b.bytes for b in found} == {7 * 512}

@@ -11,7 +11,7 @@ import pytest
 from fitune.memory.cards.cards import find_card
 from fitune.memory.ledger import make_ledger
 from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.run import rehearse
+from fitune.memory.trace.run import trace
 from fitune.plugin.recipe import Recipe
 from fitune.testing import write_recipe
 from fitune_plugins.memory.tiled_mlp import TiledMlpOptions
@@ -65,7 +65,7 @@ def test_fourteen_whole_tensors_are_left(tmp_path: Path) -> None:
     recipe = _with_tiles(recipe_of(tmp_path, "llama", *TOGETHER, "host-embeddings", **rows), 512)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log = rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g")).log
+        log = trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g")).log
     ledger = make_ledger(log)
     standing = {"weights", "adapter", "master weights", "optimizer state", "cuBLAS workspace", "gradients"}
     held = sum(entry.bytes for entry in ledger.entries if entry.kind not in standing)

@@ -26,7 +26,7 @@ from fitune.compose.loss import plain_loss
 from fitune.memory.allocator.allocator import replay
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.run import rehearse
+from fitune.memory.trace.run import trace
 from fitune_plugins.memory import chunked_cross_entropy
 from fitune_plugins.memory.chunked_cross_entropy import chunked_loss, must_match
 from support.architectures import recipe_of
@@ -194,9 +194,9 @@ def test_a_forecast_traces_a_few_chunks_and_counts_all(
     """Eight chunks, the last one whole or not."""
     recipe = recipe_of(tmp_path, "llama", "chunked-loss", "expandable-segments", lora=True, length=length, rows=1)
     shapes, card = shapes_of_recipe(recipe, 1), find_card("a10g")
-    few = rehearse(recipe, shapes, card)
+    few = trace(recipe, shapes, card)
     monkeypatch.setattr(chunked_cross_entropy, "ALIKE", 10**9)
-    every = rehearse(recipe, shapes, card)
+    every = trace(recipe, shapes, card)
     assert len(few.log.blocks) < len(every.log.blocks)
     assert few.flops_per_token == every.flops_per_token
     assert (few.work.micro, few.work.rest) == (every.work.micro, every.work.rest)

@@ -123,7 +123,7 @@ def test_a_forecast_sees_fewer_temporaries_and_the_same_work(tmp_path: Path) -> 
         return forecast(read, of_recipe(read), find_card("a10g"))
 
     plain, fused = planned(), planned(FUSED)
-    assert fused.rehearsal.flops_per_token == pytest.approx(plain.rehearsal.flops_per_token, rel=1e-9)
+    assert fused.trace.flops_per_token == pytest.approx(plain.trace.flops_per_token, rel=1e-9)
     assert fused.allocated <= plain.allocated
-    taken = [sum(block.rounded for block in found.rehearsal.log.blocks) for found in (plain, fused)]
+    taken = [sum(block.rounded for block in found.trace.log.blocks) for found in (plain, fused)]
     assert taken[1] < 0.9 * taken[0]

@@ -110,12 +110,12 @@ def test_a_forecast_keeps_no_float32_copies(tmp_path: Path) -> None:
         return next(entry.bytes for entry in found.ledger.entries if entry.kind == "saved activations")
 
     plain, fused = planned(), planned('memory.strategy=[{use="fused-rms-norm"}]')
-    config = fused.rehearsal.config
+    config = fused.trace.config
     rows, length = fused.shapes.training[0].input_ids.shape
     norms = 2 * config.num_hidden_layers + 1
     wide = rows * length * config.hidden_size * 4  # a float32 copy; the residual stream itself is half of it
     assert saved(plain) - saved(fused) >= (norms - 1) * wide // 2
-    assert fused.rehearsal.flops_per_token == plain.rehearsal.flops_per_token
+    assert fused.trace.flops_per_token == plain.trace.flops_per_token
 
 
 def test_it_stands_before_others_that_change_norms() -> None:

@@ -17,7 +17,7 @@ from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import Block
 from fitune.memory.trace.meta import DEVICE
 from fitune.memory.trace.patches import as_on_card, as_with_values
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.memory.trace.tracer import Tracer
 from fitune.testing import write_recipe
 from fitune_plugins.memory.host_embeddings import NAME, HostEmbeddings, ft_memory_strategies
@@ -29,14 +29,14 @@ USE = f'memory.strategy=[{{use="{NAME}"}}]'
 VOCABULARY, HIDDEN, HALF = 512, 64, 2
 
 
-def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Rehearsal:
+def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
     recipe = recipe_of(directory, name, *strategies, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
 
 
-def _standing(found: Rehearsal) -> list[Block]:
+def _standing(found: Trace) -> list[Block]:
     """What is left at the end."""
     log = found.log
     left = set(range(1, len(log.blocks) + 1)) - {-number for number in log.events if number < 0}

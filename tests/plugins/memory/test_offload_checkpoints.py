@@ -18,7 +18,7 @@ from fitune.compose.loss import plain_loss
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import Block, MemoryLog
-from fitune.memory.trace.run import rehearse
+from fitune.memory.trace.run import trace
 from fitune.testing import write_recipe
 from fitune_plugins.memory import host_memory
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
@@ -191,7 +191,7 @@ def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any
     recipe = recipe_of(directory, name, *strategies, changes=changes, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g")).log
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g")).log
 
 
 def _alive(log: MemoryLog) -> list[Block]:

@@ -18,7 +18,7 @@ from fitune.compose.loss import plain_loss
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import MemoryLog
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.testing import write_recipe
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
 from fitune_plugins.memory.recompute_pointwise import RecomputePointwise
@@ -220,11 +220,11 @@ TOKENS = ROWS * LENGTH
 HALF, FLOAT = 2, 4
 
 
-def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Rehearsal:
+def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
     recipe = recipe_of(directory, name, *strategies, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
 
 
 def _saved(log: MemoryLog) -> int:

@@ -23,7 +23,7 @@ from fitune.memory.cards.cards import find_card
 from fitune.memory.levers import levers
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import MemoryLog
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune_plugins.memory import kept_results
@@ -312,11 +312,11 @@ def _strategy(keep: Keep) -> str:
     return f'gradient-checkpointing", keep = "{keep}'
 
 
-def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Rehearsal:
+def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
     recipe = recipe_of(directory, name, *strategies, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
 
 
 def _saved(log: MemoryLog) -> int:
@@ -367,7 +367,7 @@ def test_other_kernels_are_kept(card: str, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "llama", _strategy("attention"), dtype=dtype, changes={"num_key_value_heads": HEADS})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log = rehearse(recipe, shapes_of_recipe(recipe, 1), find_card(card)).log
+        log = trace(recipe, shapes_of_recipe(recipe, 1), find_card(card)).log
     kernel = "efficient" if card == "t4" else "cudnn"
     name = f"aten._scaled_dot_product_{kernel}_attention.default"
     assert {block.phase for block in log.blocks if block.operation == name} == {"forward"}

@@ -17,7 +17,7 @@ from fitune.memory.cards.cards import find_card
 from fitune.memory.ledger import make_ledger
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.log import MemoryLog
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.plugin import strategy as alike
 from fitune.testing import write_recipe
 from fitune_plugins.memory import tiles
@@ -221,14 +221,14 @@ def test_in_a_run(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ forecast
 
 
-def _traced(directory: Path, *strategies: str, name: str = "llama", tokens: int = 0, **named: Any) -> Rehearsal:
+def _traced(directory: Path, *strategies: str, name: str = "llama", tokens: int = 0, **named: Any) -> Trace:
     recipe = recipe_of(directory, name, *strategies, **named)
     if tokens:
         at = [use.record.name for use in recipe.strategies].index(NAME)
         recipe = _with_tokens(recipe, at, tokens)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rehearse(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
 
 
 def _with_tokens(recipe: Any, at: int, tokens: int) -> Any:

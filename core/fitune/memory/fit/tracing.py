@@ -14,7 +14,7 @@ from fitune.memory.fit.estimate import Seen
 from fitune.memory.forecast import Forecast, on_card
 from fitune.memory.ledger import Ledger, make_ledger
 from fitune.memory.shapes import Shapes
-from fitune.memory.trace.run import Rehearsal, rehearse
+from fitune.memory.trace.run import Trace, trace
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.registry import Registry
@@ -67,10 +67,10 @@ class Traces:
         key = asked.key, layers
         if key not in self._short:
             try:
-                _, rehearsal, shapes = self._rehearsed(asked, layers or None)
-                taken = replay(list(rehearsal.log.sized()), expandable=rehearsal.plan.expandable)
+                _, traced, shapes = self._traced(asked, layers or None)
+                taken = replay(list(traced.log.sized()), expandable=traced.plan.expandable)
                 sizes = taken.peak_allocated, taken.peak_reserved
-                self._short[key] = self._seen(rehearsal, shapes, sizes, make_ledger(rehearsal.log))
+                self._short[key] = self._seen(traced, shapes, sizes, make_ledger(traced.log))
             except FtError as error:
                 self._refuse(error)
                 self._short[key] = None
@@ -80,10 +80,10 @@ class Traces:
         """With the model as it is; None where it cannot be composed."""
         if asked.key not in self._whole:
             try:
-                recipe, rehearsal, shapes = self._rehearsed(asked, None)
-                found = on_card(rehearsal, shapes, self._card)
+                recipe, traced, shapes = self._traced(asked, None)
+                found = on_card(traced, shapes, self._card)
                 sizes = found.allocated, found.reserved
-                self._whole[asked.key] = recipe, found, self._seen(rehearsal, shapes, sizes, found.ledger)
+                self._whole[asked.key] = recipe, found, self._seen(traced, shapes, sizes, found.ledger)
             except FtError as error:
                 self._refuse(error)
                 self._whole[asked.key] = None
@@ -93,18 +93,18 @@ class Traces:
         if error.lines[0] not in self.reasons:
             self.reasons.append(error.lines[0])
 
-    def _rehearsed(self, asked: Asked, layers: int | None) -> tuple[Recipe, Rehearsal, Shapes]:
+    def _traced(self, asked: Asked, layers: int | None) -> tuple[Recipe, Trace, Shapes]:
         recipe = composed(self._recipe, self._registry, asked.tables, asked.micro_batch, asked.accumulation)
         key = asked.micro_batch, asked.accumulation or 0
         if key not in self._shapes:
             self._shapes[key] = self._shape(recipe)
         shapes = self._shapes[key]
-        return recipe, rehearse(recipe, shapes, self._card, self._twins, layers=layers), shapes
+        return recipe, trace(recipe, shapes, self._card, self._twins, layers=layers), shapes
 
-    def _seen(self, rehearsal: Rehearsal, shapes: Shapes, sizes: tuple[int, int], ledger: Ledger) -> Seen:
+    def _seen(self, traced: Trace, shapes: Shapes, sizes: tuple[int, int], ledger: Ledger) -> Seen:
         load = next((peak.bytes for peak in ledger.phases if peak.phase == "load"), 0)
-        accumulation = rehearsal.plan.accumulation
-        took = rehearsal.work.seconds(self._card, traced=len(shapes.training), accumulation=accumulation)
+        accumulation = traced.plan.accumulation
+        took = traced.work.seconds(self._card, traced=len(shapes.training), accumulation=accumulation)
         return Seen(
             allocated=sizes[0],
             reserved=sizes[1],

@@ -117,7 +117,7 @@ def explain(
     base = forecast(recipe, of_recipe(recipe), card, twins)
     if room.context_known:
         room = dataclasses.replace(room, spread=max(base.margin, room.spread))
-    log, expandable = base.rehearsal.log, base.expandable
+    log, expandable = base.trace.log, base.expandable
     seen = sighting(log, message, room.capacity, room.spread, expandable=expandable)
     failure = run_out(log, room.capacity, expandable=expandable)
     at = seen.failure if seen else failure
@@ -182,7 +182,7 @@ def _room(message: OutOfMemoryMessage, card: Card) -> Room:
 
 def _variants(plant: Plant, message: OutOfMemoryMessage, room: Room) -> Iterator[Variant]:
     """Runs that differ from the recipe in what is easily mistaken, and fail just as the message says."""
-    log = plant.base.rehearsal.log
+    log = plant.base.trace.log
     for override, meaning, times in _mistakes(plant.recipe):
         if not askers(log, message.asked, whole_segment=message.whole_segment, times=times):
             continue
@@ -191,7 +191,7 @@ def _variants(plant: Plant, message: OutOfMemoryMessage, room: Room) -> Iterator
             found = forecast(recipe, plant.shape(recipe), plant.base.card, plant.twins)
         except FtError:  # not every recipe can take every change
             continue
-        seen = sighting(found.rehearsal.log, message, room.capacity, room.spread, expandable=found.expandable)
+        seen = sighting(found.trace.log, message, room.capacity, room.spread, expandable=found.expandable)
         if seen is not None:
             yield Variant(override=override, meaning=meaning, forecast=found, sighting=seen)
 

@@ -50,7 +50,7 @@ WARM_UP = "transformers' warm-up of the allocator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsal:
+class Trace:
     """A traced run."""
 
     log: MemoryLog
@@ -70,9 +70,9 @@ class Rehearsal:
     """What the forecast assumes."""
 
 
-def rehearse(
+def trace(
     recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin] = (), *, layers: int | None = None
-) -> Rehearsal:
+) -> Trace:
     """Trace a run with batches of these shapes on a card; `twins` stand for custom kernels.
 
     With `layers`, the model has only so many, the first of its own: a search extrapolates from there.
@@ -107,7 +107,7 @@ def rehearse(
         stack.enter_context(in_place_of_kernels(twins, tracer))
         known.packed = packed
         trainables = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
-    return Rehearsal(
+    return Trace(
         log=tracer.log,
         plan=plan,
         trainable=sum(p.numel() for p in trainables.parameters),
