@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,8 @@ from fitune import (
     sentences,
 )
 from fitune_plugins.data.chat_template import Messages, Refused, Template, Tools, names, open_template
-from fitune_plugins.data.masks import Inexact, Masker
+from fitune_plugins.data.masks import Inexact, Masker, Span
+from fitune_plugins.data.turns import is_empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ class ChatOptions:
     template_file: Path | None = None
     """File with a chat template, as Jinja, used in place of `template`."""
     loss: Literal["assistant", "completion", "all"] = "assistant"
-    """What is trained on: the assistant's turns, its last turn only, or the whole text."""
+    """What is trained on: the assistant's turns, its last turn only, or the whole text; of rows with a prompt and a
+    completion the assistant's turns in the completion. What a row itself leaves out (`weight = 0`, say) stays out."""
     system: str | None = None
     """System message put before conversations that have none."""
 
@@ -67,13 +69,16 @@ class _Renderer:
         messages = self._with_system(conversation.messages)
         with_tools = bool(conversation.tools)
         masker = self.maskers.get(with_tools) or self.maskers.setdefault(with_tools, self._masker(tools=True))
+        added = len(messages) - len(conversation.messages)
         try:
             if self.options.loss == "all":
-                text = masker.template.render(messages, conversation.tools)
-                spans = [(0, len(text))]
+                untrained, said = sorted(conversation.untrained), conversation.messages
+                left_out = [at + added for at in untrained if not is_empty(said[at])]
+                text, spans = masker.spans(messages, conversation.tools, left_out)
+                spans = _between(spans, len(text))
             else:
-                last_only = self.options.loss == "completion"
-                text, spans = masker.spans(messages, conversation.tools, last_only=last_only)
+                wanted = [at + added for at in self._wanted(conversation)]
+                text, spans = masker.spans(messages, conversation.tools, wanted)
         except Refused as error:
             what = f"{masker.template.place} refuses it: {error}"
             fix = _fix(masker.template, messages, conversation.tools)
@@ -82,6 +87,12 @@ class _Renderer:
             fix = "Use a template with {% generation %} marks, by template_file"
             raise DataError(f"{conversation.origin}: {sentences(str(error), fix)}") from error
         return Document(text=text, trained=tuple(spans), origin=conversation.origin)
+
+    def _wanted(self, conversation: Conversation) -> list[int]:
+        """Places of the answers to be trained on."""
+        answers = [at for at, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
+        last = answers[-1:] if self.options.loss == "completion" else answers
+        return [at for at in last if at >= conversation.asked and at not in conversation.untrained]
 
     def dialogue(self) -> Dialogue:
         """How the template writes what a model is asked."""
@@ -108,6 +119,12 @@ class _Renderer:
     def _masker(self, *, tools: bool) -> Masker:
         options = self.options
         return Masker(open_template(self.context.tokenizer, options.template, options.template_file, tools=tools))
+
+
+def _between(spans: Sequence[Span], length: int) -> list[Span]:
+    """What a text of this length holds beside these ranges."""
+    borders = [0, *(border for span in spans for border in span), length]
+    return [(start, end) for start, end in zip(borders[::2], borders[1::2], strict=True) if start < end]
 
 
 def _fix(template: Template, messages: Messages, tools: Tools) -> str:

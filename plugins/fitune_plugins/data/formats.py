@@ -5,22 +5,29 @@ A format of one's own is such a stage: it takes rows and gives conversations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
 
-from fitune import Conversation, DataContext, DataError, DataStage, Row, Stage, hookimpl, nearest
-from fitune_plugins.data.turns import Turn, bad, column, conversation, shown, text, tools, turns
-
-O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
-
-Read = Callable[[O, Row], Conversation]
+from fitune import Conversation, DataContext, DataError, DataStage, Origin, Row, Stage, hookimpl, nearest
+from fitune_plugins.data import loss_keys
+from fitune_plugins.data.row import bad, column, parsed, shown, text, unpacked
+from fitune_plugins.data.tool_calls import calls, tools
+from fitune_plugins.data.turns import Turn, conversation, is_empty, turns, with_word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessagesOptions:
+class FormatOptions:
+    """Options of every format."""
+
+    loss_keys: bool = True
+    """Whether a row's own word on what of it is trained on is obeyed: `weight`, `train`, `loss` and the like, of a
+    message or of the row. Else such keys are passed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesOptions(FormatOptions):
     """Options of the stage `messages`."""
 
     messages: str = "messages"
@@ -30,7 +37,7 @@ class MessagesOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShareGptOptions:
+class ShareGptOptions(FormatOptions):
     """Options of the stage `sharegpt`."""
 
     conversations: str = "conversations"
@@ -46,7 +53,7 @@ class ShareGptOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlpacaOptions:
+class AlpacaOptions(FormatOptions):
     """Options of the stage `alpaca`."""
 
     instruction: str = "instruction"
@@ -62,7 +69,7 @@ class AlpacaOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptCompletionOptions:
+class PromptCompletionOptions(FormatOptions):
     """Options of the stage `prompt-completion`."""
 
     prompt: str = "prompt"
@@ -74,6 +81,14 @@ class PromptCompletionOptions:
     tools: str = "tools"
     """Column with the tools that the assistant may call, as a list or as JSON; rows without it have none."""
 
+
+O = TypeVar("O", bound=FormatOptions)  # noqa: E741 - options, as in every provider's docstring
+
+Read = Callable[[O, Row], Conversation]
+
+UNTRAINED = "rows left out: they say themselves that nothing of them is trained on"
+
+EMPTY = "answers not trained on: empty"
 
 SPEAKERS = {
     "system": "system",
@@ -96,18 +111,21 @@ SPEAKERS = {
 
 def read_messages(options: MessagesOptions, row: Row) -> Conversation:
     """A row of OpenAI's form."""
-    found = turns(column(row, options.messages, "messages"), row.origin, f'column "{options.messages}"')
-    return conversation(found, row, _tools(row, options.tools))
+    value, what = column(row, options.messages, "messages"), f'column "{options.messages}"'
+    found = turns(value, row.origin, what, loss=options.loss_keys)
+    return conversation(found, row, _tools(row, options.tools), word=_word(options, row))
 
 
 def read_sharegpt(options: ShareGptOptions, row: Row) -> Conversation:
     """A row of ShareGPT's form."""
-    value = column(row, options.conversations, "conversations")
+    what = f'column "{options.conversations}"'
+    value = unpacked(column(row, options.conversations, "conversations"), row.origin, what, "a list of messages")
     if not isinstance(value, list) or not value:
         wanted = f'[{{"{options.role}": "human", "{options.value}": "..."}}, ...]'
-        raise bad(row.origin, f'column "{options.conversations}" is not a list of messages', f"It takes: {wanted}")
+        raise bad(row.origin, f"{what} is not a list of messages", f"It takes: {wanted}")
     found = [_spoken(options, item, row, number) for number, item in enumerate(value, 1)]
-    return conversation([*_system(row, options.system), *found], row, _tools(row, options.tools))
+    messages = [*_system(row, options.system), *found]
+    return conversation(messages, row, _tools(row, options.tools), word=_word(options, row))
 
 
 def _spoken(options: ShareGptOptions, item: Any, row: Row, number: int) -> Turn:
@@ -118,16 +136,20 @@ def _spoken(options: ShareGptOptions, item: Any, row: Row, number: int) -> Turn:
     speaker = item[options.role]
     if speaker not in SPEAKERS:
         raise bad(row.origin, f'message {number} is from "{speaker}"', nearest(speaker, SPEAKERS))
-    said = text(item.get(options.value), row.origin, f'message {number} ({speaker}): "{options.value}"')
-    if speaker != "function_call":
-        return {"role": SPEAKERS[speaker], "content": said}
-    try:
-        calls = json.loads(said)
-    except ValueError as error:
-        what = f"message {number} (function_call) is not JSON: {shown(said)}"
-        raise bad(row.origin, what, 'Write {"name": "...", "arguments": {}}') from error
-    called = calls if isinstance(calls, list) else [calls]
-    return turns([{"role": "assistant", "tool_calls": called}], row.origin, f"message {number}")[0]
+    where = f"message {number} ({speaker})"
+    said = text(item.get(options.value), row.origin, f'{where}: "{options.value}"')
+    keys = (options.role, options.value)
+    turn = {key: part for key, part in item.items() if key not in keys and part is not None}
+    turn |= {"role": SPEAKERS[speaker], "content": said}
+    if speaker == "function_call":
+        turn |= {"content": "", "tool_calls": calls(_called(said, row.origin, where), row.origin, where)}
+    return with_word(turn, row.origin, where, loss=options.loss_keys)
+
+
+def _called(said: str, origin: Origin, where: str) -> list[Any]:
+    """The tool calls that a message is."""
+    found = parsed(said, origin, where, '{"name": "...", "arguments": {}}')
+    return found if isinstance(found, list) else [found]
 
 
 def read_alpaca(options: AlpacaOptions, row: Row) -> Conversation:
@@ -137,25 +159,28 @@ def read_alpaca(options: AlpacaOptions, row: Row) -> Conversation:
     if about:
         asked += "\n" + text(about, row.origin, f'column "{options.input}"')
     found = _system(row, options.system)
-    for pair in row.values.get(options.history) or ():
+    what = f'column "{options.history}"'
+    for pair in unpacked(row.values.get(options.history), row.origin, what, "a list of pairs") or ():
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            what = f'column "{options.history}" has {shown(pair)}'
-            raise bad(row.origin, what, "It takes pairs: [instruction, output]")
-        before, answer = (text(part, row.origin, f'column "{options.history}": a part of it') for part in pair)
+            raise bad(row.origin, f"{what} has {shown(pair)}", "It takes pairs: [instruction, output]")
+        before, answer = (text(part, row.origin, f"{what}: a part of it") for part in pair)
         found += _asked_and_answered(before, answer)
-    return conversation([*found, *_asked_and_answered(asked, _column_text(row, options.output, "output"))], row)
+    found += _asked_and_answered(asked, _column_text(row, options.output, "output"))
+    return conversation(found, row, word=_word(options, row))
 
 
 def read_prompt_completion(options: PromptCompletionOptions, row: Row) -> Conversation:
     """A row of a question and the answer to it."""
     asked, answer = column(row, options.prompt, "prompt"), column(row, options.completion, "completion")
-    found = [*_said(asked, "user", row, options.prompt), *_said(answer, "assistant", row, options.completion)]
-    return conversation([*_system(row, options.system), *found], row, _tools(row, options.tools))
+    question = [*_system(row, options.system), *_said(options, asked, "user", row, options.prompt)]
+    messages = [*question, *_said(options, answer, "assistant", row, options.completion)]
+    described = _tools(row, options.tools)
+    return conversation(messages, row, described, asked=len(question), word=_word(options, row))
 
 
-def _said(value: Any, role: str, row: Row, name: str) -> list[Turn]:
+def _said(options: FormatOptions, value: Any, role: str, row: Row, name: str) -> list[Turn]:
     if isinstance(value, list):
-        return turns(value, row.origin, f'column "{name}"')
+        return turns(value, row.origin, f'column "{name}"', loss=options.loss_keys)
     return [{"role": role, "content": text(value, row.origin, f'column "{name}"')}]
 
 
@@ -177,6 +202,12 @@ def _tools(row: Row, name: str) -> tuple[Any, ...]:
     return tools(value, row.origin, f'column "{name}"') if value else ()
 
 
+def _word(options: FormatOptions, row: Row) -> bool | None:
+    """What the row as a whole says of being trained on, beside the columns that the options name."""
+    columns = (getattr(options, field.name) for field in fields(options))
+    return loss_keys.of_row(row.values, row.origin, columns) if options.loss_keys else None
+
+
 def conversations(
     read: Callable[[Row], Conversation], rows: Iterator[Row], context: DataContext
 ) -> Iterator[Conversation]:
@@ -187,7 +218,19 @@ def conversations(
         except DataError as error:
             context.reject(error)
             continue
-        yield found
+        empty = [at for at in found.untrained if is_empty(found.messages[at])]
+        for _ in empty:
+            context.count(EMPTY)
+        if empty or _is_trained_on(found):
+            yield found
+        else:
+            context.count(UNTRAINED)
+
+
+def _is_trained_on(found: Conversation) -> bool:
+    """Whether the row leaves an answer to be trained on."""
+    answers = (at for at, turn in enumerate(found.messages) if at >= found.asked and turn["role"] == "assistant")
+    return any(at not in found.untrained for at in answers)
 
 
 def _format(name: str, summary: str, options: type[O], read: Read[O]) -> DataStage[O]:

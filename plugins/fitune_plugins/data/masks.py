@@ -71,15 +71,16 @@ class Masker:
 
     # -------------------------------------------------------------------------------------------------- the ranges
 
-    def spans(self, messages: Messages, tools: Tools, *, last_only: bool) -> tuple[str, list[Span]]:
-        """The text of a conversation and what is trained on in it. Raises `Refused` or `Inexact`."""
-        answers = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
+    def spans(self, messages: Messages, tools: Tools, wanted: Sequence[int]) -> tuple[str, list[Span]]:
+        """The text of a conversation, and what is trained on in it: the answers at these places in `messages`.
+
+        Raises `Refused` or `Inexact`.
+        """
         if self.template.marked:
             text, marked = self.template.render_marked(messages, tools)
             spans = [span for span in (self._tidy(text, *mark) for mark in marked) if span[0] < span[1]]
-            return text, self._last_marked(text, spans, messages, tools, answers) if last_only else spans
+            return text, self._wanted(text, spans, messages, tools, wanted)
         text = self.template.render(messages, tools)
-        wanted = answers[-1:] if last_only else answers
         spans = [self._known(text, messages, tools, at) or self._found(text, messages, tools, at) for at in wanted]
         for at, (one, other) in zip(wanted[1:], pairwise(spans), strict=True):
             if other[0] < one[1]:
@@ -191,16 +192,25 @@ class Masker:
         behind = self.template.special.match(text, end)
         return start, behind.end() if behind else end + len(mark)
 
-    def _last_marked(
-        self, text: str, spans: list[Span], messages: Messages, tools: Tools, answers: Sequence[int]
+    def _wanted(
+        self, text: str, spans: list[Span], messages: Messages, tools: Tools, wanted: Sequence[int]
     ) -> list[Span]:
-        """The ranges of the last answer alone. Raises `Inexact`."""
+        """The ranges of these answers alone. Raises `Inexact`."""
+        answers = [at for at, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if list(wanted) == answers:
+            return spans
         if len(spans) == len(answers):
-            return spans[-1:]
-        before = self.template.render(messages[: answers[-1]], tools, prompt=True) if answers[-1] else ""
+            return [span for at, span in zip(answers, spans, strict=True) if at in wanted]
+        starts = {at: self._prompted(text, messages, tools, at) for at in answers if at >= min(wanted, default=at)}
+        ends = dict(zip(starts, [*list(starts.values())[1:], len(text) + 1], strict=True))
+        return [span for at in wanted for span in spans if starts[at] <= span[0] < ends[at]]
+
+    def _prompted(self, text: str, messages: Messages, tools: Tools, at: int) -> int:
+        """Where what precedes an answer ends, its prompt included. Raises `Inexact`."""
+        before = self.template.render(messages[:at], tools, prompt=True) if at else ""
         if not text.startswith(before):
-            raise _inexact(answers[-1])
-        return [span for span in spans if span[0] >= len(before)]
+            raise _inexact(at)
+        return len(before)
 
     # ----------------------------------------------------------------------------------------------- the shape of turns
 

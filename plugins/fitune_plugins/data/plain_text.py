@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fitune import DataContext, DataError, DataStage, Document, Row, Stage, hookimpl
-from fitune_plugins.data.turns import bad, column, text
+from fitune_plugins.data.row import bad, column, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

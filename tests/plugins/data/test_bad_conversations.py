@@ -61,7 +61,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no completion": ("prompt-completion", {"prompt": "1?", "completions": "1"}, 'no column "completion". Did you mean "completions"? Name the column in the stage\'s table: completion = ...'),
     "completion a number": ("prompt-completion", {"prompt": "1?", "completion": 1}, 'column "completion" is 1, not a text'),
     "completion of the user": ("prompt-completion", {"prompt": "1?", "completion": [USER]}, 'no message has the role "assistant", so there is nothing to train on. Roles: user'),
-    "unknown columns": ("detect", {"question": "1?", "answer": "1"}, 'the format cannot be told by its columns: question, answer. Name a format and its columns: [[data.stage]] use = "prompt-completion", prompt = ..., completion = ...'),
+    "unknown columns": ("detect", {"question": "1?", "answer": "1"}, 'the format cannot be told by its columns: question, answer. Name the format and its columns: [[data.stage]] use = "prompt-completion", prompt = "question", completion = "answer"'),
     "column misspelled": ("detect", {"mesages": []}, 'the format cannot be told by its columns: mesages. Is "mesages" to be "messages"? Name a format and its columns in a [[data.stage]] before "chat"'),
     "text alone": ("detect", {"text": "hello"}, 'the format cannot be told by its columns: text. To train on whole texts, add a [[data.stage]] with use = "plain-text" in place of "chat"'),
     "plain text empty": ("plain-text", {"text": " \n"}, 'column "text" is empty. Leave the row out'),
