@@ -197,8 +197,8 @@ class Masker:
     ) -> list[Span]:
         """The ranges of these answers alone. Raises `Inexact`."""
         answers = [at for at, turn in enumerate(messages) if turn["role"] == "assistant"]
-        if list(wanted) == answers:
-            return spans
+        if not wanted or list(wanted) == answers:
+            return spans if wanted else []
         if len(spans) == len(answers):
             return [span for at, span in zip(answers, spans, strict=True) if at in wanted]
         starts = {at: self._prompted(text, messages, tools, at) for at in answers if at >= min(wanted, default=at)}
