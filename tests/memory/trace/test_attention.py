@@ -35,11 +35,15 @@ def _chosen(
     tokens: tuple[int, int] = (64, 64),
     trains: bool = True,
     version: tuple[int, int] = MEASURED_WITH,
+    grouped: bool | None = None,
+    rows: int = 1,
 ) -> Kernel:
+    """`grouped` is as transformers calls torch, if it is not given; `rows` are those of the keys."""
     query = torch.empty(1, 8, tokens[0], size, device="meta", dtype=dtype, requires_grad=trains)
-    key = torch.empty(1, keys, tokens[1], size, device="meta", dtype=dtype)
+    key = torch.empty(rows, keys, tokens[1], size, device="meta", dtype=dtype)
     mask = torch.empty(1, 1, *tokens, device="meta", dtype=torch.bool) if masked else None
-    return choose(query, key, key, mask, dropout, causal and not masked, CARDS[card], version)
+    grouped = keys != 8 if grouped is None else grouped
+    return choose(query, key, key, mask, dropout, causal and not masked, CARDS[card], version, grouped=grouped)
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -100,6 +104,16 @@ def test_kernel_by_heads_dropout_and_lengths() -> None:
     assert _chosen("H100", BF16, 128, tokens=(1, 1), causal=False) == "flash"
     assert _chosen("A100", BF16, 128, tokens=(8, 64)) == "efficient"
     assert _chosen("A100", BF16, 128, tokens=(8, 64), causal=False) == "flash"
+
+
+@pytest.mark.parametrize("card", sorted(CARDS))
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+def test_heads_or_rows_that_are_broadcast_are_left_to_the_composite_kernel(card: str, dtype: torch.dtype) -> None:
+    """As Falcon calls torch, with one head of keys and without `enable_gqa`."""
+    assert _chosen(card, dtype, 64, keys=1, grouped=False) == "math"
+    assert _chosen(card, dtype, 64, keys=2, grouped=False) == "math"
+    assert _chosen(card, dtype, 64, rows=2) == "math"
+    assert _chosen(card, dtype, 64, keys=3) == "math"  # no divisor of 8
 
 
 def test_masks_become_aligned_biases() -> None:

@@ -30,25 +30,48 @@ def choose(
     causal: bool,
     capability: tuple[int, int],
     version: Version,
+    *,
+    grouped: bool,
 ) -> Kernel:
     """The kernel that torch takes for these inputs on a card of this compute capability.
+
+    `grouped` is the argument `enable_gqa`: without it, heads of keys that are fewer than those of queries are
+    broadcast, which the composite kernel alone does (Falcon calls torch so).
 
     The rules are those of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: cuDNN where it is preferred (9.x and
     10.x, with cuDNN from 9.15.1 on, as wheels bring it), flash, memory-efficient, math.
     """
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
-        return "math"
     given = (query, key, value)
+    if any(tensor.dim() != 4 for tensor in given) or not _heads_fit(query, key, value, grouped=grouped):
+        return "math"
     # Rows of one element may have any stride in cuDNN and flash, not so in the memory-efficient kernel.
     even = all(tensor.stride(-1) == 1 for tensor in given)
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    if even and _cudnn_can(query, key, value, dropout, capability, version):
+    if even and _mask_fits(mask, query, key) and _cudnn_can(query, key, value, dropout, capability, version):
         return "cudnn"
     if even and mask is None and _flash_can(query, key, value, dropout, causal, capability, trains=trains):
         return "flash"
     if even and _efficient_can(query, key, value, capability, version):
         return "efficient"
     return "math"
+
+
+def _heads_fit(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool) -> bool:
+    """Whether any kernel but the composite one takes these rows and heads (`check_batch_size_and_num_heads_dense`)."""
+    if not query.shape[0] == key.shape[0] == value.shape[0] or 0 in (query.shape[2], key.shape[2]):
+        return False
+    heads = query.shape[1], key.shape[1], value.shape[1]
+    return heads[1] == heads[2] and (heads[0] == heads[1] or (grouped and heads[0] % heads[1] == 0))
+
+
+def _mask_fits(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
+    """Whether cuDNN takes the mask (`check_attn_mask_shape`)."""
+    if mask is None:
+        return True
+    whole = query.shape[0], query.shape[1], query.shape[2], key.shape[2]
+    given = tuple(mask.shape)
+    fits = all(size in (1, full) for size, full in zip(given, whole[-len(given) :], strict=True))
+    return fits and len(given) in (2, 4) and not mask.requires_grad
 
 
 def _cudnn_can(
@@ -106,6 +129,8 @@ def attend(
     dropout: float,
     causal: bool,
     scale: float | None,
+    *,
+    grouped: bool,
 ) -> Tensor:
     """Attention by a kernel, `[B, H, S, D]` to `[B, H, S, D]`, with all that its CUDA dispatch does around it
     (`scaled_dot_product_attention`, aten/src/ATen/native/transformers/attention.cpp).
@@ -128,7 +153,6 @@ def attend(
             0
         ]
     else:
-        grouped = key.shape[1] != query.shape[1]
         out = aten._scaled_dot_product_attention_math(
             query, key, value, mask, dropout, causal, scale=scale, enable_gqa=grouped
         )[0]

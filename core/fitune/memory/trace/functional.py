@@ -50,8 +50,8 @@ def functions(capability: tuple[int, int], version: Version) -> dict[str, Callab
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        kernel = choose(query, key, value, attn_mask, dropout_p, is_causal, capability, version)
-        return attend(kernel, query, key, value, attn_mask, dropout_p, is_causal, scale)
+        kernel = choose(query, key, value, attn_mask, dropout_p, is_causal, capability, version, grouped=enable_gqa)
+        return attend(kernel, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped=enable_gqa)
 
     def softmax(
         input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
