@@ -16,8 +16,8 @@ from fitune.compose import parts
 from fitune.compose.parts import compose
 from fitune.data.run_data import gather
 from fitune.memory.background import Beside
-from fitune.memory.cards import observed as seen
 from fitune.memory.cards.cards import find_card, parse_size
+from fitune.memory.cards.observed import better_known, note, observed
 from fitune.memory.forecast import forecast
 from fitune.memory.shapes import shapes_of_data
 from fitune.plugin.events import MemoryReport
@@ -104,16 +104,16 @@ def test_what_runs_show_of_a_card_is_kept_for_the_next_forecast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
-    assert seen.better_known(A10G) is A10G
+    assert better_known(A10G) is A10G
     mib = 2**20
-    seen.note("A10G", context=700 * mib, reserved=1010, forecast=1000)
-    seen.note("A10G", context=600 * mib, reserved=900, forecast=1000)
-    seen.note("A10G", context=9000 * mib, reserved=1005, forecast=1000)  # another process was there
-    known = seen.seen("A10G")
+    note("A10G", context=700 * mib, reserved=1010, forecast=1000)
+    note("A10G", context=600 * mib, reserved=900, forecast=1000)
+    note("A10G", context=9000 * mib, reserved=1005, forecast=1000)  # another process was there
+    known = observed("A10G")
     assert (known.runs, known.context, round(known.over, 6)) == (3, 600 * mib, 0.01)
-    assert seen.better_known(A10G).context == 600 * mib
-    assert "measured on this machine" in seen.better_known(A10G).context_source
-    assert seen.better_known(find_card("t4")) == find_card("t4")
+    assert better_known(A10G).context == 600 * mib
+    assert "measured on this machine" in better_known(A10G).context_source
+    assert better_known(find_card("t4")) == find_card("t4")
     key = f"A10G, torch {torch.__version__}"
     assert json.loads((tmp_path / "cards.json").read_text())[key]["runs"] == 3
 
@@ -121,5 +121,5 @@ def test_what_runs_show_of_a_card_is_kept_for_the_next_forecast(
 def test_a_damaged_file_of_cards_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FT_CACHE", str(tmp_path))
     (tmp_path / "cards.json").write_text("{")
-    assert seen.seen("A10G").runs == 0
-    assert seen.note("A10G", context=2**29, reserved=1, forecast=1).runs == 1
+    assert observed("A10G").runs == 0
+    assert note("A10G", context=2**29, reserved=1, forecast=1).runs == 1

@@ -17,13 +17,14 @@ from filelock import FileLock
 
 from fitune.data.cache import cache_directory
 from fitune.memory.cards.cards import Card
+from fitune.runs.atomic import write_file
 
 PLAUSIBLE = (2**28, 3 * 2**29)
 """Bytes between which a context can be one: 256 MiB to 1.5 GiB. More is another process' use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Observed:
     """What is known of a card with one version of torch."""
 
     runs: int = 0
@@ -38,34 +39,32 @@ def file() -> Path:
     return cache_directory().parent / "cards.json" if "FT_CACHE" not in os.environ else cache_directory() / "cards.json"
 
 
-def seen(card: str) -> Seen:
+def observed(card: str) -> Observed:
     """What is known of a card, by torch's name of it."""
     entry = _read(file()).get(_key(card))
-    return Seen() if entry is None else Seen(**entry)
+    return Observed() if entry is None else Observed(**entry)
 
 
-def note(card: str, *, context: int, reserved: int, forecast: int) -> Seen:
+def note(card: str, *, context: int, reserved: int, forecast: int) -> Observed:
     """Add a run: its context, and what it reserved beside what was forecast. Gives what is known now."""
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         entries = _read(path)
-        before = Seen(**entries.get(_key(card), {}))
+        before = Observed(**entries.get(_key(card), {}))
         known = [size for size in (before.context, context) if size is not None and _is_plausible(size)]
-        after = Seen(
+        after = Observed(
             runs=before.runs + 1,
             context=min(known, default=None),
             over=max(before.over, reserved / forecast - 1),
         )
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**entries, _key(card): asdict(after)}, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_file(path, json.dumps({**entries, _key(card): asdict(after)}, indent=2) + "\n")
     return after
 
 
 def better_known(card: Card) -> Card:
     """The card with the context that runs on this machine have shown, if any has."""
-    known = seen(card.name)
+    known = observed(card.name)
     if known.context is None:
         return card
     source = f"measured on this machine, the least of {known.runs} run(s)"
