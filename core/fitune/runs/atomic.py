@@ -17,10 +17,10 @@ PARTIAL, GONE = ".partial", ".gone"
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file in UTF-8, or leave it as it was. Raises `OSError`."""
+    """Write a file in UTF-8, lines ended as on Linux, or leave it as it was. Raises `OSError`."""
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import tomli_w
@@ -11,6 +9,7 @@ import tomli_w
 from fitune.errors import RunError, one_line
 from fitune.memory.fit.result import Fitted
 from fitune.memory.report import size
+from fitune.runs.atomic import write_file
 
 
 def written(fitted: Fitted, command: str) -> str:
@@ -46,21 +45,6 @@ def write(text: str, path: Path) -> None:
             if path.read_bytes() == text.encode():
                 return
             raise RunError(f"{path} is there, with another content: nothing is overwritten. Give another --write")
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            part.chmod(0o666 & ~_mask())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_file(path, text)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}. Give another --write") from error
-
-
-def _mask() -> int:
-    """The bits that new files of this process do not get; a temporary file has fewer than that."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
