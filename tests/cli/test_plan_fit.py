@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from fitune.cli import plan as planning
+from fitune.cli import show_plan
 from fitune.cli.main import main
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, find_card
@@ -69,7 +69,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Card]]:
             notes=("nothing is real",),
         )
 
-    monkeypatch.setattr(planning, "fit", fit)
+    monkeypatch.setattr(show_plan, "fit", fit)
     return asked
 
 
@@ -136,7 +136,7 @@ def test_levers_are_those_of_the_chosen_recipe(
     plan: Plan, searched: list[tuple[Recipe, Card]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("chunked-loss", "gradient-checkpointing")
-    monkeypatch.setattr(planning, "levers", lambda *given: [one for one in levers(*given) if one.name in few])
+    monkeypatch.setattr(show_plan, "levers", lambda *given: [one for one in levers(*given) if one.name in few])
     names = {one["name"] for one in json.loads(plan("--fit", "--gpu", "a10g", "--levers", "--json"))["levers"]}
     assert names == {"chunked-loss"}
     assert len(searched) == 1
@@ -195,7 +195,7 @@ def test_what_cannot_be_done(
 def test_without_a_gpu_a_card_must_be_named(
     recipe_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asks: list[str]
 ) -> None:
-    monkeypatch.setattr(planning, "local_card", lambda: None)
+    monkeypatch.setattr(show_plan, "local_card", lambda: None)
     with pytest.raises(SystemExit):
         main(["plan", str(recipe_path), *asks])
     assert "this machine has no GPU, so a card must be named" in capsys.readouterr().err
