@@ -17,7 +17,8 @@ import tomli
 import tomli_w
 
 from fitune.testing import write_recipe
-from support.copied_plugins import ALONE, ORIGINAL, PREFIX, of_copies, pip_install, write_copies
+from support.copied_plugins import ALONE, ORIGINAL, PREFIX, of_copies, write_copies
+from support.made_plugins import pip_install
 
 KINDS = ("model loader", "adapter", "memory strategy", "data stage", "listener")
 
@@ -25,9 +26,9 @@ CHANGES: dict[str, Any] = {
     "memory": {
         "strategy": [
             {"use": "gradient-checkpointing", "layers": 1},
-            {"use": "tiled-mlp", "tile": 16},
+            {"use": "tiled-mlp", "tokens": 16},
             {"use": "accumulation", "steps": 2},
-            {"use": "chunked-loss", "chunk": 16},
+            {"use": "chunked-loss", "tokens": 16},
             {"use": "fused-lora"},
         ]
     },
@@ -78,8 +79,12 @@ def asked() -> Iterator[list[str]]:
 
 def ft(*arguments: str | Path, site: Path | None = None, service: str = "", cache: str = "cache") -> str:
     """What `ft` prints: with a site, in a process in which no plugin comes with fitune."""
-    environment = {**os.environ, "PYTHONPATH": str(site or ""), "AWS_EC2_METADATA_SERVICE_ENDPOINT": service,
-                   "FT_CACHE": str(Path(os.environ["FT_CACHE"]) / cache)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(site or ""), os.environ.get("PYTHONPATH")])),
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": service,
+        "FT_CACHE": str(Path(os.environ["FT_CACHE"]) / cache),
+    }
     program = ["-m", "fitune"] if site is None else ["-c", ALONE]
     command = [sys.executable, *program, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -116,9 +121,8 @@ def test_alone_they_train_to_the_same_weights_to_the_bit(site: Path, tmp_path: P
     by_original = len(asked)
     ft("run", copied, "--out", tmp_path / "copy", service=service, site=site, cache="of-copies")
     assert 0 < by_original < len(asked)  # each listener was at work
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        one, other = (tmp_path / run / "adapter" / file for run in ("original", "copy"))
-        assert one.read_bytes() == other.read_bytes(), file
+    one, other = (tmp_path / run / "adapter" / "adapter_model.safetensors" for run in ("original", "copy"))
+    assert one.read_bytes() == other.read_bytes()
     assert numbers(tmp_path / "original") == numbers(tmp_path / "copy")
     assert used(tmp_path / "copy") == [f"{PREFIX}{name}" for name in used(tmp_path / "original")]
     assert len(used(tmp_path / "copy")) == 1 + 1 + 5 + 1 + 6 + 1

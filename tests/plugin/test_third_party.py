@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fitune.testing import write_recipe
-from support.made_plugins import STRATEGY, install
+from support.made_plugins import STRATEGY, install, pip_install
 from support.paths import TESTS
 
 PACKAGES = TESTS / "third_party"
@@ -36,13 +36,9 @@ BROKEN = {
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory into which pip has installed the three packages under `tests/third_party`."""
     target = tmp_path_factory.mktemp("site")
-    packages = sorted(str(path) for path in PACKAGES.iterdir() if path.is_dir())
+    packages = sorted(path for path in PACKAGES.iterdir() if path.is_dir())
     assert len(packages) == 3
-    command = "-m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --target"
-    done = subprocess.run(
-        [sys.executable, *command.split(), str(target), *packages], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    pip_install(target, *packages)
     return target
 
 

@@ -6,8 +6,6 @@ nothing is changed but the package's name; `offered.py` gives their records on, 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,18 +97,6 @@ def write_copies(directory: Path) -> Path:
     (directory / COPY / "offered.py").write_text(OFFERED, encoding="utf-8")
     (directory / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
     return directory
-
-
-def pip_install(target: Path, *packages: Path) -> None:
-    """Install packages from their sources into a directory, from no index."""
-    command = "-m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --target"
-    done = subprocess.run(
-        [sys.executable, *command.split(), str(target), *map(str, packages)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def of_copies(value: Any) -> Any:

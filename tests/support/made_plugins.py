@@ -1,7 +1,9 @@
-"""Plugins that tests make: records, objects, and distributions as importlib.metadata sees them, without pip."""
+"""Plugins that tests make: records, objects, and distributions as importlib.metadata sees them, without pip or with."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,18 @@ def install(site: Path, distribution: str, source: str, *, entry: str | None = N
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
     (metadata / "entry_points.txt").write_text(f"[fitune]\n{entry or distribution} = {module}\n")
     return module
+
+
+def pip_install(target: Path, *packages: Path) -> None:
+    """Install packages from their sources into a directory, from no index."""
+    command = "-m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --target"
+    done = subprocess.run(
+        [sys.executable, *command.split(), str(target), *map(str, packages)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def strategy(name: str = "mine", **fields: Any) -> MemoryStrategy[Any]:
