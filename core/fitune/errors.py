@@ -14,8 +14,13 @@ A traceback on a user's screen is a bug: whatever a user can cause is raised as 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+"""Control characters but line ends and tabs, marks that turn the direction of writing, halves of surrogate pairs, and
+the byte order mark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +98,21 @@ def sentences(*texts: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line ends: another library's message may bring its own."""
-    return " ".join(filter(None, map(str.strip, text.splitlines())))
+    """The text without line ends, which another library's message may bring, and with control characters `visible`."""
+    return visible(" ".join(filter(None, map(str.strip, text.splitlines()))))
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of what a terminal obeys or hides, line ends and tabs aside.
+
+    Data may hold escape sequences that recolour, rewrite or retitle a terminal, or turn the direction of writing round.
+    """
+    return CONTROLS.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def cause(error: BaseException) -> str:

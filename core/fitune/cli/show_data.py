@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,13 +12,10 @@ from rich.text import Text
 from fitune.cli.progress import Progress
 from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
 from fitune.data.survey import as_json_row, pieces, survey
-from fitune.errors import DataError
+from fitune.errors import CONTROLS, DataError, visible
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import Example
 from fitune.plugin.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
@@ -36,16 +33,23 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     counted = survey(data, context.length)
     if as_json:
         examples = [as_json_row(number, data.rows[number], tokenizer) for number in numbers]
-        click.echo(json.dumps({**counted.as_json(), "examples": examples}, ensure_ascii=False, indent=2))
+        click.echo(as_shown_json({**counted.as_json(), "examples": examples}))
         return
     console = Console()
     for line in counted.lines():
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(visible(line), highlight=False, soft_wrap=True, markup=False)
     for number in numbers:
         example = data.rows[number]
-        title = f"row {number + 1} ({example.origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
+        origin = visible(str(example.origin))
+        title = f"row {number + 1} ({origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
         console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
         console.print(picture(example, tokenizer), soft_wrap=True)
+
+
+def as_shown_json(values: dict[str, Any]) -> str:
+    """Values as JSON that a terminal does not obey: JSON itself escapes but the first 32 control characters."""
+    written = json.dumps(values, ensure_ascii=False, indent=2)
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
 STYLES = {"trained": "bold green", "trained special": "bold magenta", "special": "magenta", "context": "dim"}
@@ -63,7 +67,7 @@ def picture(example: Example, tokenizer: Any) -> Text:
         if kind == "border":
             text.append("\n──────── next document ────────\n", style="yellow")
         else:
-            text.append(piece, style=STYLES[kind])
+            text.append(visible(piece), style=STYLES[kind])
     if inside:
         text.append("⟧", style="bold green")
     return text

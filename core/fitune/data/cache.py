@@ -38,6 +38,9 @@ TOKENS_IN_BATCH = 2**22
 """A record batch ends with the row that reaches so many tokens: long rows would fill the memory, and overflow Arrow's
 offsets of 32 bits."""
 
+ROWS, META = "rows.arrow", "meta.json"
+"""The files of an entry. What `META` says holds the SHA-256 of each, under its name: its own of all the rest of it."""
+
 Build = Callable[["Writer"], Mapping[str, Any]]
 """Writes the rows of an entry and gives what `meta.json` is to say of them."""
 
@@ -57,8 +60,8 @@ class Rows(Sequence[Example]):
 
         self.directory = directory
         try:
-            self.meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-            reader = pa.ipc.open_file(pa.memory_map(str(directory / "rows.arrow")))
+            self.meta: dict[str, Any] = json.loads((directory / META).read_text(encoding="utf-8"))
+            reader = pa.ipc.open_file(pa.memory_map(str(directory / ROWS)))
             batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
             self._files: list[str] = self.meta["files"]
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -200,13 +203,24 @@ def _temporary(build: Build) -> Rows:
 
 
 def _whole(entry: Path) -> Rows | None:
-    """An entry, if it is there and can be read."""
+    """An entry, if it is there, can be read, and is what was written: disks and copies flip bytes."""
     if not entry.is_dir():
         return None
     try:
-        return Rows(entry)
-    except DataError:
+        rows = Rows(entry)
+        said = dict(rows.meta)
+        return rows if (said.pop(META), said[ROWS]) == (_digest_of(said), _digest(entry / ROWS)) else None
+    except (DataError, OSError, KeyError):
         return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -239,10 +253,11 @@ def _built(root: Path, key: str, build: Build) -> Rows:
 
 def _write(directory: Path, build: Build) -> None:
     """Write rows and what is said of them, down to the disk: an entry must not lose a part when the power fails."""
-    rows, meta = directory / "rows.arrow", directory / "meta.json"
+    rows, meta = directory / ROWS, directory / META
     writer = Writer(rows)
-    said = build(writer)
-    meta.write_text(json.dumps({**said, "files": list(writer.files), "digest": writer.digest}), encoding="utf-8")
+    said = {**build(writer), "files": list(writer.files), "digest": writer.digest}
+    said = json.loads(json.dumps({**said, ROWS: _digest(rows)}))  # as it is read back
+    meta.write_text(json.dumps({**said, META: _digest_of(said)}), encoding="utf-8")
     for file in (rows, meta):
         with file.open("rb") as written:
             os.fsync(written.fileno())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from fitune.data.cache import Rows, Writer, build_or_open
 from fitune.data.cache_key import contents_of, key_of
 from fitune.data.split import Part, side, weighted
+from fitune.data.targets import EMPTY, Taken, with_targets
 from fitune.errors import DataError
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import Batch, DataContext, Example, Stage
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Uses = Sequence[Use[DataStage[Any]]]
-
-EMPTY = "rows left out: no token to train on"
-"""The note of rows without a target token."""
 
 
 class Watch(Protocol):
@@ -222,11 +220,12 @@ class _Chain:
         """The rows through all stages but the last."""
         measured = False
         for use in self.job.stages[:-1]:
-            stream = use.record.make(use.options, self.context)(stream)
-            if use.record.gives == "examples" and not measured:
-                stream, measured = self._measured(stream), True
+            taken = Taken(stream)
+            stream = use.record.make(use.options, self.context)(taken)
             if use.record.gives == "examples":
-                stream = self._with_targets(stream)
+                if not measured:
+                    stream, measured = self._measured(stream), True
+                stream = with_targets(stream, taken, self.notes)
             stream = self._counted(use.record.name, stream)
         return self._checked(stream)
 
@@ -277,13 +276,6 @@ class _Chain:
         for example in stream:
             self.lengths[len(example.input_ids)] += 1
             yield example
-
-    def _with_targets(self, stream: Iterator[Example]) -> Iterator[Example]:
-        for example in stream:
-            if example.targets:
-                yield example
-            else:
-                self.notes[EMPTY] += 1
 
     def _checked(self, stream: Iterator[Example]) -> Iterator[Example]:
         for example in stream:

@@ -1,6 +1,7 @@
 """Data sources: stages that take nothing and give rows, `[[data.source]] use = "NAME"`.
 
-`files.py` is what sources of local files have in common, `strict_json.py` how the two that read JSON read it.
+`files.py` is what sources of local files have in common, `strict_json.py` how the two that read JSON read it,
+`arrow_values.py` what the two that read Arrow leave out.
 """
 
 PLUGINS: tuple[str, ...] = (

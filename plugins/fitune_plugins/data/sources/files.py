@@ -150,7 +150,7 @@ def _look(name: str, path: Path) -> tuple[list[Path], list[Problem]]:
         found, problem = _find(path, noun, suffixes)
         problems = [problem] if problem else [p for file in found for p in _wrong(name, file)]
     except OSError as error:
-        return [], [Problem(key="path", what=f"{path}: cannot be read: {error.strerror}")]
+        return [], [Problem(key="path", what=f"{error.filename or path}: cannot be read: {error.strerror}")]
     return found, problems
 
 
@@ -168,7 +168,7 @@ def _find(path: Path, noun: str, suffixes: tuple[str, ...]) -> tuple[list[Path],
         root = _literal(path)
         pattern = str(path.relative_to(root))
         matches = glob.iglob(pattern, root_dir=root, recursive=True)  # noqa: PTH207 - ** of Path is of directories
-        found = [file for match in set(matches) if (file := root / match).is_file()]
+        found = [file for match in set(matches) if (file := root / match).is_file() or _leads_nowhere(file)]
         what, fix = f"no file matches {path}", "Give a pattern that matches one: * is any part of a name, ** any path"
     else:
         found = []
@@ -193,6 +193,10 @@ def _literal(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
+def _leads_nowhere(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
+
+
 def _wrong(name: str, file: Path) -> Iterator[Problem]:
     """What can be known of a file without reading it."""
     noun, end = FORMATS[name][0], suffix(file)
@@ -200,6 +204,8 @@ def _wrong(name: str, file: Path) -> Iterator[Problem]:
     if others and (name, end) not in ALSO_READ:
         fix = f'Use the source that reads it: use = "{others[0]}"'
         yield Problem(key="path", what=f"not a {noun} file by its name: {file}", fix=fix)
+    elif _leads_nowhere(file):
+        yield Problem(key="path", what=f"a link to a file that is not there: {file}", fix="Mend it, or delete it")
     elif file.stat().st_size == 0:
         yield Problem(key="path", what=f"the file is empty: {file}", fix="Give one with rows")
 

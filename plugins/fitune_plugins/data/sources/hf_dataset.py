@@ -1,4 +1,7 @@
-"""Data source `hf-dataset`: a data set of the hub, by name, configuration, split and revision."""
+"""Data source `hf-dataset`: a data set of the hub, by name, configuration, split and revision.
+
+The library keeps rows in Arrow, which fills in nulls for keys that a row does not have: objects come without them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from fitune import DataContext, DataError, DataStage, Origin, Problem, Row, Stage, hookimpl, one_line
+from fitune_plugins.data.sources.arrow_values import given_by
 
 if TYPE_CHECKING:
     import datasets
@@ -45,11 +49,13 @@ def read(options: HfDatasetOptions) -> Iterator[Row]:
 
 def _read(options: HfDatasetOptions) -> Iterator[Row]:
     data = _load(options)
+    features = getattr(data, "features", None)  # which a stream may not know
+    given = given_by(features.arrow_schema if features else None)
     name = f"{options.id}[{options.split}]"
     number = 0
     try:
         for number, values in enumerate(data if options.streaming else _batched(data), 1):
-            yield Row(values=values, origin=Origin(file=name, row=number))
+            yield Row(values=given(values), origin=Origin(file=name, row=number))
     except Exception as error:  # the network goes away, a file of the data set is damaged
         cause = one_line(str(error)).rstrip(".") or type(error).__name__
         raise DataError(f"{name}: the rows behind row {number} cannot be read: {cause}") from error

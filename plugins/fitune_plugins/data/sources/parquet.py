@@ -1,6 +1,7 @@
 """Data source `parquet`: local Parquet files, read a batch of rows at a time.
 
-Values come as Python's: lists, dictionaries (also of Arrow maps), None for null. A compressed file (.parquet.gz, which
+Values come as Python's: lists, dictionaries (also of Arrow maps), None for null; an object comes without the keys that
+are null in it, since Arrow fills them in (`arrow_values`). A compressed file (.parquet.gz, which
 is rare: Parquet compresses within) is unpacked into a temporary file first, since its directory stands at its end.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune import DataError, DataStage, Origin, Row, hookimpl, one_line
+from fitune_plugins.data.sources.arrow_values import given_by
 from fitune_plugins.data.sources.files import COMPRESSED, FileOptions, Reject, file_source, opened
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def read(path: Path, options: ParquetOptions, reject: Reject) -> Iterator[Row]:
     try:
         with _parquet_file(path) as parquet:
             _check_columns(parquet.schema_arrow.names, path)
+            given = given_by(parquet.schema_arrow)
             for batch in parquet.iter_batches(ROWS):
                 for values in _rows(batch):
                     number += 1
@@ -48,7 +51,7 @@ def read(path: Path, options: ParquetOptions, reject: Reject) -> Iterator[Row]:
                     if isinstance(values, Exception):
                         reject(DataError(f"{origin}: a value that cannot be read: {one_line(str(values))}"))
                     else:
-                        yield Row(values=values, origin=origin)
+                        yield Row(values=given(values), origin=origin)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # pyarrow's own have none
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
