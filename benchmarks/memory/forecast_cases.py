@@ -14,7 +14,8 @@ STEPS = 3
 TEMPLATE = 21
 """Tokens that the tokenizer's chat template puts around a prompt and its answer."""
 
-Shape = Literal["deepseek", "llama8b", "qwen", "gemma", "llama1b", "llama1b tied", "small"]
+Shape = str
+"""A name in `SHAPES`."""
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, keys: int, vocabulary: int, **more: Any) -> dict[str, Any]:
@@ -197,8 +198,12 @@ def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def all_cases() -> dict[str, Case]:
-    """Every case by its name; the first runs alone, for the context of its process to be seen."""
-    cases = [*_deepseek(), *_other_shapes(), *_quantized(), *_full()]
+    """Every case of the README's table by its name; the first runs alone, for the context of its process to be seen."""
+    return by_name([*_deepseek(), *_other_shapes(), *_quantized(), *_full()])
+
+
+def by_name(cases: list[Case]) -> dict[str, Case]:
+    """The cases by their names. Raises `ValueError` where two have one."""
     named = {case.name: case for case in cases}
     if len(named) < len(cases):
         raise ValueError("two cases have one name")

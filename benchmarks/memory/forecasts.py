@@ -28,9 +28,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from forecast_cases import SHAPES, Case, Shape, all_cases
+from family_cases import family_cases
+from forecast_cases import SHAPES, Case, Shape, all_cases, by_name
 from forecast_rows import forecast_of, truth_of, write_weights
 from forecast_table import GIB, Json, beside, summary, table
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--only", default="*", help="cases whose names match, e.g. 'gemma*'")
+    parser.add_argument("--families", action="store_true", help="many families of models in place of the usual cases")
     parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
     parser.add_argument("--forecast-only", action="store_true", help="only the forecasts, which need no card")
     parser.add_argument("--keep-going", action="store_true", help="note a failure in its row, and go on")
@@ -69,7 +71,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.5, help="start no run on the card after so long")
     parser.add_argument("--start", default="forkserver", help="or spawn, which is slower")
     arguments = parser.parse_args()
-    cases = {name: case for name, case in all_cases().items() if fnmatch.fnmatch(name, arguments.only)}
+    every = by_name(list(family_cases())) if arguments.families else all_cases()
+    cases = {name: case for name, case in every.items() if fnmatch.fnmatch(name, arguments.only)}
     if arguments.list:
         print("\n".join(cases))
         return
@@ -230,7 +233,7 @@ class Bench:
         seconds = time.perf_counter() - job.start
         print(f"{time.perf_counter() - self.start:6.1f} {job.kind} {job.name} {seconds:.1f} s {failure}", flush=True)
         if job.kind == "write":
-            self.unwritten[cast(Shape, job.name)] -= not failure
+            self.unwritten[job.name] -= not failure
             return
         row = self.rows[job.name]
         if failure:
@@ -268,6 +271,7 @@ class Bench:
         rows = list(self.rows.values())
         truths = [row["truth"] for row in rows if "truth" in row]
         first = next(iter(rows), {}).get("truth", {})
+        families = " --families" if self.arguments.families else ""
         about: Json = {
             "card": truths[0]["card"] if truths else None,
             "memory": truths[0]["total"] if truths else None,
@@ -275,7 +279,7 @@ class Bench:
             "forecast_for": self.arguments.card,
             "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
             "date": datetime.date.today().isoformat(),
-            "command": "python benchmarks/memory/forecasts.py --keep-going --out FILE",
+            "command": f"python benchmarks/memory/forecasts.py{families} --keep-going --out FILE",
             "seconds": round(time.perf_counter() - self.start),
             "summary": summary(rows),
         }
