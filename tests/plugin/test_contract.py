@@ -72,7 +72,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
          "ft_adapters gave 7: yield each Adapter"),
         (HEAD + "@hookimpl\ndef ft_adapters():\n    yield 'lora'",
          "ft_adapters gave 'lora', not a Adapter"),
-        ("from fitune_plugins.lora import *\nfrom fitune_plugins.adapters.lora import ft_adapters",
+        ("from fitune_plugins.adapters.lora import *\nfrom fitune_plugins.adapters.lora import ft_adapters",
          "its ft_adapters is that of plugin fitune_plugins.adapters.lora: import it under another name"),
     ],
 )  # fmt: skip
@@ -161,6 +161,6 @@ def test_blame_names_what_failed_and_the_line_of_the_plugin_not_of_what_it_calle
         make()
     message = raised.value.message
     assert message.startswith('memory strategy "mine": make failed: JSONDecodeError: Expecting property name')
-    assert message.endswith(f"(tests/test_contract.py:{make.__code__.co_firstlineno + 1})")
+    assert message.endswith(f"(plugin/test_contract.py:{make.__code__.co_firstlineno + 1})")
     with pytest.raises(RunError, match=r"^the disk is full$"), blame("a plugin"):
         raise RunError("the disk is full")

@@ -67,8 +67,8 @@ CASES = (
         "unknown table, nothing near",
         [(TRAIN, "[zzzz]")],
         [
-            'r.toml:21: [zzzz]: unknown table "zzzz". Known: adapter, checkpoint, data, deterministic, eval, log, memory, '
-            "model, name, plugins, seed, train"
+            'r.toml:21: [zzzz]: unknown table "zzzz". Known: adapter, checkpoint, data, deterministic, eval, listener, '
+            "memory, model, name, plugins, seed, train"
         ],
     ),
     case(
@@ -76,7 +76,7 @@ CASES = (
         [("[[data.stage]]", "[[stage]]")],
         [
             "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt",
-            'r.toml:18: [stage]: unknown table "stage". Known: adapter, checkpoint, data, deterministic, eval, log, '
+            'r.toml:18: [stage]: unknown table "stage". Known: adapter, checkpoint, data, deterministic, eval, listener, '
             "memory, model, name, plugins, seed, train",
         ],
     ),
@@ -96,9 +96,62 @@ CASES = (
         ['r.toml:15: [data] sources: unknown key "sources". Did you mean "source"?'],
     ),
     case(
+        "unknown key of a listener",
+        [above(TRAIN, '[[listener]]\nuse = "metrics"\nevry = 5')],
+        ['r.toml:23: [listener] evry: unknown key "evry". Did you mean "every"?'],
+    ),
+    case(
+        "unknown listener",
+        [above(TRAIN, '[[listener]]\nuse = "metric"')],
+        ['r.toml:22: [listener] use: unknown listener "metric". Did you mean "metrics"?'],
+    ),
+    case(
+        "a listener named twice",
+        [above(TRAIN, '[[listener]]\nuse = "console"\n[[listener]]\nuse = "console"\nquiet = true')],
+        ['r.toml:23: [listener]: "console" stands here a second time. Keep one of them'],
+    ),
+    case(
+        "a listener that is not in an array",
+        [above(TRAIN, '[listener]\nuse = "metrics"')],
+        ['r.toml:21: [listener]: "listener" is not an array of tables. Write [[listener]], not [listener]'],
+    ),
+    case(
+        "a listener's option that is missing",
+        [above(TRAIN, '[[listener]]\nuse = "spot-notice"')],
+        [
+            'r.toml:21: [listener]: "cloud" is missing. Add it; it takes: "aws" or "gcp" or "azure"',
+        ],
+    ),
+    # -------------------------------------------------------------------------------------------------- keys of 0.1
+    case(
+        "[log] every",
+        [above(TRAIN, "[log]\nevery = 10")],
+        [
+            'r.toml:22: [log] every: "every" of [log] is an option of the listener "metrics" now. Remove it, and add these lines at the end: [[listener]] | use = "metrics" | every = 10'
+        ],
+    ),
+    case(
+        "[log] tracker, which [log] every was for, too",
+        [above(TRAIN, '[log]\ntracker = "wandb"\nevery = 10')],
+        [
+            'r.toml:22: [log] tracker: "tracker" of [log] is an option of the listener "tracker" now. Remove it, and add these lines at the end: [[listener]] | use = "tracker" | name = "wandb" | every = 10',
+            'r.toml:23: [log] every: "every" of [log] is an option of the listener "metrics" now. Remove it, and add these lines at the end: [[listener]] | use = "metrics" | every = 10',
+        ],
+    ),
+    case(
+        "[checkpoint] spot",
+        [above(TRAIN, '[checkpoint]\nspot = "aws"\nstep = 3')],
+        [
+            'r.toml:22: [checkpoint] spot: "spot" of [checkpoint] is an option of the listener "spot-notice" now. Remove it, and add these lines at the end: [[listener]] | use = "spot-notice" | cloud = "aws"',
+            'r.toml:23: [checkpoint] step: unknown key "step". Did you mean "steps"?',
+        ],
+    ),
+    case(
         "unknown key in [log]",
         [above(TRAIN, "[log]\nevry = 5")],
-        ['r.toml:22: [log] evry: unknown key "evry". Did you mean "every"?'],
+        [
+            'r.toml:22: [log] evry: there is no table [log]. Metrics and trackers are listeners now: [[listener]] use = "metrics", or "tracker"'
+        ],
     ),
     case(
         "unknown key in a provider's table",
@@ -518,9 +571,9 @@ CASES = (
     ),
     case(
         "unknown tracker",
-        [above(TRAIN, '[log]\ntracker = "tensorbord"')],
+        [above(TRAIN, '[[listener]]\nuse = "tracker"\nname = "tensorbord"')],
         [
-            'r.toml:22: [log] tracker: "tracker" is "tensorbord". Did you mean "tensorboard"? It takes: "aim" or "clearml" or "comet_ml" or "dvclive" or "mlflow" or "swanlab" or "tensorboard" or "trackio" or "wandb"'
+            'r.toml:23: [listener] name: "name" is "tensorbord". Did you mean "tensorboard"? It takes: "aim" or "clearml" or "comet_ml" or "dvclive" or "mlflow" or "swanlab" or "tensorboard" or "trackio" or "wandb"'
         ],
     ),
     # ---------------------------------------------------------------------------------------------------------- TOML
@@ -742,8 +795,17 @@ def test_a_tracker_that_is_not_installed(
 ) -> None:
     write_light(tmp_path)
     hide(monkeypatch, "wandb")
-    assert errors_of(capsys, "run", "r.toml", "--set", "log.tracker=wandb") == [
-        '--set log.tracker=wandb: the tracker "wandb" is not installed. Install it: pip install wandb'
+    override = 'listener=[{use="tracker", name="wandb"}]'
+    assert errors_of(capsys, "run", "r.toml", "--set", override) == [
+        f'--set {override}: the tracker "wandb" is not installed. Install it: pip install wandb'
+    ]
+
+
+def test_an_override_of_0_1_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_light(tmp_path)
+    assert errors_of(capsys, "check", "r.toml", "--set", "log.every=10") == [
+        '--set log.every=10: "every" of [log] is an option of the listener "metrics" now. Give in its place: '
+        """--set 'listener=[{use = "metrics", every = 10}]'"""
     ]
 
 

@@ -31,7 +31,7 @@ FULL = LIGHT.replace(
     'name = "light"', 'name = "Läuft \\"gut\\" 100 %"\nseed = 7\nplugins = ["mine.py"]'
 ) + (
     'epochs = 1.5\nlearning_rate = 3e-5\nschedule = "linear"\nwarmup_steps = 2\n'
-    '[log]\nevery = 5\n[eval]\nexact_match = true\n[[eval.source]]\nuse = "jsonl"\npath = "held_out.jsonl"\n'
+    '[[listener]]\nuse = "metrics"\nevery = 5\n[eval]\nexact_match = true\n[[eval.source]]\nuse = "jsonl"\npath = "held_out.jsonl"\n'
 )  # fmt: skip
 
 
@@ -73,6 +73,16 @@ def test_strategies_keep_the_order_in_which_they_stand(light: Path) -> None:
     assert [use.record.name for use in read(light, f"memory.strategy=[{tables}]").strategies] == order
 
 
+def test_listeners_that_are_there_by_default_come_first_and_keep_a_fixed_order(light: Path) -> None:
+    def names(*overrides: str) -> list[str]:
+        return [use.record.name for use in read(light, *overrides).listeners]
+
+    assert names() == ["console", "memory", "metrics", "record"]
+    assert names('listener=[{use="spot-notice", cloud="aws"}, {use="memory"}]') == [
+        "console", "metrics", "record", "spot-notice", "memory",
+    ]  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------------- written, read again
 
 
@@ -98,8 +108,9 @@ def test_what_is_written_reads_back_equal_from_anywhere(
             *recipe.sources,
             *recipe.stages,
             *recipe.eval_sources,
+            *recipe.listeners,
         )
-        core = (recipe.general, recipe.data, recipe.train, recipe.evaluation, recipe.log)
+        core = (recipe.general, recipe.data, recipe.train, recipe.evaluation, recipe.checkpoint)
         return core, [(use.record.name, use.options) for use in uses]
 
     assert comparable(second) == comparable(first)

@@ -248,7 +248,7 @@ def test_longer_with_leave(recipe: Path, tmp_path: Path) -> None:
 
 def test_settings_that_change_no_number_need_no_leave(recipe: Path, plain: Path, tmp_path: Path) -> None:
     stop(recipe, tmp_path / "run", 2)
-    go(tmp_path / "run", "checkpoint.steps=3", "log.every=2")
+    go(tmp_path / "run", "checkpoint.steps=3", 'listener=[{use="metrics", every=2}]')
     assert [line["step"] for line in metrics(tmp_path / "run", "checkpoint")][-3:] == [3, 6, 8]
     assert_same(weights(tmp_path / "run"), weights(plain))
 

@@ -16,6 +16,7 @@ from fitune.compose.parts import Parts
 from fitune.errors import Interrupted, sentences
 from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Run
 from fitune.runs.atomic import discard
+from fitune.runs.record import HeldOut
 from fitune.train.guards import Watcher
 from fitune.train.position import Position
 
@@ -27,6 +28,7 @@ class Keeper:
         self,
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
         listeners: Callable[[Run, int], Mapping[str, Any]] = lambda run, step: {},
     ) -> None:
         """`progress` is that of the checkpoint that the run goes on from; `listeners` gives the state of the run's
@@ -56,12 +58,10 @@ class Keeper:
 
     def observe(self, report: EvalReport) -> None:
         """Remember the best evaluation."""
-        value = report.exact_match if report.exact_match is not None else report.loss
-        if value is None or report.step == 0:
-            return
-        best, higher = self.progress.best, report.exact_match is not None
-        if best is None or (value > best if higher else value < best):
-            self.progress = replace(self.progress, best=value, best_step=report.step)
+        found, at, best = HeldOut.of(report), self.progress.best_step, self.progress.best
+        kind = "loss" if found.exact_match is None else "exact_match"
+        if found.beats(None if at is None else HeldOut(step=at, **{kind: best})):
+            self.progress = replace(self.progress, best=getattr(found, kind), best_step=report.step)
 
     def late(self, parts: Parts) -> bool:
         """Whether so many minutes have passed that it is time for a checkpoint."""
