@@ -14,27 +14,16 @@ VALUES = ("default", "const", "enum", "example", "examples")
 
 
 class Arguments(dict[str, Any]):
-    """The arguments of a call: an object, and where a template joins them with texts, their JSON.
-
-    There are templates of both kinds. What the row has as JSON text is written as it stands there.
-    """
+    """The arguments of a call as an object, with their JSON text: some templates take the one, some the other."""
 
     def __init__(self, values: Mapping[str, Any], written: str | None = None) -> None:
+        """`written` is the text where the row has them as text; it is kept as it stands there."""
         super().__init__(values)
         self.written = json.dumps(values, ensure_ascii=False) if written is None else written
 
-    def __str__(self) -> str:
-        return self.written
-
-    def __add__(self, text: str) -> str:
-        return self.written + text
-
-    def __radd__(self, text: str) -> str:
-        return text + self.written
-
 
 def calls(value: object, origin: Origin, where: str) -> list[dict[str, Any]]:
-    """The tool calls of a message, each with its arguments as an object that can also be joined with texts."""
+    """The tool calls of a message, each with its `Arguments`."""
     value = unpacked(value, origin, f'{where}: "tool_calls"', "a list of calls")
     if not isinstance(value, list):
         raise bad(origin, f'{where}: "tool_calls" is {shown(value)}, not a list')
