@@ -44,7 +44,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ft(*arguments: str | Path, site: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `ft` in a process of its own, which sees what is installed in `site`."""
-    environment = {**os.environ, "PYTHONPATH": str(site or ""), "COLUMNS": "200"}
+    path = os.pathsep.join(filter(None, [str(site or ""), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
     command = [sys.executable, "-m", "fitune", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
