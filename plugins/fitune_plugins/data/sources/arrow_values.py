@@ -31,9 +31,10 @@ def given_by(schema: pyarrow.Schema | None) -> Callable[[Mapping[str, Any]], dic
 
 def _of_type(kind: pyarrow.DataType) -> Given | None:
     """How values of a type are put right; None where no struct is in it, so that there is nothing to do."""
+    import pyarrow
     from pyarrow import types
 
-    if isinstance(kind, _extension()):
+    if isinstance(kind, pyarrow.BaseExtensionType):
         return _of_type(kind.storage_type)
     if types.is_struct(kind):
         return _struct({field.name: _of_type(field.type) for field in kind})
@@ -42,12 +43,6 @@ def _of_type(kind: pyarrow.DataType) -> Given | None:
     if types.is_map(kind):
         return _map(_of_type(kind.item_type))
     return None
-
-
-def _extension() -> type:
-    import pyarrow
-
-    return pyarrow.BaseExtensionType
 
 
 def _struct(fields: Mapping[str, Given | None]) -> Given:
