@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from fitune.errors import Interrupted, RunError
+from fitune.plugin.events import EvalReport
 from fitune.runs import record as record_module
 from fitune.runs.layout import RECORD
 from fitune.runs.metrics import MetricsFile
@@ -201,3 +203,24 @@ def test_it_is_plain_json(tmp_path: Path) -> None:
         raise AssertionError(constant)
 
     json.loads((run.directory / RECORD).read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    ("found", "best", "beats"),
+    [
+        (HeldOut(step=2, loss=1.0), None, True),
+        (HeldOut(step=0, loss=1.0), None, False),
+        (HeldOut(step=2), None, False),
+        (HeldOut(step=4, loss=1.0), HeldOut(step=2, loss=1.5), True),
+        (HeldOut(step=4, loss=1.5), HeldOut(step=2, loss=1.5), False),
+        (HeldOut(step=4, loss=9.0, exact_match=0.6), HeldOut(step=2, loss=1.0, exact_match=0.5), True),
+        (HeldOut(step=4, loss=0.1, exact_match=0.5), HeldOut(step=2, loss=1.0, exact_match=0.5), False),
+        (HeldOut(step=4, loss=1.0), HeldOut(step=2, loss=1.5, exact_match=0.5), True),
+    ],
+)
+def test_which_evaluation_is_the_better_one(found: HeldOut, best: HeldOut | None, beats: bool) -> None:
+    assert found.beats(best) is beats
+
+
+def test_an_evaluation_whose_loss_is_no_number_is_not_the_best() -> None:
+    assert HeldOut.of(EvalReport(step=2, loss=math.nan, rows=1, targets=1, seconds=0.0)) == HeldOut(step=2)

@@ -7,18 +7,16 @@ address without the name and the password in it.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli
 import tomli_w
 
 from fitune.plugin.units import gib
 from fitune.runs.atomic import write_file
-from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE
+from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE, read_json, read_toml
 from fitune.runs.metrics import readable_metrics
 
 CARD = "README.md"
@@ -42,10 +40,10 @@ class _Facts:
     """What a run's files tell."""
 
     def __init__(self, directory: Path, target: Path) -> None:
-        recipe = _toml(directory / RECIPE)
+        recipe = read_toml(directory / RECIPE)
         self.recipe: Values = published(recipe)
-        self.environment = _json(directory / ENVIRONMENT)
-        self.memory = _json(directory / MEMORY)
+        self.environment = read_json(directory / ENVIRONMENT)
+        self.memory = read_json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
         self.is_adapter = (target / "adapter_config.json").is_file()
         self.license = _license(recipe.get("model"), self.environment.get("model_commit"))
@@ -209,18 +207,3 @@ def _license(model: Any, commit: object) -> str | None:
         )
         return found if isinstance(found, str) else None
     return None
-
-
-def _json(file: Path) -> Values:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _toml(file: Path) -> Values:
-    try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

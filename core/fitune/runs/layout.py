@@ -1,6 +1,15 @@
-"""What a run's directory holds, by name. Beside these it holds what was trained, under the adapter's own name."""
+"""What a run's directory holds, by name, and how it is read where it may be damaged, or of a run of long ago.
+
+Beside these files it holds what was trained, under the adapter's own name.
+"""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tomli
 
 RECIPE = "recipe.toml"
 """The recipe, every choice explicit; `ft run` takes it as it is."""
@@ -28,3 +37,20 @@ TRACKER = "tracker.json"
 
 CHECKPOINTS = "checkpoints"
 """A directory for each checkpoint, `step-N`."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of one JSON object; nothing where it is not there or is damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file; nothing where it is not there or is damaged."""
+    try:
+        return tomli.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fitune.errors import RunError, one_line
+from fitune.plugin.events import EvalReport
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import finite
@@ -44,6 +45,21 @@ class HeldOut:
     loss: float | None = None
     exact_match: float | None = None
     """Share of exact answers, 0 to 1."""
+
+    @classmethod
+    def of(cls, report: EvalReport) -> HeldOut:
+        """Those that a report tells; a loss that is no number is none."""
+        return cls(step=report.step, loss=finite(report.loss), exact_match=report.exact_match)
+
+    def beats(self, best: HeldOut | None) -> bool:
+        """Whether this is the better evaluation: by exact answers, or else by loss. One before training beats none."""
+        if self.step == 0 or (self.loss is None and self.exact_match is None):
+            return False
+        if best is None:
+            return True
+        if self.exact_match is not None and best.exact_match is not None:
+            return self.exact_match > best.exact_match
+        return self.loss is not None and (best.loss is None or self.loss < best.loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

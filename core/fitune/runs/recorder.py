@@ -98,8 +98,8 @@ class RecordFile:
     def ft_evaluated(self, report: EvalReport) -> None:
         """Keep an evaluation."""
         if self._record is not None:
-            found = HeldOut(step=report.step, loss=finite(report.loss), exact_match=report.exact_match)
-            self._change(held_out=found, best=_better(self._record.best, found))
+            found, best = HeldOut.of(report), self._record.best
+            self._change(held_out=found, best=found if found.beats(best) else best)
             self._write()
 
     @hookimpl
@@ -194,7 +194,7 @@ def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord
             record = replace(record, loss=values.get("loss"))
         elif line.event == "evaluation":
             found = HeldOut(step=line.step, **values)
-            record = replace(record, held_out=found, best=_better(record.best, found))
+            record = replace(record, held_out=found, best=found if found.beats(record.best) else record.best)
     if before is None:
         return record
     starts = before.starts
@@ -208,17 +208,6 @@ def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord
         memory=before.memory,
         starts=(*starts, *record.starts),
     )
-
-
-def _better(best: HeldOut | None, found: HeldOut) -> HeldOut | None:
-    """The better of two evaluations; none before the first step is one."""
-    if found.step == 0 or (found.loss is None and found.exact_match is None):
-        return best
-    if best is None:
-        return found
-    if found.exact_match is not None and best.exact_match is not None:
-        return found if found.exact_match > best.exact_match else best
-    return found if found.loss is not None and (best.loss is None or found.loss < best.loss) else best
 
 
 def _most(before: MemoryRecord | None, now: MemoryReport) -> MemoryRecord:

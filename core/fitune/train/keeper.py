@@ -59,9 +59,14 @@ class Keeper:
     def observe(self, report: EvalReport) -> None:
         """Remember the best evaluation."""
         found, at, best = HeldOut.of(report), self.progress.best_step, self.progress.best
-        kind = "loss" if found.exact_match is None else "exact_match"
-        if found.beats(None if at is None else HeldOut(step=at, **{kind: best})):
-            self.progress = replace(self.progress, best=getattr(found, kind), best_step=report.step)
+        by_answers = found.exact_match is not None
+        if at is None:
+            before = None
+        else:
+            before = HeldOut(step=at, exact_match=best) if by_answers else HeldOut(step=at, loss=best)
+        if found.beats(before):
+            value = found.exact_match if by_answers else found.loss
+            self.progress = replace(self.progress, best=value, best_step=report.step)
 
     def late(self, parts: Parts) -> bool:
         """Whether so many minutes have passed that it is time for a checkpoint."""

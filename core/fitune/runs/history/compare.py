@@ -10,10 +10,10 @@ from typing import Any
 from fitune.errors import RunError
 from fitune.runs.history.list import as_json as summary_json
 from fitune.runs.history.show import POINTS, spread
-from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, read_json, read_toml, summarise
+from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, summarise
 from fitune.runs.history.values import differing, value_text
 from fitune.runs.history.words import aligned, duration_text, loss_text, memory_text, share_text, size_text, steps_text
-from fitune.runs.layout import ENVIRONMENT, RECIPE
+from fitune.runs.layout import ENVIRONMENT, RECIPE, read_json, read_toml
 
 Row = tuple[str, tuple[Any, ...]]
 """A key, and its value in each run."""

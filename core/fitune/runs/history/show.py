@@ -11,7 +11,7 @@ from typing import Any
 
 from fitune.errors import RunError
 from fitune.runs.history.list import as_json as summary_json
-from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, read_json, read_toml, summarise
+from fitune.runs.history.summary import Summary, metrics_of, must_be_run, number, summarise
 from fitune.runs.history.values import choices
 from fitune.runs.history.words import (
     NOTHING,
@@ -24,7 +24,7 @@ from fitune.runs.history.words import (
     steps_text,
     when_text,
 )
-from fitune.runs.layout import CHECKPOINTS, MEMORY, RECIPE
+from fitune.runs.layout import CHECKPOINTS, MEMORY, RECIPE, read_json, read_toml
 from fitune.runs.record import RunRecord, read_record
 
 POINTS = 10

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli
-
 from fitune.errors import RunError
 from fitune.runs.json_lines import finite
-from fitune.runs.layout import ENVIRONMENT, IDENTITY, MEMORY, METRICS, RECIPE, RECORD
+from fitune.runs.layout import ENVIRONMENT, IDENTITY, MEMORY, METRICS, RECIPE, RECORD, read_json, read_toml
 from fitune.runs.lock import HOLDER, is_locked
 from fitune.runs.metrics import Metrics, read_metrics
 from fitune.runs.record import HeldOut, MemoryRecord, RunRecord, read_record
@@ -106,23 +103,6 @@ def must_be_run(directory: Path) -> None:
         raise RunError(f"{directory}: no such directory. Name the directory of a run; ft runs lists them")
     if not is_run(directory):
         raise RunError(f"{directory} holds no run: there is no {RECORD} or {METRICS} in it. ft runs lists them")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A file of one JSON object; nothing where it is not there or is damaged."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file; nothing where it is not there or is damaged."""
-    try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def metrics_of(directory: Path) -> tuple[Metrics, tuple[str, ...]]:
