@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 
 from rich.console import Console
 from rich.markup import escape
@@ -209,7 +210,22 @@ def evaluation_text(report: EvalReport) -> str:
     if report.exact_match is not None:
         right = sum(answer.exact for answer in report.answers)
         found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
+        found += cut_answers(report)
     return f"held out after {report.step} steps: {', '.join(found)}  [{report.seconds:.1f} s]"
+
+
+def cut_answers(report: EvalReport) -> list[str]:
+    """What is to be known of answers that count as misses whatever the model says."""
+    if not report.answers_cut:
+        return []
+    settings = {"max_new_tokens": "longer than [eval] max_new_tokens", "length": "cut at [train] length"}
+    each: Counter[str] = Counter(answer.cut for answer in report.answers if answer.cut)
+    why = " and ".join(f"{each[setting]} {said}" for setting, said in settings.items() if each[setting])
+    others = len(report.answers) - report.answers_cut
+    share = report.exact_match_of_whole
+    return [
+        f"of which {why} cannot match" + (f": {100 * share:.1f} % of the other {others}" if share is not None else "")
+    ]
 
 
 def recovery_text(recovery: Recovery) -> str:

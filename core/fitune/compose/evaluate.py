@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitune.compose.reachable import cut_by
 from fitune.data.prepare import batches
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.events import Answer, EvalReport
@@ -42,8 +43,12 @@ class Evaluator:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         to_the_end: bool = False,
+        length: int | None = None,
     ) -> None:
-        """`to_the_end` has each answer take as many tokens as it may, whatever the model says."""
+        """`to_the_end` has each answer take as many tokens as it may, whatever the model says; `length` is what rows
+        were cut to, where that is known.
+        """
+        self.length = length
         self.to_the_end = to_the_end
         self._stop: Callable[[], bool] = lambda: False
         self.settings = settings
@@ -110,10 +115,16 @@ class Evaluator:
                 self._go_on()
                 prompts = [parts[row][0] for row in pick]
                 for row, text in zip(pick, self._generate(prompts, stops), strict=True):
-                    prompt, expected = (self.tokenizer.decode(p, skip_special_tokens=True) for p in parts[row])
-                    found.append((int(row), Answer(prompt=str(prompt), expected=str(expected), generated=text)))
+                    found.append((int(row), self._answer(int(row), parts[row], text, stops)))
         everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
         return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
+
+    def _answer(
+        self, row: int, parts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], generated: str, stops: list[int]
+    ) -> Answer:
+        prompt, expected = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
+        cut = cut_by(self.examples[row], parts[1], stops, self.settings.max_new_tokens, self.length)
+        return Answer(prompt=prompt, expected=expected, generated=generated, cut=cut)
 
     def _stops(self, parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[int]:
         """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""

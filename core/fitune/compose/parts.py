@@ -187,6 +187,7 @@ def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: A
         model=run.model,
         tokenizer=run.tokenizer,
         accelerator=accelerator,
+        length=run.recipe.train.length,
     )
 
 

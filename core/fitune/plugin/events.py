@@ -205,6 +205,9 @@ class Answer:
     prompt: str
     expected: str
     generated: str
+    cut: Literal["", "max_new_tokens", "length"] = ""
+    """The setting that cuts the answer short, so that no model can match it: it is longer than `[eval] max_new_tokens`,
+    or was itself cut at `[train] length`; "" for none."""
 
     @property
     def exact(self) -> bool:
@@ -230,3 +233,14 @@ class EvalReport:
     def exact_match(self) -> float | None:
         """Share of exact answers, 0 to 1; None where none are generated."""
         return sum(a.exact for a in self.answers) / len(self.answers) if self.answers else None
+
+    @property
+    def exact_match_of_whole(self) -> float | None:
+        """Share of exact answers among those that no setting cuts short; None where there are none."""
+        whole = [answer.exact for answer in self.answers if not answer.cut]
+        return sum(whole) / len(whole) if whole else None
+
+    @property
+    def answers_cut(self) -> int:
+        """Answers that a setting cuts short: misses that say nothing of the model."""
+        return sum(bool(answer.cut) for answer in self.answers)

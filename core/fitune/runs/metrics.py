@@ -248,4 +248,8 @@ def eval_values(report: EvalReport) -> dict[str, int | float]:
         values["loss"] = report.loss
     if report.exact_match is not None:
         values["exact_match"] = report.exact_match
+    if report.answers_cut:
+        values["answers_cut"] = report.answers_cut
+        if report.exact_match_of_whole is not None:
+            values["exact_match_of_whole"] = report.exact_match_of_whole
     return values

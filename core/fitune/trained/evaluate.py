@@ -75,6 +75,7 @@ def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) 
         model=opened.model,
         tokenizer=opened.tokenizer,
         accelerator=opened.accelerator,
+        length=recipe.train.length,
     )
     return evaluator.evaluate(0 if base else steps_of(trained))
 
