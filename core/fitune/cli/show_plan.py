@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import shlex
 import tempfile
@@ -23,7 +22,7 @@ from fitune.memory.fit.report import in_short, json_of_fit, lines
 from fitune.memory.fit.resolve import fit
 from fitune.memory.fit.write import must_have_place, write, written
 from fitune.memory.forecast import Forecast, forecast
-from fitune.memory.levers import Measured, Plant, Refused, Shape, levers, measure
+from fitune.memory.levers import Measured, Plant, Refused, levers, measure
 from fitune.memory.report import json_of, lever_lines, text
 from fitune.memory.shapes import of_recipe, shapes_of_data
 from fitune.memory.trace.twins import twins_of
@@ -67,7 +66,7 @@ def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked)
     fitted = fit(recipe, registry, shape, card) if asked.fit or recipe.memory.fit else None
     if fitted is not None and asked.write is not None:
         write(written(fitted, asked.command(path, overrides)), asked.write)
-    base = _forecast(recipe, registry, shape, card) if fitted is None else fitted.forecast
+    base = forecast(recipe, shape(recipe), card, twins_of(registry)) if fitted is None else fitted.forecast
     planted = recipe if fitted is None else fitted.recipe
     with contextlib.ExitStack() as stack:
         found: Iterator[Measured | Refused] | None = None
@@ -110,14 +109,6 @@ def _lines(recipe: Recipe, base: Forecast, fitted: Fitted | None, asked: Asked) 
     if asked.write is not None:
         yield ""
         yield f"written: {asked.write}"
-
-
-def _forecast(recipe: Recipe, registry: Registry, shape: Shape, card: Card) -> Forecast:
-    gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
-    try:
-        return forecast(recipe, shape(recipe), card, twins_of(registry))
-    finally:
-        gc.unfreeze()
 
 
 def _as_file(recipe: Recipe, registry: Registry, stack: contextlib.ExitStack) -> Recipe:

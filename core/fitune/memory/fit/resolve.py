@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -63,27 +62,23 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     config = model.config
     layers = layers_of(model)
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
-    gc.freeze()  # what is imported stays: to look through it for garbage would take a tenth of the time
+    if layers > 1 and not can_be_short(recipe, tracing):
+        layers = 1
+    choices = choices_for(recipe, registry, config, recipe.memory.allow)
+    choices = possible(choices, recipe, tracing, 0 if layers == 1 else SHORT[0])
+    space = Space(
+        choices=choices,
+        named=frozenset(use.record.name for use in recipe.strategies),
+        rows=rows_of(recipe),
+        layers=layers,
+        usable=card.usable,
+        plan=planned(recipe, gpu=True)[1],
+    )
+    search = Search(space, tracing)
     try:
-        if layers > 1 and not can_be_short(recipe, tracing):
-            layers = 1
-        choices = choices_for(recipe, registry, config, recipe.memory.allow)
-        choices = possible(choices, recipe, tracing, 0 if layers == 1 else SHORT[0])
-        space = Space(
-            choices=choices,
-            named=frozenset(use.record.name for use in recipe.strategies),
-            rows=rows_of(recipe),
-            layers=layers,
-            usable=card.usable,
-            plan=planned(recipe, gpu=True)[1],
-        )
-        search = Search(space, tracing)
-        try:
-            made, forecast, chosen = search.run()
-        except NothingFits:
-            raise RunError(explain(recipe, registry, config, search, tracing, card)) from None
-    finally:
-        gc.unfreeze()
+        made, forecast, chosen = search.run()
+    except NothingFits:
+        raise RunError(explain(recipe, registry, config, search, tracing, card)) from None
     others = sorted(
         (one for one in search.considered.values() if one is not chosen), key=lambda one: (not one.fits, one.seconds)
     )

@@ -78,6 +78,14 @@ def trace(
     With `layers`, the model has only so many, the first of its own: a search extrapolates from there.
     Raises `ModelError` where the model cannot be built without its weights, or its step not be traced.
     """
+    gc.freeze()  # what is imported stays: to look through it for garbage would take half the time of a small model
+    try:
+        return _traced(recipe, shapes, card, twins, layers)
+    finally:
+        gc.unfreeze()
+
+
+def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin], layers: int | None) -> Trace:
     strategies, plan = planned(recipe, gpu=True)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
     base = built(recipe)
