@@ -29,13 +29,24 @@ CHANGED: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_local_experts": 32},
     "llama4_text": {"num_local_experts": 4},
     "jamba": {"use_mamba_kernels": False},
+    "gpt2": {"n_positions": 2048},
+    "gpt_bigcode": {"n_positions": 2048},
+    "biogpt": {"max_position_embeddings": 2048},
+    "bamba": {"mamba_n_heads": 128, "mamba_d_head": 64},
+    "deepseek_v2": {"num_experts_per_tok": 6, "n_routed_experts": 64},
 }
 """What of a default configuration is made smaller, to fit a card beside others, or needs a package."""
 FULL = ("qwen3", "phi", "gpt2", "mistral", "ernie4_5_moe")
 """Those that are fine-tuned in full as well."""
 
+
+def shape_of(name: str) -> str:
+    """What the shape of a family is called, so that none is taken for a model of the other cases."""
+    return f"{name}-{LAYERS}"
+
+
 SHAPES.update(
-    (name, {"model_type": name, "num_hidden_layers": LAYERS, **CHANGED.get(name, {})})
+    (shape_of(name), {"model_type": name, "num_hidden_layers": LAYERS, **CHANGED.get(name, {})})
     for name in DENSE + EXPERTS + MIXED
 )
 
@@ -44,6 +55,6 @@ def family_cases() -> Iterator[Case]:
     """Two rows of an odd length on every family, LoRA on all of its linear layers; some with dropout, some in full."""
     for number, name in enumerate(DENSE + EXPERTS + MIXED):
         dropout = 0.05 if number % 4 == 3 and name in DENSE else 0.0
-        yield Case(shape=name, targets="all-linear", r=8, length=1100, micro_batch=2, dropout=dropout)
+        yield Case(shape=shape_of(name), targets="all-linear", r=8, length=1100, micro_batch=2, dropout=dropout)
     for name in FULL:
-        yield Case(shape=name, targets="", length=1024)
+        yield Case(shape=shape_of(name), targets="", length=1024)
