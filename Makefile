@@ -12,7 +12,7 @@ quickstart: .venv/user ## Fine-tune SmolLM2-135M on the CPU and show what it lea
 	$(BIN)/ft run recipes/quickstart.toml
 
 test: .venv/developer ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/developer ## Check format, lint, types, arrows between the wings, dependencies, and generated docs
 	$(BIN)/ruff format --check

@@ -11,6 +11,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # a tiny model's threads only wait for each other
 
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry

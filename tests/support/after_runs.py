@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fitune.cli.main import main
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train.run import run
-
-torch.set_num_threads(1)  # a tiny model's threads only wait for each other
 
 TRAINED: dict[str, object] = {
     "adapter": {"use": "lora", "targets": "all-linear"},

@@ -23,8 +23,6 @@ from fitune.train.run import run
 
 Gradients = list[list[Tensor]]
 
-torch.set_num_threads(1)  # a tiny model's threads only wait for each other
-
 
 class GradientRecorder:
     """A plugin: strategy `record`, plain SGD that keeps the gradients of each step."""
