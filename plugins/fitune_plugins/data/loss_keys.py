@@ -41,7 +41,8 @@ PASS_OVER = 'To pass over such keys, name the format (or "detect") in a [[data.s
 def is_one(key: str) -> bool:
     """Whether the key of a message is one by which rows say what is trained on, or is near one."""
     words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower())
-    return any(WORDS.fullmatch(word) for word in words) or bool(_near(key, cutoff=0.8))
+    near = [known for known in _near(key, cutoff=0.85) if known[0] == key[:1].lower()]
+    return bool(near) or any(WORDS.fullmatch(word) for word in words) or _is_spelled_as(key, (*TRAINED, *MASKED))
 
 
 def of_message(message: Mapping[str, Any], origin: Origin, where: str, *, answer: bool) -> bool | None:
@@ -67,9 +68,14 @@ def of_row(values: Mapping[str, Any], origin: Origin, columns: Iterable[object])
 
 
 def _is_of_row(key: str) -> bool:
-    """Whether a column is one of these: by its name, or by the letters of one in another order, case or spelling."""
+    """Whether a column is one of these; others with such words are the row's own business, e.g. `loss_history`."""
+    return _is_spelled_as(key, (*TRAINED, *MASKED, *OF_ROWS))
+
+
+def _is_spelled_as(key: str, known: Iterable[str]) -> bool:
+    """Whether it has the letters of a known key, be it in another order or case, or parted in another way."""
     letters = sorted(_letters(key))
-    return any(letters == sorted(_letters(known)) for known in (*TRAINED, *MASKED, *OF_ROWS))
+    return any(letters == sorted(_letters(name)) for name in known)
 
 
 def _word(found: Mapping[str, Any], origin: Origin, where: str) -> bool | None:
@@ -89,7 +95,7 @@ def _word(found: Mapping[str, Any], origin: Origin, where: str) -> bool | None:
         said[key] = yes if key in TRAINED else not yes
     if len(set(said.values())) > 1:
         names = " and ".join(f'"{key}"' for key in said)
-        raise bad(origin, f"{where}{names} contradict each other", "Keep one of them")
+        raise bad(origin, f"{where}{names} contradict each other", f"Keep one of them. {PASS_OVER}")
     return next(iter(said.values()), None)
 
 
