@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fitune.compose.reachable import cut_by
+from fitune.compose.special import special_ids
 from fitune.data.prepare import batches
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.events import Answer, EvalReport
@@ -128,8 +129,7 @@ class Evaluator:
 
     def _stops(self, parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[int]:
         """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""
-        special = set(self.tokenizer.all_special_ids)
-        ends = {int(expected[-1]) for _, expected in parts} & special
+        ends = {int(expected[-1]) for _, expected in parts} & special_ids(self.tokenizer)
         if self.tokenizer.eos_token_id is not None:
             ends.add(self.tokenizer.eos_token_id)
         return sorted(ends)

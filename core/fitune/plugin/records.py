@@ -155,6 +155,8 @@ class Dialogue:
     """What the model writes behind an answer, e.g. "<|im_end|>"; empty where that cannot be told."""
     template: str
     """The chat template, as Jinja."""
+    ends: tuple[str, ...] = ()
+    """All that may end an answer, `end` among them, where a template ends the last in another way than those before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +182,9 @@ class DataStage(Generic[O]):
     fingerprint: Callable[[O], str | None] | None = None
     """Of a source: a digest of the content that it would read now, or None where nobody can know it. Prepared data are
     cached only if every source has one. Other stages are known by their name, options and plugin version."""
-    dialogue: Callable[[O, DataContext], Dialogue] | None = None
-    """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`. Raises `DataError`."""
+    dialogue: Callable[[O, DataContext], Dialogue | None] | None = None
+    """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`; None where it trains
+    on them as plain text. Raises `DataError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

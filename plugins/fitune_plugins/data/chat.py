@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +21,11 @@ from fitune import (
     nearest,
     sentences,
 )
-from fitune_plugins.data.chat_template import Messages, Refused, Template, Tools, names, open_template
-from fitune_plugins.data.masks import Inexact, Masker, Span
-from fitune_plugins.data.turns import is_empty
+from fitune_plugins.data.chat_template import DAY, Choice, Messages, Refused, Value, names
+from fitune_plugins.data.plain_text import end_of_text
+from fitune_plugins.data.rendering import Renderer, Settings, fix_of, with_system
+
+AS_TEXT = "rows trained on as plain text, question and answer joined: the model has no chat template"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,15 @@ class ChatOptions:
     completion the assistant's turns in the completion. What a row itself leaves out (`weight = 0`, say) stays out."""
     system: str | None = None
     """System message put before conversations that have none."""
+    variables: Mapping[str, Value] | None = None
+    """What the template is given by name, e.g. { enable_thinking = false }: texts, numbers, true or false, or arrays of
+    texts. One that the template never reads is an error."""
+    date: str | None = None
+    """The day that a template which writes today's date is given, as YYYY-MM-DD; 2025-01-01 if none is named, so that
+    the same rows are the same text on any day."""
+    end: tuple[str, ...] | None = None
+    """What ends an answer where the template writes nothing that does, e.g. ["<|endoftext|>"]: one of these that
+    follows an answer is trained on with it, and the first is put behind the last answer."""
 
 
 def _check(options: ChatOptions) -> Iterable[Problem]:
@@ -47,6 +59,10 @@ def _check(options: ChatOptions) -> Iterable[Problem]:
         what = f'no chat template is called "{options.template}"'
         fix = sentences(nearest(options.template, known), "For a file, write template_file = ...")
         yield Problem(key="template", what=what, fix=fix)
+    if options.date is not None and not _is_day(options.date):
+        yield Problem(key="date", what=f'"{options.date}" is no day', fix=f'Write it as "{DAY}"')
+    if "" in (options.end or ()):
+        yield Problem(key="end", what="an empty text ends nothing", fix="Write a text, or leave it out")
     if options.template_file is None:
         return
     if options.template != "tokenizer":
@@ -56,112 +72,93 @@ def _check(options: ChatOptions) -> Iterable[Problem]:
         yield Problem(key="template_file", what=what, fix="Give the path of a Jinja file")
 
 
-class _Renderer:
-    """Renders conversations; keeps what it has learned of the template."""
-
-    def __init__(self, options: ChatOptions, context: DataContext) -> None:
-        self.options = options
-        self.context = context
-        self.maskers = {False: self._masker(tools=False)}
-
-    def document(self, conversation: Conversation) -> Document:
-        """The conversation as text. Raises `DataError`."""
-        messages = self._with_system(conversation.messages)
-        with_tools = bool(conversation.tools)
-        masker = self.maskers.get(with_tools) or self.maskers.setdefault(with_tools, self._masker(tools=True))
-        added = len(messages) - len(conversation.messages)
-        try:
-            if self.options.loss == "all":
-                untrained, said = sorted(conversation.untrained), conversation.messages
-                left_out = [at + added for at in untrained if not is_empty(said[at])]
-                text, spans = masker.spans(messages, conversation.tools, left_out)
-                spans = _between(spans, len(text))
-            else:
-                wanted = [at + added for at in self._wanted(conversation)]
-                text, spans = masker.spans(messages, conversation.tools, wanted)
-        except Refused as error:
-            what = f"{masker.template.place} refuses it: {error}"
-            fix = _fix(masker.template, messages, conversation.tools)
-            raise DataError(f"{conversation.origin}: {sentences(what, fix)}") from error
-        except Inexact as error:
-            fix = "Use a template with {% generation %} marks, by template_file"
-            raise DataError(f"{conversation.origin}: {sentences(str(error), fix)}") from error
-        return Document(text=text, trained=tuple(spans), origin=conversation.origin)
-
-    def _wanted(self, conversation: Conversation) -> list[int]:
-        """Places of the answers to be trained on."""
-        answers = [at for at, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
-        last = answers[-1:] if self.options.loss == "completion" else answers
-        return [at for at in last if at >= conversation.asked and at not in conversation.untrained]
-
-    def dialogue(self) -> Dialogue:
-        """How the template writes what a model is asked."""
-        masker = self.maskers[False]
-        shape = masker.last or masker.inner
-        end = shape.mark if shape is not None else ""
-        return Dialogue(prompt=self._prompt, end=end, template=masker.template.source)
-
-    def _prompt(self, messages: Messages) -> str:
-        """The text that a model is given to answer. Raises `DataError`."""
-        template, messages = self.maskers[False].template, self._with_system(messages)
-        try:
-            return template.render(messages, prompt=True)
-        except Refused as error:
-            what = f"{template.place} refuses these messages: {error}"
-            raise DataError(sentences(what, _fix(template, messages, ()))) from error
-
-    def _with_system(self, messages: Messages) -> Messages:
-        """The messages, with the options' system message if they have none of their own."""
-        if self.options.system is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self.options.system}, *messages]
-
-    def _masker(self, *, tools: bool) -> Masker:
-        options = self.options
-        return Masker(open_template(self.context.tokenizer, options.template, options.template_file, tools=tools))
-
-
-def _between(spans: Sequence[Span], length: int) -> list[Span]:
-    """What a text of this length holds beside these ranges."""
-    borders = [0, *(border for span in spans for border in span), length]
-    return [(start, end) for start, end in zip(borders[::2], borders[1::2], strict=True) if start < end]
-
-
-def _fix(template: Template, messages: Messages, tools: Tools) -> str:
-    """What to do about messages that a template refuses, found by rendering them without what it may not know."""
-    without_system = [turn for turn in messages if turn["role"] != "system"]
-    if len(without_system) < len(messages) and _takes(template, without_system, tools):
-        return "Leave its system message out, or put that text in front of the first question"
-    if any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages):
-        return "Use a template that knows tools, or leave rows with tool calls out"
-    joined = [turn for turn, before in zip(messages, [None, *messages], strict=False)
-              if before is None or turn["role"] != before["role"]]  # fmt: skip
-    if len(joined) < len(messages) and _takes(template, joined, tools):
-        return "Join messages of one role that follow each other"
-    return ""
-
-
-def _takes(template: Template, messages: Messages, tools: Tools) -> bool:
+def _is_day(text: str) -> bool:
     try:
-        template.render(messages, tools)
-    except Refused:
+        date.fromisoformat(text)
+    except ValueError:
         return False
     return True
 
 
+def _settings(options: ChatOptions) -> Settings:
+    choice = Choice(
+        name=options.template,
+        file=options.template_file,
+        variables=options.variables or {},
+        day=DAY if options.date is None else date.fromisoformat(options.date),
+    )
+    return Settings(choice=choice, loss=options.loss, system=options.system, end=options.end or ())
+
+
+def _has_template(options: ChatOptions, context: DataContext) -> bool:
+    named = options.template != "tokenizer" or options.template_file is not None
+    return named or context.tokenizer.chat_template is not None
+
+
+# ------------------------------------------------------------------------------------------------------- for training
+
+
 def _make(options: ChatOptions, context: DataContext) -> Stage:
-    renderer = _Renderer(options, context)
+    settings, has_template = _settings(options), _has_template(options, context)
+    renderers = {False: Renderer(settings, context)} if has_template else {}
+
+    def document(conversation: Conversation) -> Document:
+        with_tools = bool(conversation.tools)
+        if with_tools not in renderers:
+            renderers[with_tools] = Renderer(settings, context, tools=with_tools)
+        return renderers[with_tools].document(conversation)
 
     def chat(conversations: Iterator[Conversation]) -> Iterator[Document]:
         for conversation in conversations:
+            as_text = not has_template and options.system is None and _is_text(conversation)
+            if not (as_text or renderers):
+                Renderer(settings, context)  # raises what is wrong: not this row
             try:
-                document = renderer.document(conversation)
+                found = _joined(conversation, context) if as_text else document(conversation)
             except DataError as error:
                 context.reject(error)
                 continue
-            yield document
+            yield found
 
     return chat
+
+
+def _is_text(conversation: Conversation) -> bool:
+    """Whether it is a text and what is to follow it, of a row with a prompt and a completion."""
+    roles = [turn["role"] for turn in conversation.messages]
+    called = conversation.tools or any(turn.get("tool_calls") for turn in conversation.messages)
+    return conversation.asked == 1 and roles == ["user", "assistant"] and not called
+
+
+def _joined(conversation: Conversation, context: DataContext) -> Document:
+    """The question and the answer as one text, of which the answer is trained on, to its end."""
+    question, answer = (turn["content"] for turn in conversation.messages)
+    text = question + answer + end_of_text(context)
+    context.count(AS_TEXT)
+    trained = () if 1 in conversation.untrained else ((len(question), len(text)),)
+    return Document(text=text, trained=trained, origin=conversation.origin, special=False)
+
+
+# ---------------------------------------------------------------------------------------------------- for what answers
+
+
+def _dialogue(options: ChatOptions, context: DataContext) -> Dialogue | None:
+    """How the template writes what a model is asked; None where there is none, and texts are gone on with."""
+    if not _has_template(options, context):
+        return None
+    renderer = Renderer(_settings(options), context)
+    template, marks = renderer.template, renderer.masker.shapes.marks(last=True)
+
+    def prompt(messages: Messages) -> str:
+        asked = with_system(messages, options.system)
+        try:
+            return template.render(asked, prompt=True)
+        except Refused as error:
+            what = f"{template.place} refuses these messages: {error}"
+            raise DataError(sentences(what, fix_of(template, asked, ()))) from error
+
+    ends = tuple(dict.fromkeys([*marks, *(options.end or ())]))
+    return Dialogue(prompt=prompt, end=ends[0] if ends else "", ends=ends, template=template.saved)
 
 
 @hookimpl
@@ -175,5 +172,5 @@ def ft_data_stages() -> Iterable[DataStage[ChatOptions]]:
         gives="documents",
         make=_make,
         check=_check,
-        dialogue=lambda options, context: _Renderer(options, context).dialogue(),
+        dialogue=_dialogue,
     )

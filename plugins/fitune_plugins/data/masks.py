@@ -1,56 +1,89 @@
 """Masks: the exact ranges of a rendered conversation that the model has to write.
 
-Of each turn of the assistant, that is what follows the prompt which it is given when it answers: the answer, and the
-mark that ends it. The header of the turn is not the model's to write, nor is white space behind the mark.
+Of each turn of the assistant, that is what follows the prompt which it is given when it answers: the answer, and all
+that ends it. The header of the turn is not the model's to write, nor is white space behind its end.
 
-A template with `{% generation %}` marks says so itself. For the others, the shape of a turn is learned from probes:
-what a template puts before and behind an answer. A turn that is not literally of that shape is found by placing a
-sentinel in it and rendering again; what remains, when the sentinel is taken out, must be the text as it was. Where
-nothing is exact, that is an error, never a guess.
+A template with `{% generation %}` marks says so itself. For the others, the shape of a turn is learned from probes
+(`shapes`), and the place of each answer is found in the text (`parts`). A turn is what stands between its header and
+its end; where one of them cannot be told exactly, that is an error, never a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, TypeAlias
 
 from fitune_plugins.data.chat_template import Messages, Refused, Template, Tools
+from fitune_plugins.data.parts import Finder, Found, Part, Span, between, parts_of, private
+from fitune_plugins.data.shapes import Shape, learn
 
-Span = tuple[int, int]
+NEAR = 6
+"""Messages before a turn that are rendered with it alone, to see how it begins."""
 
-SENTINELS = "\U0010fffd\U0010fffc\U0010fffb\U0010fffa"
-"""Characters for private use; one that the text does not hold is taken."""
 
-BEFORE, BEHIND = "\n\t ", " \t\n"
-"""White space around the answer of a probe, to see whether the template strips it."""
+Ends: TypeAlias = Literal["mark", "blank", "not"]
+"""What a template writes behind an answer: something that ends it, white space alone, or nothing."""
 
 
 class Inexact(Exception):
-    """What the model has to write cannot be told; the message says of which message, and why."""
+    """What the model has to write cannot be told exactly."""
+
+    def __init__(self, message: int) -> None:
+        super().__init__(message)
+        self.message = message
+        """Counted from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What a template puts around an answer."""
+class Answer:
+    """What the model has to write in one turn."""
 
-    header: str
-    """Between the prompt and what the model writes: of templates without a generation prompt."""
-    lead: str
-    """What the model writes before the answer, e.g. a blank or an empty thought."""
-    strips: tuple[bool, bool]
-    """Whether white space at the answer's beginning and end is taken away."""
-    mark: str
-    """What the model writes behind the answer, to end its turn."""
-    tail: str
-    """All that follows the answer, if it is the last message."""
+    message: int
+    span: Span
+    ends: Ends
 
-    def written(self, content: str) -> str:
-        """What the model has to write for this content."""
-        left, right = self.strips
-        bare = content.lstrip() if left else content
-        return self.lead + (bare.rstrip() if right else bare) + self.mark
+
+class Reading:
+    """A conversation as a template renders it."""
+
+    def __init__(self, template: Template, messages: Messages, tools: Tools, text: str) -> None:
+        self.template, self.messages, self.tools, self.text = template, messages, tools, text
+
+    @cached_property
+    def found(self) -> Found:
+        """Where the parts of the messages stand in the text."""
+        finder = Finder(lambda probe: self.template.render(probe, self.tools), self.messages, self.text)
+        return finder.find(parts_of(self.messages))
+
+    @cached_property
+    def bodies(self) -> dict[int, Span]:
+        """From the first part of each message that stands in the text to its last."""
+        bodies: dict[int, Span] = {}
+        for part, (start, end) in self.found.places.items():
+            first, last = bodies.get(part.message, (start, end))
+            bodies[part.message] = (min(first, start), max(last, end))
+        return bodies
+
+    @cached_property
+    def parts(self) -> dict[int, list[Part]]:
+        """The parts of each message that stand in the text, in their order there."""
+        parts: dict[int, list[Part]] = {}
+        for part in sorted(self.found.places, key=self.found.places.__getitem__):
+            parts.setdefault(part.message, []).append(part)
+        return parts
+
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """For each message, where the parts of those before it end at most, and those behind it begin at least."""
+        count, length = len(self.messages), len(self.text)
+        ends = accumulate((self.bodies.get(at, (0, 0))[1] for at in range(count - 1)), max, initial=0)
+        starts = accumulate(
+            (self.bodies.get(at, (length, 0))[0] for at in range(count - 1, 0, -1)), min, initial=length
+        )
+        return list(ends), list(starts)[::-1]
 
 
 class Masker:
@@ -58,211 +91,207 @@ class Masker:
 
     def __init__(self, template: Template) -> None:
         self.template = template
-        self.prompt = ""
-        """The generation prompt, as the template puts it behind a question."""
-        self.last: Shape | None = None
-        """Of an answer that is the last message; None if it could not be learned."""
-        self.inner: Shape | None = None
-        """Of an answer that more messages follow."""
-        self.closing = ""
-        """What stands behind the last turn only, at the end of the whole."""
-        with suppress(Refused):  # it takes no plain question and answer: every turn is found by sentinels
-            self._learn()
+        self.shapes = learn(template)
 
-    # -------------------------------------------------------------------------------------------------- the ranges
-
-    def spans(self, messages: Messages, tools: Tools, wanted: Sequence[int]) -> tuple[str, list[Span]]:
-        """The text of a conversation, and what is trained on in it: the answers at these places in `messages`.
-
-        Raises `Refused` or `Inexact`.
-        """
+    def answers(self, reading: Reading, wanted: Collection[int]) -> list[Answer]:
+        """What is to be written in these turns of the assistant, the blank left out. Raises `Refused` or `Inexact`."""
         if self.template.marked:
-            text, marked = self.template.render_marked(messages, tools)
-            spans = [span for span in (self._tidy(text, *mark) for mark in marked) if span[0] < span[1]]
-            return text, self._wanted(text, spans, messages, tools, wanted)
-        text = self.template.render(messages, tools)
-        spans = [self._known(text, messages, tools, at) or self._found(text, messages, tools, at) for at in wanted]
-        for at, (one, other) in zip(wanted[1:], pairwise(spans), strict=True):
-            if other[0] < one[1]:
-                raise _inexact(at)
-        return text, [span for span in spans if span[0] < span[1]]
+            return self._marked(reading, wanted)
+        found: list[Answer] = []
+        leads = self._leads(reading)
+        for at in sorted(wanted):
+            answer = self._literal(reading, at, leads) or self._sought(reading, at)
+            if answer.span[0] < (found[-1].span[1] if found else 0):
+                raise Inexact(at)
+            found.append(answer)
+        return [answer for answer in found if answer.span[0] < answer.span[1]]
 
-    def _known(self, text: str, messages: Messages, tools: Tools, at: int) -> Span | None:
-        """The turn, if it is literally of the shape that was learned."""
-        shape, turn = self.last if at == len(messages) - 1 else self.inner, messages[at]
-        if shape is None or not at or turn.get("tool_calls"):
-            return None
-        written = shape.written(turn["content"])
-        if shape is self.last:
-            rest = shape.tail[len(shape.mark) :]
-            if not text.endswith(self.prompt + shape.header + written + rest):
-                return None
-            end = len(text) - len(rest)
-            return end - len(written), end
-        before = self.template.render(messages[:at], tools, prompt=True) + shape.header
-        if not text.startswith(before) or not text.startswith(written, len(before)):
-            return None
-        return len(before), len(before) + len(written)
+    def _marked(self, reading: Reading, wanted: Collection[int]) -> list[Answer]:
+        """What the template itself marks of these turns. Raises `Refused` or `Inexact`."""
+        _, marked = self.template.render_marked(reading.messages, reading.tools)
+        spans = [span for span in (self._tidy(reading.text, *mark) for mark in marked) if span[0] < span[1]]
+        turns = [at for at, turn in enumerate(reading.messages) if turn["role"] == "assistant"]
+        found: list[Answer] = []
+        for span, of in zip(spans, self._owners(reading, spans, turns), strict=True):
+            kept = [at for at in of if at in wanted]
+            if kept and len(kept) < len(of):
+                raise Inexact(kept[0])
+            if kept or (not of and len(wanted) == len(turns)):
+                at = kept[-1] if kept else turns[-1]
+                behind = min(reading.bodies.get(at, span)[1], span[1])
+                ends = self._how(reading, at, max(behind, span[0]), span[1])
+                found.append(Answer(message=at, span=span, ends=ends))
+        return found
 
-    # ------------------------------------------------------------------------------------------- by placing sentinels
-
-    def _found(self, text: str, messages: Messages, tools: Tools, at: int) -> Span:
-        """The turn, by what rendering again shows of it. Raises `Inexact`."""
-        content = messages[at]["content"]
-        left, right = len(content) - len(content.lstrip()), len(content.rstrip())
-        bare = "" if messages[at].get("tool_calls") else content.strip()
-        start = self._start(text, messages, tools, at, left if bare else None)
-        behind = self._place(text, messages, tools, at, right) if bare else None
-        end = None if behind is None else self._marked_end(text, behind, at == len(messages) - 1)
-        end = end or self._common_end(text, messages, tools, at) or self._only_mark(text, start, messages, tools, at)
-        if end is None or end < (behind or start) or (behind is not None and behind < start):
-            raise _inexact(at)
-        return start, end
-
-    def _start(self, text: str, messages: Messages, tools: Tools, at: int, placed: int | None) -> int:
-        """Where the model begins to write: behind its prompt, or, where that cannot be told, at its answer."""
-        before = self.template.render(messages[:at], tools, prompt=True) if at else None
-        if before is not None and text.startswith(before) and self.prompt:
-            return len(before)
-        begin = None if placed is None else self._place(text, messages, tools, at, placed)
-        if begin is None:
-            raise _inexact(at)
-        if before is not None and text.startswith(before) and not text[len(before) : begin].strip():
-            return len(before)
-        prompted = text.rfind(self.prompt, 0, begin) + len(self.prompt) if self.prompt else 0
-        if self.prompt and prompted >= len(self.prompt) and not text[prompted:begin].strip():
-            return prompted
-        return begin
-
-    def _place(self, text: str, messages: Messages, tools: Tools, at: int, within: int) -> int | None:
-        """Where a place within a message's content is in the text; None if it cannot be told."""
-        sentinel = next((character for character in SENTINELS if character not in text), None)
-        if sentinel is None:
-            return None
-        content = messages[at]["content"]
-        probe = {**messages[at], "content": content[:within] + sentinel + content[within:]}
-        try:
-            found = self.template.render([*messages[:at], probe, *messages[at + 1 :]], tools)
-        except Refused:
-            return None
-        whole = found.count(sentinel) == 1 and found.replace(sentinel, "") == text
-        return found.index(sentinel) if whole else None
-
-    def _marked_end(self, text: str, behind: int, last: bool) -> int | None:
-        """Behind the mark that follows an answer which ends at `behind`, with no more than white space between."""
-        blank = len(text) - len(text[behind:].lstrip())
-        for mark in self._marks(last):
-            for at in (behind, blank):
-                if text.startswith(mark, at):
-                    return at + len(mark)
-        return None
-
-    def _common_end(self, text: str, messages: Messages, tools: Tools, at: int) -> int | None:
-        """Where a turn ends that the text has in common with itself, ended there and prompted there."""
-        ended = self.template.render(messages[: at + 1], tools)
-        prompted = self.template.render(messages[: at + 1], tools, prompt=True)
-        common = self._common(ended, [prompted, text])
-        whole = ended[len(common) :] in ("", self.closing)
-        return len(common.rstrip()) if whole else None
-
-    def _only_mark(self, text: str, start: int, messages: Messages, tools: Tools, at: int) -> int | None:
-        """Behind the end mark of a turn, if it is the only one before the next message's content."""
-        last = at == len(messages) - 1
-        following = len(text) if last else self._place(text, messages, tools, at + 1, 0)
-        if following is None:
-            return None
-        ends = {mark: text.count(mark, start, following) for mark in self._marks(last)}
-        return next((text.index(mark, start) + len(mark) for mark, number in ends.items() if number == 1), None)
-
-    def _marks(self, last: bool) -> list[str]:
-        shapes = (self.last, self.inner) if last else (self.inner,)
-        return [shape.mark for shape in shapes if shape is not None and shape.mark]
-
-    # --------------------------------------------------------------------------------------------- generation marks
+    def _owners(self, reading: Reading, spans: Sequence[Span], turns: Sequence[int]) -> list[list[int]]:
+        """The turns that marked ranges belong to."""
+        if len(spans) == len(turns):
+            return [[at] for at in turns]
+        bodies = {at: reading.bodies[at] for at in turns if at in reading.bodies}
+        return [[at for at, (begin, _) in bodies.items() if start <= begin < end] for start, end in spans]
 
     def _tidy(self, text: str, start: int, end: int) -> Span:
-        """A marked range without the turn's header and white space behind its end, but with the mark that ends it."""
-        if self.prompt and text.startswith(self.prompt, start, end):
-            start += len(self.prompt)
+        """A marked range without the turn's header and white space behind its end, but with all that ends it."""
+        prompt = self.shapes.prompt
+        if prompt and text.startswith(prompt, start, end):
+            start += len(prompt)
         bare = start + len(text[start:end].rstrip())
-        ends = [match.end() for match in self.template.special.finditer(text, start, end)]
-        if bare in ends:
+        for mark in self.shapes.marks(last=True):
+            inside = next((size for size in range(len(mark), 0, -1) if text.endswith(mark[:size], start, bare)), 0)
+            for size, at in ((inside, bare), (0, end)):
+                if (size or text.startswith(mark, at)) and text.startswith(mark[size:], at):
+                    return start, at + len(mark) - size
+        if bare in (match.end() for match in self.template.special.finditer(text, start, end)):
             return start, bare
-        mark = next((mark for mark in self._marks(True) if text.startswith(mark, end)), "")
         behind = self.template.special.match(text, end)
-        return start, behind.end() if behind else end + len(mark)
+        return start, behind.end() if behind else end
 
-    def _wanted(
-        self, text: str, spans: list[Span], messages: Messages, tools: Tools, wanted: Sequence[int]
-    ) -> list[Span]:
-        """The ranges of these answers alone. Raises `Inexact`."""
-        answers = [at for at, turn in enumerate(messages) if turn["role"] == "assistant"]
-        if not wanted or list(wanted) == answers:
-            return spans if wanted else []
-        if len(spans) == len(answers):
-            return [span for at, span in zip(answers, spans, strict=True) if at in wanted]
-        starts = {at: self._prompted(text, messages, tools, at) for at in answers if at >= min(wanted, default=at)}
-        ends = dict(zip(starts, [*list(starts.values())[1:], len(text) + 1], strict=True))
-        return [span for at in wanted for span in spans if starts[at] <= span[0] < ends[at]]
+    # ------------------------------------------------------------------------------------------ of the learned shape
 
-    def _prompted(self, text: str, messages: Messages, tools: Tools, at: int) -> int:
-        """Where what precedes an answer ends, its prompt included. Raises `Inexact`."""
-        before = self.template.render(messages[:at], tools, prompt=True) if at else ""
-        if not text.startswith(before):
-            raise _inexact(at)
-        return len(before)
+    def _leads(self, reading: Reading) -> bool:
+        """Whether what the shapes have before an answer is the model's to write in inner turns.
 
-    # ----------------------------------------------------------------------------------------------- the shape of turns
+        Without a generation prompt, that is told by the first: it is not, where what is asked is written in another
+        way once more has been said.
+        """
+        shape = self.shapes.inner
+        if self.shapes.prompt or shape is None or not shape.lead:
+            return True
+        first = next((at for at, turn in enumerate(reading.messages) if at and turn["role"] == "assistant"), 0)
+        return self._prompted(reading, first) is not None
 
-    def _learn(self) -> None:
-        """Render a question and an answer, ended, prompted and gone on with. Raises `Refused`."""
-        render, sentinel = self.template.render, SENTINELS[0]
-        asked = {"role": "user", "content": "question"}
-        answer = {"role": "assistant", "content": BEFORE + sentinel + BEHIND}
-        before, bare = render([asked], prompt=True), render([asked])
-        self.prompt = before[len(self._common(bare, [before])) :]
-        ended, prompted = render([asked, answer]), render([asked, answer], prompt=True)
+    def _literal(self, reading: Reading, at: int, leads: bool) -> Answer | None:
+        """The turn, if it is literally of the shape that was learned."""
+        last = at == len(reading.messages) - 1
+        shape, turn, text = self.shapes.last if last else self.shapes.inner, reading.messages[at], reading.text
+        parts = reading.parts.get(at)
+        if shape is None or turn.get("tool_calls") or not parts or parts[0].path != ("content",):
+            return None
+        content = turn["content"]
+        kept = shape.kept(content)
+        skipped = len(content) - len(content.lstrip()) if shape.strips[0] else 0
+        start = reading.found.places[parts[0]][0] - max(0, parts[0].start - skipped)
+        before = shape.header + shape.lead
+        end = start + len(kept) + len(shape.mark)
+        whole = text.startswith(kept + shape.mark, start) and text.endswith(before, 0, start)
+        if not whole or (last and text[start + len(kept) :] != shape.tail):
+            return None
+        lead = shape.lead if last or leads else ""
+        if not self.shapes.prompt and lead and last and not leads and self._prompted(reading, at) is None:
+            lead = ""
+        return Answer(message=at, span=(start - len(lead), end), ends=_ends(shape))
+
+    # --------------------------------------------------------------------------------------- between header and end
+
+    def _sought(self, reading: Reading, at: int) -> Answer:
+        """The turn, by where its parts stand. Raises `Refused` or `Inexact`."""
+        if at not in reading.bodies:
+            raise Inexact(at)
+        begin, behind = reading.bodies[at]
+        low, high = (borders[at] for borders in reading.around)
+        if begin < low or high < behind:
+            raise Inexact(at)
+        start = self._start(reading, at, low, begin)
+        end, ends = self._end(reading, at, behind, high)
+        return Answer(message=at, span=(start, end), ends=ends)
+
+    def _start(self, reading: Reading, at: int, low: int, begin: int) -> int:
+        """Where the model begins to write: behind the last header before its first part."""
+        text = reading.text
+        for header in self.shapes.headers:
+            found = text.rfind(header, low, begin)
+            if found >= 0:
+                return found + len(header)
+        lead = self._lead_alone(reading, at)
+        if lead is not None and text.endswith(lead, low, begin):
+            return begin - len(lead)
+        prompted = self._prompted(reading, at)
+        if prompted is not None and low <= prompted <= begin:
+            return prompted
+        if reading.parts[at][0].path == ("content",):
+            return begin
+        raise Inexact(at)
+
+    def _prompted(self, reading: Reading, at: int) -> int | None:
+        """Where the prompt ends that the model is given for this turn, if the text begins with it."""
+        if not at:
+            return None
         try:
-            gone_on = render([asked, answer, asked])
+            before = self.template.render(reading.messages[:at], reading.tools, prompt=True)
         except Refused:
-            gone_on = prompted
-        rendered = (ended, prompted, gone_on)
-        if not all(text.startswith(before) and text.count(sentinel) == 1 for text in rendered):
-            return
-        tails = [text[text.index(sentinel) + 1 :] for text in rendered]
-        right = not all(tail.startswith(BEHIND) for tail in tails)
-        tails = tails if right else [tail.removeprefix(BEHIND) for tail in tails]
-        shared = self._common(tails[0], tails[1:])
-        self.closing = tails[0][len(shared) :]
-        mark = self._mark(shared)
-        end = mark or self._mark(tails[0])
-        self.last = self._shape(ended[len(before) : ended.index(sentinel)], right, end, tails[0])
-        self.inner = self._shape(gone_on[len(before) : gone_on.index(sentinel)], right, mark, tails[0])
+            return None
+        return len(before) if reading.text.startswith(before) else None
 
-    def _shape(self, gap: str, right: bool, mark: str, tail: str) -> Shape:
-        left = not gap.endswith(BEFORE)
-        gap = gap if left else gap.removesuffix(BEFORE)
-        # Where a template has no generation prompt, a text before the answer is a header, not the model's to write.
-        header, lead = (gap, "") if gap.strip() and not self.prompt else ("", gap)
-        return Shape(header=header, lead=lead, strips=(left, right), mark=mark, tail=tail)
+    def _lead_alone(self, reading: Reading, at: int) -> str | None:
+        """What the model writes before its first part, where the turn is rendered behind few messages."""
+        near = list(reading.messages[max(0, at - NEAR) : at])
+        while near and near[0]["role"] not in ("user", "system"):
+            near.pop(0)
+        mark = private(reading.text, 2)
+        turn = between([reading.messages[at]], {_moved(reading.parts[at][0]): (mark[0], "")})[0]
+        try:
+            before = self.template.render(near, prompt=True)
+            whole = self.template.render([*near, turn])
+        except Refused:
+            return None
+        if not near or not whole.startswith(before) or whole.count(mark[0]) != 1:
+            return None
+        return whole[len(before) : whole.index(mark[0])]
 
-    def _mark(self, tail: str) -> str:
-        """The mark at the beginning of what follows an answer: up to a special token, or all but white space."""
-        special = self.template.special.search(tail)
-        return tail[: special.end()] if special else tail.rstrip()
+    def _end(self, reading: Reading, at: int, behind: int, high: int) -> tuple[int, Ends]:
+        """Behind what ends the turn whose last part ends at `behind`. Raises `Inexact`."""
+        text, tail = reading.text, self._tail_alone(reading, at)
+        bare = "" if tail is None else tail.rstrip()
+        if at == len(reading.messages) - 1:
+            end = self._last_end(text, behind)
+        elif tail is not None and text.startswith(bare, behind, high):
+            end = behind + len(bare)
+        else:
+            marks = [mark for mark in self.shapes.marks(last=False) if text.count(mark, behind, high) == 1]
+            if not marks:
+                raise Inexact(at)
+            end = text.index(marks[0], behind) + len(marks[0])
+        return end, self._how(reading, at, behind, end)
 
-    def _common(self, first: str, others: Iterable[str]) -> str:
-        """What texts begin with in common, less a special token or a word that they have in common only in part."""
-        common = first
-        for other in others:
-            pairs = zip(common, other, strict=False)
-            common = common[: next((at for at, (one, two) in enumerate(pairs) if one != two), len(other))]
-        if len(common) == len(first):
-            return common
-        ends = [match.end() for match in self.template.special.finditer(first) if match.end() <= len(common)]
-        blank = max((at + 1 for at, character in enumerate(common) if character.isspace()), default=0)
-        return common[: max([blank, *ends])]
+    def _last_end(self, text: str, behind: int) -> int:
+        """Where the last turn ends: before what stands at the end of the whole."""
+        shape = self.shapes.last
+        rest = "" if shape is None else shape.tail[len(shape.mark) :]
+        if rest.strip() and text.endswith(rest, behind):
+            return len(text) - len(rest)
+        return behind + len(text[behind:].rstrip())
+
+    def _how(self, reading: Reading, at: int, behind: int, end: int) -> Ends:
+        """Whether what stands before `end` ends a turn."""
+        text = reading.text[behind:end]
+        called = bool(reading.messages[at].get("tool_calls"))
+        marks = self.shapes.marks(last=True)
+        special = [match.end() for match in self.template.special.finditer(text)]
+        if any(text.endswith(mark) for mark in marks) or (special and special[-1] == len(text)):
+            return "mark"
+        if text and not called and not marks:
+            return "mark"
+        return "blank" if reading.text[end : end + 1].isspace() else "not"
+
+    def _tail_alone(self, reading: Reading, at: int) -> str | None:
+        """What stands behind the last part of a turn where the model is prompted to go on, up to that prompt."""
+        asked = next((turn for turn in reversed(reading.messages[:at]) if turn["role"] == "user"), None)
+        mark, part = private(reading.text, 2), reading.parts[at][-1]
+        turn = between([reading.messages[at]], {_moved(part): ("", mark[0])})[0]
+        try:
+            text = self.template.render([turn] if asked is None else [asked, turn], prompt=True)
+        except Refused:
+            return None
+        if text.count(mark[0]) != 1:
+            return None
+        tail = text[text.index(mark[0]) + 1 :]
+        return tail.removesuffix(self.shapes.prompt)
 
 
-def _inexact(at: int) -> Inexact:
-    return Inexact(f"message {at + 1} is rendered in a way that does not show exactly which text is its own")
+def _moved(part: Part) -> Part:
+    """The part in a conversation that begins with its message."""
+    return Part(message=0, kind=part.kind, what=part.what, path=part.path, start=part.start, end=part.end)
+
+
+def _ends(shape: Shape) -> Ends:
+    return "mark" if shape.mark else "blank" if shape.tail else "not"

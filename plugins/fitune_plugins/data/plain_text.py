@@ -20,7 +20,7 @@ class PlainTextOptions:
 
 
 def _make(options: PlainTextOptions, context: DataContext) -> Stage:
-    end = _end(context) if options.end else ""
+    end = end_of_text(context) if options.end else ""
 
     def read(row: Row) -> Document:
         found = text(column(row, options.text, "text"), row.origin, f'column "{options.text}"')
@@ -41,7 +41,7 @@ def _make(options: PlainTextOptions, context: DataContext) -> Stage:
     return plain_text
 
 
-def _end(context: DataContext) -> str:
+def end_of_text(context: DataContext) -> str:
     """The end-of-text token, or nothing where the tokenizer puts it behind every text by itself."""
     tokenizer = context.tokenizer
     if tokenizer.eos_token is None:

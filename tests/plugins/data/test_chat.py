@@ -216,4 +216,4 @@ def test_of_several_templates_of_a_tokenizer_tools_have_their_own() -> None:
     made.chat_template = many
     assert render(made, TALK).text == TEXTS["chatml"]
     with_tools = conversation("Hello!", "Hi there.", tools=[WEATHER])
-    assert render(made, with_tools).text.startswith("tools<|im_start|>user")
+    assert render(made, with_tools).text.startswith("tools<|im_start|>system\n# Tools\n")
