@@ -88,7 +88,7 @@ class RunConsole:
     def ft_step_done(self, run: Run, step: StepReport) -> None:
         """Show the step."""
         self._last = step
-        if step.skipped:
+        if step.skipped and step.loss_scale is not None:  # of others there is a notice
             what = (
                 f"step {step.step} was skipped: its gradient overflows float16 at a loss scale of {step.loss_scale:g}"
             )
