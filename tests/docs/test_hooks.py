@@ -27,9 +27,7 @@ from support.tiny import metrics
 
 MAKE_HOOKS = ROOT / "docs" / "make_hooks.py"
 SPECIFICATIONS = (OfferHooks, EventHooks)
-HOOKS = {
-    name: function for specs in SPECIFICATIONS for name, function in vars(specs).items() if name.startswith("ft_")
-}
+HOOKS = {name: function for specs in SPECIFICATIONS for name, function in vars(specs).items() if name.startswith("ft_")}
 every_hook = pytest.mark.parametrize("hook", HOOKS)
 
 

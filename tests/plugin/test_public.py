@@ -22,10 +22,10 @@ PUBLIC = (
     "IGNORED", "Adapter", "Answer", "Batch", "CheckpointReport", "Conversation", "DataContext", "DataError",
     "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted", "Lever",
     "Listener", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "ModelError", "ModelLoader",
-    "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe", "RecipeError", "Recovery",
-    "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport", "StopRequest", "Strategy", "__version__",
-    "decay_groups", "has_values", "hookimpl", "mend_generation_config", "nearest", "one_line", "run", "sentences",
-    "standing_for", "unwrapped",
+    "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe", "RecipeError",
+    "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport", "StopRequest", "Strategy",
+    "__version__", "decay_groups", "has_values", "hookimpl", "mend_generation_config", "nearest", "one_line", "run",
+    "sentences", "standing_for", "unwrapped",
 )  # fmt: skip
 """A name that is added is promised to every plugin; one that is taken away breaks somebody's: CHANGELOG.md says so."""
 
