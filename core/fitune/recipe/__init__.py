@@ -3,6 +3,7 @@
 The records that a recipe is made of are in `fitune.plugin.recipe`, since plugins see them; here is how they are read
 and checked.
 
-May import `plugin` and `errors`; a stranger to `data`. Begin with `read_recipe` in `reader.py`; `source.py` knows where
-each value stands, `chain.py` fills in data stages, `checks.py` and `secrets.py` say no.
+May import `plugin` and `errors`; a stranger to `data`. Begin with `read_recipe` in `reader.py`; `tables.py` reads any
+table and collects problems, `source.py` knows where each value stands, `chain.py` fills in data stages, `checks.py` and
+`secrets.py` say no.
 """
