@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/founding-case.md": 0,
     "docs/hooks.md": 0,
     "docs/plugins.md": 1,
+    "docs/python.md": 0,
     "docs/reference.md": 0,
     "docs/resuming.md": 0,
     "docs/safety.md": 0,
