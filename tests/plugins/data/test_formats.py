@@ -128,6 +128,50 @@ def test_tool_calls_have_arguments_as_objects_and_no_nulls() -> None:
         )
 
 
+def test_arguments_keep_the_text_that_they_were() -> None:
+    for given, written in (
+        ('{"city":"Rome"}', '{"city":"Rome"}'),
+        ({"city": "Zürich"}, '{"city": "Zürich"}'),
+        ("", "{}"),
+        (None, "{}"),
+    ):
+        call = {"function": {"name": "weather", "arguments": given}}
+        (talk,) = read("messages", {"messages": [*openai(ASKED[:1]), {"role": "assistant", "tool_calls": [call]}]})
+        assert talk.messages[1]["tool_calls"][0]["function"]["arguments"].written == written
+
+
+def test_calls_may_be_json() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    (talk,) = read(
+        "messages", {"messages": [*openai(ASKED[:1]), {"role": "assistant", "tool_calls": json.dumps([call])}]}
+    )
+    assert talk.messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    (talk,) = read(
+        "messages", {"messages": [*openai(ASKED), {"role": "assistant", "content": "!", "tool_calls": "[]"}]}
+    )
+    assert talk.messages[2] == {"role": "assistant", "content": "!"}
+
+
+def test_null_in_json_is_the_rows_own_word_in_arguments_alone() -> None:
+    """Elsewhere in calls and in descriptions of tools it stands for what is not there, but where it is a value."""
+    call = {"id": None, "type": "function", "function": {"name": "f", "arguments": {"zone": None, "in": {"a": None}}}}
+    unit = {"type": "string", "description": None, "default": None, "enum": ["C", None]}
+    tool = {"function": {"name": "f", "strict": None, "parameters": {"properties": {"unit": unit, "zone": None}}}}
+    (talk,) = read(
+        "messages", {"messages": [*openai(ASKED[:1]), {"role": "assistant", "tool_calls": [call]}], "tools": [tool]}
+    )
+    (called,) = talk.messages[1]["tool_calls"]
+    assert called == {"type": "function", "function": call["function"]}
+    stated = {"unit": {"type": "string", "default": None, "enum": ["C", None]}}
+    assert talk.tools == ({"function": {"name": "f", "parameters": {"properties": stated}}},)
+
+
+def test_what_else_a_sharegpt_message_says_is_kept() -> None:
+    talk = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!", "reasoning_content": "Hm.", "name": None}]
+    (found,) = read("sharegpt", {"conversations": talk})
+    assert found.messages[1] == {"role": "assistant", "content": "!", "reasoning_content": "Hm."}
+
+
 def test_earlier_forms_of_calls_are_tool_calls() -> None:
     function = {"name": "weather", "arguments": {"city": "Rome"}}
     asked = {"role": "user", "content": "?"}
