@@ -58,8 +58,8 @@ def must_have_steps_left(context: RunContext, parts: Parts) -> None:
     made, wanted = context.position.step, parts.run.steps
     if made > wanted:
         raise RunError(
-            f"{context.directory} has made {made} steps, and its recipe now asks for {wanted} ([train] steps, epochs, and "
-            f"the number of rows). Ask for at least {made}, or use what it had learnt by then: its checkpoints are "
+            f"{context.directory} has made {made} steps, and its recipe now asks for {wanted} ([train] steps, epochs, "
+            f"and the number of rows). Ask for at least {made}, or use what it had learnt by then: its checkpoints are "
             f"in {context.directory / CHECKPOINTS}"
         )
 

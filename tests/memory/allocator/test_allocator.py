@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from fitune.memory.allocator.allocator import (
     GRANULE,
-    MIB,
     CachingAllocator,
     OutOfMemory,
     replay,
     segment_size,
     smallest_capacity,
 )
-from fitune.memory.allocator.blocks import Block
+from fitune.memory.allocator.pools import Piece
+from fitune.plugin.units import MIB
 
 Log = list[tuple[int, int]]
 
@@ -247,11 +247,11 @@ def logs(draw: st.DrawFn) -> Log:
     return log
 
 
-def pieces(allocator: CachingAllocator) -> list[Block]:
+def pieces(allocator: CachingAllocator) -> list[Piece]:
     """Every block of the allocator, used and free, mapped and not, by way of its neighbours."""
     known = [block for block in allocator._blocks.values() if block is not None]
     known += [block for pool in (allocator._small, allocator._large) for block in pool.free()]
-    seen: dict[int, Block] = {}
+    seen: dict[int, Piece] = {}
     while known:
         block = known.pop()
         if id(block) not in seen:
