@@ -2,7 +2,8 @@
 
     from fitune.testing import assert_twin, open_registry, write_recipe, write_tiny_data, write_tiny_model
 
-The model is a Llama with random weights and a tokenizer of single bytes; both are the same at every call.
+The model is a Llama with random weights and a tokenizer of single bytes; both are the same at every call. May import
+every wing but `cli`; what is heavy, once it is called.
 """
 
 from __future__ import annotations
