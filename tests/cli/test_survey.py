@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fitune.cli.main import main
 from fitune.cli.show_data import picture
 from fitune.data.survey import BINS, histogram, pieces
+from fitune.errors import CONTROLS
 from fitune.testing import write_tiny_data
-from support.prepared import numbered, prepared, read, turns, write
+from support.prepared import RECIPE, numbered, prepared, read, turns, write
 
 PACKED = (
     "--set",
@@ -208,6 +209,39 @@ def test_json_of_packed_rows(recipe: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
+
+
+HOSTILE = "\x1b]0;mine\x07\x1b[31mred\x1b[0m \x9b2J \u202eabc\u2066 \ufeff \r\n\ttab"
+"""Would retitle, recolour and clear a terminal, and turn the direction of writing round."""
+
+
+def test_a_terminal_obeys_nothing_in_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, turns(HOSTILE, HOSTILE), RECIPE.replace("length = 64", "length = 512"))
+    text = ft(capsys)
+    assert "⟦\\x1b]0;mine\\x07\\x1b[31mred\\x1b[0m \\x9b2J \\u202eabc\\u2066 \\ufeff \\x0d\n        tab<|end|>⟧" in text
+    assert not CONTROLS.search(text)
+    printed = ft(capsys, "--json")
+    assert not CONTROLS.search(printed)
+    pieces_of_row = json.loads(printed)["examples"][0]["pieces"]
+    assert HOSTILE in [piece["text"] for piece in pieces_of_row if piece["kind"] == "trained"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": [{"role": "\x1b[31m", "content": "a"}]},
+        {"messages": [{"\x9b2J": "a"}]},
+        {"\x1b[2J": "a"},
+        {"conversations": [{"from": "\u202ehuman", "value": "a"}]},
+    ],
+)
+def test_errors_show_what_a_terminal_would_obey(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, json.dumps(values) + "\n")
+    said = error(capsys)
+    assert not CONTROLS.search(said)
+    assert any(escape in said for escape in ("\\x1b[", "\\x9b2J", "\\u202e"))
 
 
 def test_marks_stand_around_exactly_the_trained_text(tmp_path: Path) -> None:

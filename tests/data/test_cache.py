@@ -271,7 +271,47 @@ def meta_of_another_kind(entry: Path) -> None:
     (entry / "meta.json").write_text("[]", encoding="utf-8")
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, without_meta, half_of_meta, meta_of_another_kind])
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def byte_of_rows(entry: Path) -> None:
+    """A token becomes another, and the file can be read as before."""
+    file = entry / "rows.arrow"
+    flip(file, file.read_bytes().index(np.array([2] * 3, dtype="<i4").tobytes()))
+
+
+def byte_of_meta(entry: Path) -> None:
+    """A name becomes another, and the file can be read as before."""
+    file = entry / "meta.json"
+    flip(file, file.read_bytes().index(b'"files": ["') + len(b'"files": ["'))
+
+
+def digest_of_meta(entry: Path) -> None:
+    file = entry / "meta.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**said, "meta.json": "0" * 64}), encoding="utf-8")
+
+
+def without_digests(entry: Path) -> None:
+    file = entry / "meta.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({"files": said["files"]}), encoding="utf-8")
+
+
+FLIPPED = [byte_of_rows, byte_of_meta, digest_of_meta, without_digests]
+
+
+@pytest.mark.parametrize("damage", FLIPPED)
+def test_what_is_damaged_within_can_be_read_all_the_same(damage: Any) -> None:
+    build_or_open(KEY, rows_of(3))
+    damage(cache_directory() / KEY)
+    assert len(Rows(cache_directory() / KEY)) == 3
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, without_meta, half_of_meta, meta_of_another_kind, *FLIPPED])
 def test_a_damaged_entry_is_built_anew_and_told_of(damage: Any) -> None:
     build_or_open(KEY, rows_of(3))
     damage(cache_directory() / KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -105,6 +106,35 @@ def test_packed_data_are_guarded_document_by_document(tmp_path: Path) -> None:
         prepared(path, f'data.stage=[{CHAIN}, {{use="pack"}}]', "train.length=64", "data.max_empty=0.05")
     data = prepared(path, f'data.stage=[{CHAIN}, {{use="pack"}}]', "data.max_empty=0.1")
     assert sum(max(1, len(row.lengths)) for row in data.rows) == 9
+
+
+def test_pieces_of_a_row_are_not_counted_as_rows(tmp_path: Path) -> None:
+    """Of a row in 100 pieces, 99 have no target: the row has one."""
+    path = write(tmp_path, "".join(turns("?" * 6000, "a") for _ in range(2)))
+    split = f'data.stage=[{CHAIN[: CHAIN.rindex("{")]}{{use="truncate", policy="split"}}]'
+    data = prepared(path, split)
+    assert origins(data) == [1, 2]
+    pieces = dict(data.notes)["pieces of rows left out: no token to train on"]
+    assert pieces > 150
+    with pytest.raises(DataError, match="1 of 2 rows have no token to train on"):
+        prepared(write(tmp_path, turns("?" * 6000, "") + turns("?", "a")), split)
+
+
+def test_a_file_of_empty_answers_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "".join(turns(f"{n}?", "") for n in range(20)))
+    with pytest.raises(DataError) as error:
+        prepared(path)
+    assert error.value.message == (
+        "no row is left to train on (rows read as messages: 20; answers not trained on: empty: 20; "
+        "rows left out: no token to train on: 20)"
+    )
+
+
+def test_rows_that_leave_themselves_out_are_no_fault(tmp_path: Path) -> None:
+    rows = [{**json.loads(turns(f"{n}?", f"{n}")), "weight": n % 2} for n in range(10)]
+    data = prepared(write(tmp_path, "".join(json.dumps(row) + "\n" for row in rows)))
+    assert origins(data) == [2, 4, 6, 8, 10]
+    assert dict(data.notes)["rows left out: they say themselves that nothing of them is trained on"] == 5
 
 
 def test_a_row_over_the_length_is_an_error(tmp_path: Path) -> None:
@@ -302,7 +332,7 @@ def test_a_stage_that_fails_is_named_and_leaves_nothing(tmp_path: Path) -> None:
             yield DataStage(name="fails", summary="-", options=NoOptions, takes="rows", gives="rows", make=make)
 
     with pytest.raises(
-        Exception, match=r'data stage "fails" failed: ValueError: no third \(tests/test_prepare.py:\d+\)'
+        Exception, match=r'data stage "fails" failed: ValueError: no third \(data/test_prepare.py:\d+\)'
     ):
         prepared(write(tmp_path, numbered(5)), 'data.stage=[{use="fails"}, {use="chat"}]', plugins=[Fails()])
     assert list((tmp_path / "cache").iterdir()) == []

@@ -60,6 +60,19 @@ def test_paths(path: str, problem: str, tmp_path: Path) -> None:
     )
 
 
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("{}\n")
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    (tmp_path / "in" / "other.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "in" / "round.jsonl").symlink_to(tmp_path / "in" / "round.jsonl")
+    fix = "Mend it, or delete it"
+    broken = [f"path: a link to a file that is not there: {tmp_path}/in/{name}.jsonl. {fix}" for name in ("b", "round")]
+    for path in (tmp_path, tmp_path / "in" / "*.jsonl", tmp_path / "**" / "*.jsonl"):
+        assert problems(jsonl, path) == broken
+        assert error_of_unchecked(jsonl, path) == broken[0].removeprefix("path: ")
+
+
 def error_of_unchecked(module: ModuleType, path: Path) -> str:
     record = stage(module)
     with pytest.raises(DataError) as error:
