@@ -16,6 +16,8 @@ from accelerate import Accelerator
 
 from fitune import RunError
 from fitune.testing import write_recipe, write_tiny_data
+from support.blows import join
+from support.forked import Ended, Forks
 from support.tiny import adapter, assert_close, losses, metrics, parts_of, train
 
 
@@ -28,20 +30,33 @@ class Runs(NamedTuple):
     progress: str
 
 
-def _launch(recipe: Path, directory: Path | None, *overrides: str) -> subprocess.CompletedProcess[str]:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _launch(recipe: Path, directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Under accelerate's own launcher, which takes seconds of every process to import what it needs."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    how = ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "fitune"]
-    out = [] if directory is None else ["--out", str(directory)]
-    what = ["run", str(recipe), *out, *(part for o in overrides for part in ("--set", o))]
+    how = ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={_free_port()}", "-m", "fitune"]
+    what = ["run", str(recipe), "--out", str(directory), *(part for o in overrides for part in ("--set", o))]
     # --multi_gpu is accelerate's word for several local processes: with --cpu, it starts one. HF_HOME: no
     # configuration of this user's.
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HOME": str(recipe.parent)}
     return subprocess.run(
         [sys.executable, *launcher, *how, *what], capture_output=True, text=True, env=variables, timeout=240
     )
+
+
+def _together(forks: Forks, cwd: Path, *given: str | Path) -> list[Ended]:
+    """Two processes that join as launched ones do, to their end."""
+    port = _free_port()
+    children = [
+        forks.start(["run", *given], cwd=cwd, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)
+    ]
+    return [forks.wait(child) for child in children]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +115,7 @@ def test_the_main_process_alone_prints_and_writes(runs: Runs) -> None:
     assert runs.progress.count("Loading weights: 100%") == 1
     names = [{str(p.relative_to(run)) for p in run.rglob("*")} for run in (runs.one, runs.two)]
     generators = {f"checkpoints/step-{step}/process-1.json" for step in (2, 4)}
-    of_command = {".lock", "run.json"}  # which the first was not started by
+    of_command = {".lock"}  # which the first was not started by
     assert names[1] - names[0] == generators | of_command  # nothing else of a second writer, and no half file
     assert names[0] <= names[1]
 
@@ -129,21 +144,22 @@ def ft_memory_strategies():
 '''
 
 
-def test_both_stop_and_go_on_together(runs: Runs, tmp_path: Path) -> None:
+def test_both_stop_and_go_on_together(runs: Runs, forks: Forks, tmp_path: Path) -> None:
     """With dropout, so that each process needs its own generators back."""
     (tmp_path / "second.py").write_text(SECOND, encoding="utf-8")
-    recipe, dropout = runs.two / "recipe.toml", "adapter.dropout=0.3"
-    plain = _launch(recipe, tmp_path / "plain", dropout)
-    assert plain.returncode == 0, plain.stderr
+    given = (runs.two / "recipe.toml", "--set", "adapter.dropout=0.3", "--out")
+    plain = _together(forks, tmp_path, *given, tmp_path / "plain")
+    assert [one.code for one in plain] == [0, 0], plain
     strategies = 'memory.strategy=[{use="accumulation", steps=2}, {use="signalled"}]'
-    stopped = _launch(recipe, tmp_path / "run", dropout, strategies, f'plugins=["{tmp_path / "second.py"}"]')
-    assert stopped.returncode != 0
-    assert "stopped after 3 of 4 steps: another process of the run was asked to stop" in stopped.stderr
+    second = f'plugins=["{tmp_path / "second.py"}"]'
+    stopped = _together(forks, tmp_path, *given, tmp_path / "run", "--set", strategies, "--set", second)
+    assert [one.code for one in stopped] == [3, 3], stopped
+    assert "stopped after 3 of 4 steps: another process of the run was asked to stop" in stopped[0].output
     assert not (tmp_path / "run" / "adapter").exists()
     assert len(list((tmp_path / "run" / "checkpoints" / "step-3").glob("process-*.json"))) == 2
     # It goes on in two processes, and the second is not signalled again: it has one step to go.
-    done = _launch(tmp_path / "run", None)
-    assert done.returncode == 0, done.stderr
+    done = _together(forks, tmp_path, tmp_path / "run")
+    assert [one.code for one in done] == [0, 0], done
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
     one, two = adapter(tmp_path / "run"), adapter(tmp_path / "plain")
     assert all(torch.equal(one[name], two[name]) for name in two)
@@ -162,12 +178,12 @@ def ft_rehearsed(run, report):
 '''
 
 
-def test_a_rehearsal_of_both_processes_changes_no_number(runs: Runs, tmp_path: Path) -> None:
-    recipe = runs.two / "recipe.toml"
+def test_a_rehearsal_of_both_processes_changes_no_number(runs: Runs, forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "everywhere.py").write_text(EVERYWHERE, encoding="utf-8")
-    done = _launch(recipe, tmp_path / "run", f'plugins=["{tmp_path / "everywhere.py"}"]')
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("rehearsed by 2") == 1
+    everywhere = f'plugins=["{tmp_path / "everywhere.py"}"]'
+    done = _together(forks, tmp_path, runs.two / "recipe.toml", "--out", tmp_path / "run", "--set", everywhere)
+    assert [one.code for one in done] == [0, 0], done
+    assert [one.output.count("rehearsed by 2") for one in done] == [1, 0]
     assert losses(tmp_path / "run") == losses(runs.two)
     assert metrics(tmp_path / "run", "evaluation")[0]["loss"] == metrics(runs.two, "evaluation")[0]["loss"]
 

@@ -1,4 +1,4 @@
-"""What befalls a process of `ft`: kills, signals and pauses at moments that are chosen beforehand.
+"""What befalls a process of `ft`: kills, signals and pauses at moments that are chosen beforehand, and company.
 
 These functions are called in the process itself, before it begins (see `forked`).
 """
@@ -77,6 +77,13 @@ def strike(board: memoryview, directory: str, operation: int | None, flush: int 
 
     os.fsync = flushed  # type: ignore[assignment]
     sys.addaudithook(hook)
+
+
+def join(board: memoryview, rank: int, processes: int, port: int) -> None:
+    """Be one of several processes that train together, as a launcher's environment tells each of them."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ |= {key: str(value) for key, value in {**here, "MASTER_PORT": port}.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
 
 
 def _changes(event: str, arguments: tuple[Any, ...], directory: str) -> bool:

@@ -11,6 +11,7 @@ each start of `ft` is a fork of it, with its own process id, signal handlers, st
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import mmap
@@ -204,6 +205,8 @@ def _obey(order: Mapping[str, Any], children: dict[int, _Child]) -> None:
         for name in json.loads(Path(order["learn"]).read_text()):
             with contextlib.suppress(Exception):  # some modules are made by others, and cannot be imported
                 importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # else each process would look through all of it for garbage, and copy the memory that it is in
         return
     if "signal" in order:
         for child in children.values():
