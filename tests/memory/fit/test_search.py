@@ -13,10 +13,10 @@ import pytest
 
 from fitune import Fit, MemoryStrategy, NoOptions, Plan, Strategy
 from fitune.memory.fit.choices import Choice, combinations
-from fitune.memory.fit.estimate import Estimate, Line, Seen
+from fitune.memory.fit.estimate import Affine, Estimate, Seen
 from fitune.memory.fit.search import NothingFits, Search
-from fitune.memory.fit.space import Rows, Space
-from fitune.memory.fit.tracing import Asked
+from fitune.memory.fit.space import MicroBatches, Space
+from fitune.memory.fit.tracing import Trial
 
 LAYERS = 20
 GIB = 2**30
@@ -73,20 +73,20 @@ class Machine:
     whole_calls: list[tuple[str, ...]] = field(default_factory=list)
     refused: frozenset[str] = frozenset()
 
-    def short(self, asked: Asked, layers: int) -> Seen | None:
-        self.short_calls.append(asked.key)
-        if self.refused & {str(table["use"]) for table in asked.tables}:
+    def short(self, trial: Trial, layers: int) -> Seen | None:
+        self.short_calls.append(trial.key)
+        if self.refused & {str(table["use"]) for table in trial.tables}:
             return None
-        return self.seen(asked, layers)
+        return self.seen(trial, layers)
 
-    def whole(self, asked: Asked) -> Any:
-        self.whole_calls.append(tuple(str(table["use"]) for table in asked.tables))
-        seen = self.seen(asked, self.layers)
+    def whole(self, trial: Trial) -> Any:
+        self.whole_calls.append(tuple(str(table["use"]) for table in trial.tables))
+        seen = self.seen(trial, self.layers)
         seen = seen.plus(Seen(allocated=0, reserved=self.surplus * GIB, standing=0, card=0, host=0, link=0))
         return object(), SimpleNamespace(passes=True, margin=0), seen
 
-    def seen(self, asked: Asked, layers: int) -> Seen:
-        used = {str(table["use"]): table for table in asked.tables}
+    def seen(self, trial: Trial, layers: int) -> Seen:
+        used = {str(table["use"]): table for table in trial.tables}
         plain = [EFFECTS[name] for name in used if name not in ("checkpointing", "offload")]
         table = used.get("checkpointing")
         worked = 0 if table is None else min(layers, int(str(table.get("layers", layers))))
@@ -101,7 +101,7 @@ class Machine:
         weights = 0.4 * times(effect.weights for effect in plain)
         once = 1 + sum(effect.once for effect in plain)
         once += sum(more for names, more in self.together.items() if names <= set(used))
-        rows = asked.micro_batch
+        rows = trial.micro_batch
         size = once + weights * layers + rows * (kept * (layers - worked) + in_worked * worked)
         took = 0.1 * (seconds * layers + extra * worked)
         host = 0.15 * layers / rows
@@ -118,7 +118,7 @@ def times(numbers: Any) -> float:
 
 
 def space(gib: float, *choices: Choice, named: frozenset[str] = frozenset(), rows: tuple[int, ...] = (1,)) -> Space:
-    ways = [Rows(micro_batch=number, accumulation=rows[-1] // number, chosen=len(rows) > 1) for number in rows]
+    ways = [MicroBatches(micro_batch=number, accumulation=rows[-1] // number, chosen=len(rows) > 1) for number in rows]
     return Space(choices=choices, named=named, rows=ways, layers=LAYERS, usable=int(gib * GIB), plan=Plan())
 
 
@@ -137,7 +137,7 @@ def best(gib: float, *choices: Choice, rows: tuple[int, ...] = (1,)) -> tuple[fl
     for picks, way in itertools.product(combinations(choices, set()), where.rows):
         at = where.counted
         for count in range(LAYERS + 1) if at is not None and picks[at] >= 0 else (0,):
-            seen = machine.seen(where.asked(picks, way, count), LAYERS)
+            seen = machine.seen(where.trial(picks, way, count), LAYERS)
             if seen.reserved <= where.limit(picks):
                 found.append((seen.seconds, seen.reserved))
     return min(found)
@@ -169,7 +169,7 @@ def test_as_few_layers_as_fit_are_worked_on(surplus: float) -> None:
     where = space(20, ALLOCATOR, CHECKPOINTING)
     picks = (0, 1 if keep else 0)
     fits = [
-        machine.whole(where.asked(picks, where.rows[0], n))[2].reserved <= where.limit(picks)
+        machine.whole(where.trial(picks, where.rows[0], n))[2].reserved <= where.limit(picks)
         for n in (count - 1, count)
     ]
     assert fits == [False, True]
@@ -265,7 +265,7 @@ def test_an_estimate_is_a_line_through_two_traces() -> None:
         size = 3 + (0.5 + kept) * layers
         return Seen(allocated=size, reserved=size, standing=0.5 * layers, card=0.1 * layers, host=0.01, link=0)
 
-    plain, worked = (Line.through(seen(2, kept), seen(4, kept)) for kept in (1.0, 0.1))
+    plain, worked = (Affine.through(seen(2, kept), seen(4, kept)) for kept in (1.0, 0.1))
     estimate = Estimate(layers=10, plain=plain, worked=worked)
     assert estimate.at(0).reserved == pytest.approx(18)
     assert estimate.at(10).reserved == pytest.approx(9)
@@ -284,7 +284,7 @@ def test_short_models_are_no_deeper_than_the_model(layers: int, depths: tuple[in
 def test_a_model_that_cannot_be_shortened_is_traced_as_it_is() -> None:
     """All of it is worked on, or nothing."""
     machine = Machine()
-    machine.short = lambda asked, layers: machine.seen(asked, LAYERS) if layers == 0 else None  # type: ignore[method-assign]
+    machine.short = lambda trial, layers: machine.seen(trial, LAYERS) if layers == 0 else None  # type: ignore[method-assign]
     where = dataclasses.replace(space(14, ALLOCATOR, CHECKPOINTING), layers=1)
     _, _, found = Search(where, machine).run()
     assert [dict(table) for table in found.tables] == [{"use": "allocator"}, {"use": "checkpointing"}]

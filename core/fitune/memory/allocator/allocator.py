@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fitune.memory.allocator.blocks import LARGE_BUFFER, SMALL_BUFFER, Block, Pool
+from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
 
 MIN_BLOCK = 512
@@ -63,7 +63,7 @@ class CachingAllocator:
         """How many times the cache was given back because memory had run out, torch's `num_alloc_retries`."""
         self._small = Pool(small=True, expandable=expandable)
         self._large = Pool(small=False, expandable=expandable)
-        self._blocks: dict[int, Block | None] = {}
+        self._blocks: dict[int, Piece | None] = {}
         self._top = 0
 
     @property
@@ -105,7 +105,7 @@ class CachingAllocator:
         pool.merge(freed, freed.after)
         pool.add(freed)
 
-    def _more(self, pool: Pool, size: int) -> Block:
+    def _more(self, pool: Pool, size: int) -> Piece:
         """A block from memory that is not reserved yet, after giving back what is cached if need be."""
         grow = self._map if self.expandable else self._segment
         block = grow(pool, size)
@@ -126,15 +126,15 @@ class CachingAllocator:
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 
-    def _segment(self, pool: Pool, size: int) -> Block | None:
+    def _segment(self, pool: Pool, size: int) -> Piece | None:
         """A new segment by `cudaMalloc`."""
         size = segment_size(size)
         if not self._reserve(size):
             return None
         self._top += size
-        return Block(size, self._top - size, pool)
+        return Piece(size, self._top - size, pool)
 
-    def _map(self, pool: Pool, size: int) -> Block | None:
+    def _map(self, pool: Pool, size: int) -> Piece | None:
         """Pages of the expandable segment, mapped where there is room: `try_allocate_expandable_block`."""
         block = pool.room(size)
         if not block.mapped and not self._map_pages(pool, block, min(size, block.size)):
@@ -148,7 +148,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _map_pages(self, pool: Pool, block: Block, size: int) -> bool:
+    def _map_pages(self, pool: Pool, block: Piece, size: int) -> bool:
         """Back the first `size` bytes of an unmapped block with whole pages; it becomes a free block: `map_block`."""
         size = _up(size, pool.page)
         if not self._reserve(size):
@@ -172,7 +172,7 @@ class CachingAllocator:
                     pool.remove(block)
                     self.reserved -= block.size
 
-    def _unmap(self, pool: Pool, block: Block) -> None:
+    def _unmap(self, pool: Pool, block: Piece) -> None:
         """Give back the pages that lie wholly in a free block; what stands over at its ends stays: `unmap_block`."""
         start, end = _up(block.address, pool.page), (block.address + block.size) // pool.page * pool.page
         if start >= end:

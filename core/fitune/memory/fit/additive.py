@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fitune.memory.fit.choices import Picks
-from fitune.memory.fit.estimate import Estimate, Line
-from fitune.memory.fit.space import Rows, Space
+from fitune.memory.fit.estimate import Affine, Estimate
+from fitune.memory.fit.space import MicroBatches, Space
 from fitune.memory.fit.tracing import Tracing
 
 
@@ -14,7 +14,7 @@ class Sums:
     def __init__(self, space: Space, tracing: Tracing) -> None:
         self.space, self.tracing = space, tracing
         self.base: Picks = tuple(0 if choice.fit.free else -1 for choice in space.choices)
-        self._lines: dict[Picks, Line | None] = {}
+        self._lines: dict[Picks, Affine | None] = {}
         self._idle: dict[tuple[int, int], bool] = {}
 
     def idle(self, picks: Picks) -> bool:
@@ -48,7 +48,7 @@ class Sums:
             )
         return self._idle[at, pick]
 
-    def _sum(self, picks: Picks, base: Picks) -> Line | None:
+    def _sum(self, picks: Picks, base: Picks) -> Affine | None:
         start = total = self._line(base)
         if start is None or total is None:
             return None
@@ -60,13 +60,13 @@ class Sums:
                 total = total.plus(alone).plus(start, -1.0)
         return total
 
-    def _line(self, picks: Picks) -> Line | None:
+    def _line(self, picks: Picks) -> Affine | None:
         if picks not in self._lines:
             self._lines[picks] = line(self.space, self.tracing, picks, self.space.rows[0])
         return self._lines[picks]
 
 
-def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate | None:
+def look(space: Space, tracing: Tracing, picks: Picks, rows: MicroBatches) -> Estimate | None:
     """The estimate of a composition by short models of its own."""
     plain = line(space, tracing, space.unworked(picks), rows)
     if plain is None or space.counted is None or picks[space.counted] < 0:
@@ -75,15 +75,17 @@ def look(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Estimate |
     return None if worked is None else Estimate(layers=space.layers, plain=plain, worked=worked)
 
 
-def line(space: Space, tracing: Tracing, picks: Picks, rows: Rows) -> Line | None:
+def line(space: Space, tracing: Tracing, picks: Picks, rows: MicroBatches) -> Affine | None:
     """Of a composition, its counted choice in all layers."""
-    asked = space.asked(picks, rows, None)
-    seen = [tracing.short(asked, layers) for layers in space.depths]
+    trial = space.trial(picks, rows, None)
+    seen = [tracing.short(trial, layers) for layers in space.depths]
     found = [one for one in seen if one is not None]
     if len(found) < len(seen):
         return None
     return (
-        Line.flat(found[0]) if len(found) == 1 else Line.through(found[0], found[1], (space.depths[0], space.depths[1]))
+        Affine.flat(found[0])
+        if len(found) == 1
+        else Affine.through(found[0], found[1], (space.depths[0], space.depths[1]))
     )
 
 

@@ -37,7 +37,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Affine:
     """A value for each number of layers."""
 
     start: Seen
@@ -46,12 +46,12 @@ class Line:
     """Of each layer."""
 
     @classmethod
-    def flat(cls, seen: Seen) -> Line:
+    def flat(cls, seen: Seen) -> Affine:
         """The same with any number of layers: of a model that is traced as it is."""
         return cls(start=seen, layer=seen.plus(seen, -1.0))
 
     @classmethod
-    def through(cls, few: Seen, more: Seen, depths: tuple[int, int] = SHORT) -> Line:
+    def through(cls, few: Seen, more: Seen, depths: tuple[int, int] = SHORT) -> Affine:
         """From two traces."""
         step = more.plus(few, -1.0)
         layer = step.plus(step, 1 / (depths[1] - depths[0]) - 1.0)
@@ -61,9 +61,9 @@ class Line:
         """With so many layers."""
         return self.start.plus(self.layer, layers)
 
-    def plus(self, other: Line, times: float = 1.0) -> Line:
+    def plus(self, other: Affine, times: float = 1.0) -> Affine:
         """The sum with a multiple of another."""
-        return Line(start=self.start.plus(other.start, times), layer=self.layer.plus(other.layer, times))
+        return Affine(start=self.start.plus(other.start, times), layer=self.layer.plus(other.layer, times))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +71,9 @@ class Estimate:
     """Of one composition in full depth, whatever the number of layers that are worked on."""
 
     layers: int
-    plain: Line
+    plain: Affine
     """Where no layer is worked on."""
-    worked: Line | None = None
+    worked: Affine | None = None
     """Where all are; None where the composition has no choice that counts layers."""
 
     def at(self, count: int) -> Seen:
@@ -111,11 +111,11 @@ class Estimate:
         )
 
 
-def _scaled(line: Line, rows: int) -> Line:
+def _scaled(line: Affine, rows: int) -> Affine:
     def more(seen: Seen) -> Seen:
         sizes = {
             name: seen.standing + rows * (getattr(seen, name) - seen.standing) for name in ("allocated", "reserved")
         }
         return Seen(**sizes, standing=seen.standing, card=seen.card, host=seen.host / rows, link=seen.link)
 
-    return Line(start=more(line.start), layer=more(line.layer))
+    return Affine(start=more(line.start), layer=more(line.layer))

@@ -26,7 +26,7 @@ NEAREST = 2
 """Compositions that are told of."""
 
 
-def explain(
+def explain_no_fit(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, search: Search, tracing: Traces, card: Card
 ) -> str:
     """By how much nothing fits, and what would."""

@@ -12,11 +12,11 @@ from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
 from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
-from fitune.memory.fit.no_fit import explain
+from fitune.memory.fit.no_fit import explain_no_fit
 from fitune.memory.fit.result import Fitted
 from fitune.memory.fit.search import NothingFits, Search
-from fitune.memory.fit.space import Rows, Space
-from fitune.memory.fit.tracing import Asked, Shape, Traces
+from fitune.memory.fit.space import MicroBatches, Space
+from fitune.memory.fit.tracing import Shape, Traces, Trial
 from fitune.memory.trace.run import built
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.twins import twins_of
@@ -78,7 +78,7 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     try:
         made, forecast, chosen = search.run()
     except NothingFits:
-        raise RunError(explain(recipe, registry, config, search, tracing, card)) from None
+        raise RunError(explain_no_fit(recipe, registry, config, search, tracing, card)) from None
     others = sorted(
         (one for one in search.considered.values() if one is not chosen), key=lambda one: (not one.fits, one.seconds)
     )
@@ -124,16 +124,16 @@ def _works(recipe: Recipe, tracing: Traces, layers: int, *choices: Choice) -> bo
     rows = rows_of(recipe)[0]
     tables = tuple({"use": choice.name, **choice.fit.settings[0]} for choice in choices)
     accumulation = rows.accumulation if rows.chosen else None
-    asked = Asked(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
-    return tracing.short(asked, layers) is not None
+    trial = Trial(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
+    return tracing.short(trial, layers) is not None
 
 
-def rows_of(recipe: Recipe) -> list[Rows]:
+def rows_of(recipe: Recipe) -> list[MicroBatches]:
     """How a step's rows may be cut into micro-batches, the fewest rows first."""
     train = recipe.train
     if train.batch_tokens is None:
         accumulation = planned(recipe, gpu=True)[1].accumulation
-        return [Rows(micro_batch=train.micro_batch, accumulation=accumulation, chosen=False)]
+        return [MicroBatches(micro_batch=train.micro_batch, accumulation=accumulation, chosen=False)]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows, rest = divmod(train.batch_tokens, train.length * processes)
     if rest:
@@ -142,7 +142,7 @@ def rows_of(recipe: Recipe) -> list[Rows]:
             f"of {processes} processes. Give a multiple of {train.length * processes}"
         )
     divisors = [number for number in range(1, min(rows, MOST_ROWS) + 1) if rows % number == 0]
-    return [Rows(micro_batch=number, accumulation=rows // number, chosen=True) for number in divisors]
+    return [MicroBatches(micro_batch=number, accumulation=rows // number, chosen=True) for number in divisors]
 
 
 def _assumed(card: Card) -> tuple[str, ...]:

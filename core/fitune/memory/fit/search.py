@@ -18,7 +18,7 @@ from fitune.memory.fit.additive import Sums, look
 from fitune.memory.fit.choices import Picks, combinations
 from fitune.memory.fit.estimate import Estimate, Seen
 from fitune.memory.fit.result import Considered
-from fitune.memory.fit.space import Rows, Space
+from fitune.memory.fit.space import MicroBatches, Space
 from fitune.memory.fit.tracing import Tracing
 from fitune.memory.forecast import Forecast
 from fitune.plugin.recipe import Recipe
@@ -54,7 +54,7 @@ class _Candidate:
     seconds: float = field(compare=False)
     stage: int = field(compare=False)
     picks: Picks = field(compare=False)
-    rows: Rows = field(compare=False)
+    rows: MicroBatches = field(compare=False)
     count: int = field(compare=False)
     estimate: Estimate = field(compare=False)
     found: tuple[Recipe, Forecast, Seen] | None = field(compare=False, default=None)
@@ -67,7 +67,7 @@ class _Lesson:
     """What the sum of a composition was wrong by."""
 
     picks: Picks
-    rows: Rows
+    rows: MicroBatches
     error: Estimate
 
     def distance(self, other: _Candidate) -> float:
@@ -142,11 +142,13 @@ class Search:
         beyond.sort(key=_reserved)
         return candidates or beyond[:NEAREST]
 
-    def _sum(self, picks: Picks, rows: Rows) -> Estimate | None:
+    def _sum(self, picks: Picks, rows: MicroBatches) -> Estimate | None:
         estimate = self._sums.estimate(picks)
         return None if estimate is None else estimate.scaled(rows.micro_batch // self.space.rows[0].micro_batch)
 
-    def _candidate(self, picks: Picks, rows: Rows, estimate: Estimate, *, stage: int, limit: float) -> list[_Candidate]:
+    def _candidate(
+        self, picks: Picks, rows: MicroBatches, estimate: Estimate, *, stage: int, limit: float
+    ) -> list[_Candidate]:
         count = estimate.smallest(limit)
         if count is None:
             if stage:
@@ -158,7 +160,9 @@ class Search:
             self._note_seen(picks, rows, count, seen, fits=True, confirmed=False)
         return [self._made(picks, rows, estimate, count, seen, stage)]
 
-    def _made(self, picks: Picks, rows: Rows, estimate: Estimate, count: int, seen: Seen, stage: int) -> _Candidate:
+    def _made(
+        self, picks: Picks, rows: MicroBatches, estimate: Estimate, count: int, seen: Seen, stage: int
+    ) -> _Candidate:
         seconds = max(seen.seconds, LEAST) * self.space.handicap(picks)
         order = (math.floor(math.log(seconds, ALIKE)), sum(pick >= 0 for pick in picks), seconds, *picks)
         return _Candidate(order, seconds, stage, picks, rows, count, estimate)
@@ -211,7 +215,7 @@ class Search:
         misses: set[int] = set()
         for _ in range(STEPS):
             self._traces += 1
-            found = self.tracing.whole(space.asked(candidate.picks, candidate.rows, count))
+            found = self.tracing.whole(space.trial(candidate.picks, candidate.rows, count))
             if found is None:
                 return best
             _, forecast, seen = found
@@ -248,11 +252,11 @@ class Search:
                 self._note_seen(other.picks, other.rows, other.count, seen, fits=True, confirmed=False)
 
     def _note_seen(
-        self, picks: Picks, rows: Rows, count: int, seen: Seen, *, fits: bool, confirmed: bool
+        self, picks: Picks, rows: MicroBatches, count: int, seen: Seen, *, fits: bool, confirmed: bool
     ) -> Considered:
-        asked = self.space.asked(picks, rows, count)
+        trial = self.space.trial(picks, rows, count)
         noted = Considered(
-            tables=asked.tables,
+            tables=trial.tables,
             micro_batch=rows.micro_batch,
             accumulation=rows.accumulation,
             seconds=seen.seconds,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fitune.memory.fit.choices import Choice, Picks, tables_of
 from fitune.memory.fit.estimate import SHORT
-from fitune.memory.fit.tracing import Asked
+from fitune.memory.fit.tracing import Trial
 from fitune.memory.forecast import margin_of
 from fitune.plugin.strategy import Plan
 
@@ -16,7 +16,7 @@ CHANGED = 1.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class MicroBatches:
     """How a step's rows are cut into micro-batches."""
 
     micro_batch: int
@@ -32,7 +32,7 @@ class Space:
     choices: Sequence[Choice]
     named: frozenset[str]
     """Strategies that the recipe names."""
-    rows: Sequence[Rows]
+    rows: Sequence[MicroBatches]
     """Ways to cut a step; the first has the fewest rows to a micro-batch."""
     layers: int
     """Of the model; 1 for one that cannot be shortened, which is then traced as it is."""
@@ -53,13 +53,13 @@ class Space:
         """Which choice counts layers."""
         return next((at for at, choice in enumerate(self.choices) if choice.fit.layers), None)
 
-    def asked(self, picks: Picks, rows: Rows, count: int | None) -> Asked:
+    def trial(self, picks: Picks, rows: MicroBatches, count: int | None) -> Trial:
         """The composition with the counted choice in so many layers; None for all, 0 for none."""
         if count == 0:
             picks = self.unworked(picks)
         number = None if count in (None, 0, self.layers) else count
         tables = tables_of(self.choices, picks, number)
-        return Asked(
+        return Trial(
             tables=tables, micro_batch=rows.micro_batch, accumulation=rows.accumulation if rows.chosen else None
         )
 

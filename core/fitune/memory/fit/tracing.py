@@ -24,7 +24,7 @@ Shape = Callable[[Recipe], Shapes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Trial:
     """A composition to be traced."""
 
     tables: tuple[Table, ...]
@@ -42,10 +42,10 @@ class Asked:
 class Tracing(Protocol):
     """Looks at compositions; a test may have another way."""
 
-    def short(self, asked: Asked, layers: int) -> Seen | None:
+    def short(self, trial: Trial, layers: int) -> Seen | None:
         """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
 
-    def whole(self, asked: Asked) -> tuple[Recipe, Forecast, Seen] | None:
+    def whole(self, trial: Trial) -> tuple[Recipe, Forecast, Seen] | None:
         """With the model as it is."""
 
 
@@ -62,12 +62,12 @@ class Traces:
         self._short: dict[tuple[str, int], Seen | None] = {}
         self._whole: dict[str, tuple[Recipe, Forecast, Seen] | None] = {}
 
-    def short(self, asked: Asked, layers: int) -> Seen | None:
+    def short(self, trial: Trial, layers: int) -> Seen | None:
         """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
-        key = asked.key, layers
+        key = trial.key, layers
         if key not in self._short:
             try:
-                _, traced, shapes = self._traced(asked, layers or None)
+                _, traced, shapes = self._traced(trial, layers or None)
                 taken = replay(list(traced.log.sized()), expandable=traced.plan.expandable)
                 sizes = taken.peak_allocated, taken.peak_reserved
                 self._short[key] = self._seen(traced, shapes, sizes, make_ledger(traced.log))
@@ -76,26 +76,26 @@ class Traces:
                 self._short[key] = None
         return self._short[key]
 
-    def whole(self, asked: Asked) -> tuple[Recipe, Forecast, Seen] | None:
+    def whole(self, trial: Trial) -> tuple[Recipe, Forecast, Seen] | None:
         """With the model as it is; None where it cannot be composed."""
-        if asked.key not in self._whole:
+        if trial.key not in self._whole:
             try:
-                recipe, traced, shapes = self._traced(asked, None)
+                recipe, traced, shapes = self._traced(trial, None)
                 found = on_card(traced, shapes, self._card)
                 sizes = found.allocated, found.reserved
-                self._whole[asked.key] = recipe, found, self._seen(traced, shapes, sizes, found.ledger)
+                self._whole[trial.key] = recipe, found, self._seen(traced, shapes, sizes, found.ledger)
             except FtError as error:
                 self._refuse(error)
-                self._whole[asked.key] = None
-        return self._whole[asked.key]
+                self._whole[trial.key] = None
+        return self._whole[trial.key]
 
     def _refuse(self, error: FtError) -> None:
         if error.lines[0] not in self.reasons:
             self.reasons.append(error.lines[0])
 
-    def _traced(self, asked: Asked, layers: int | None) -> tuple[Recipe, Trace, Shapes]:
-        recipe = composed(self._recipe, self._registry, asked.tables, asked.micro_batch, asked.accumulation)
-        key = asked.micro_batch, asked.accumulation or 0
+    def _traced(self, trial: Trial, layers: int | None) -> tuple[Recipe, Trace, Shapes]:
+        recipe = composed(self._recipe, self._registry, trial.tables, trial.micro_batch, trial.accumulation)
+        key = trial.micro_batch, trial.accumulation or 0
         if key not in self._shapes:
             self._shapes[key] = self._shape(recipe)
         shapes = self._shapes[key]

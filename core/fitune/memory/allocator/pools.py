@@ -23,14 +23,14 @@ SHIFT = 64
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class Piece:
     """A piece of a segment; `before` and `after` are its neighbours there, whatever their state."""
 
     size: int
     address: int
     pool: Pool
-    before: Block | None = None
-    after: Block | None = None
+    before: Piece | None = None
+    after: Piece | None = None
     busy: bool = True
     mapped: bool = True
 
@@ -44,14 +44,14 @@ class Pool:
         self.small = small
         self.page = SMALL_BUFFER if small else LARGE_BUFFER
         self._order: list[int] = []
-        self._free: dict[int, Block] = {}
+        self._free: dict[int, Piece] = {}
         self._unmapped_order: list[int] = []
-        self._unmapped: dict[int, Block] = {}
+        self._unmapped: dict[int, Piece] = {}
         if expandable:
             base = 0 if small else ADDRESSES
-            self.add(Block(ADDRESSES, base, self, mapped=False))
+            self.add(Piece(ADDRESSES, base, self, mapped=False))
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Piece) -> None:
         block.busy = False
         if block.mapped:
             key = block.size << SHIFT | block.address
@@ -61,7 +61,7 @@ class Pool:
             insort(self._unmapped_order, block.address)
             self._unmapped[block.address] = block
 
-    def remove(self, block: Block) -> None:
+    def remove(self, block: Piece) -> None:
         if block.mapped:
             key = block.size << SHIFT | block.address
             del self._free[key]
@@ -70,11 +70,11 @@ class Pool:
             del self._unmapped[block.address]
             del self._unmapped_order[bisect_left(self._unmapped_order, block.address)]
 
-    def free(self) -> list[Block]:
+    def free(self) -> list[Piece]:
         """The free blocks, smallest first."""
         return [self._free[key] for key in self._order]
 
-    def best_fit(self, size: int, *, expandable: bool) -> Block | None:
+    def best_fit(self, size: int, *, expandable: bool) -> Piece | None:
         """Take out the free block to use for a request, `get_free_block`; None if none is large enough."""
         order, free = self._order, self._free
         at = bisect_left(order, size << SHIFT)
@@ -87,7 +87,7 @@ class Pool:
         del free[order.pop(at)]
         return block
 
-    def room(self, size: int) -> Block:
+    def room(self, size: int) -> Piece:
         """The first of the free and unmapped neighbours, at the lowest address, that together hold `size` bytes."""
         for address in self._unmapped_order:  # `find_expandable_block`
             first = self._unmapped[address]
@@ -103,7 +103,7 @@ class Pool:
                 return first
         raise AssertionError("the address space has an end after all")
 
-    def merge(self, block: Block, other: Block | None) -> None:
+    def merge(self, block: Piece, other: Piece | None) -> None:
         """`try_merge_blocks`: `block`, which is in no list, takes in a neighbour that is free and mapped like it."""
         if other is None or other.busy or other.mapped is not block.mapped:
             return
@@ -119,9 +119,9 @@ class Pool:
                 block.after.before = block
         block.size += other.size
 
-    def cut(self, block: Block, size: int, *, mapped: bool) -> Block:
+    def cut(self, block: Piece, size: int, *, mapped: bool) -> Piece:
         """Keep the first `size` bytes of a block that is in no list; the rest, which is returned, becomes free."""
-        rest = Block(block.size - size, block.address + size, self, block, block.after, mapped=mapped)
+        rest = Piece(block.size - size, block.address + size, self, block, block.after, mapped=mapped)
         if block.after is not None:
             block.after.before = rest
         block.after = rest
@@ -130,7 +130,7 @@ class Pool:
         return rest
 
 
-def _reach(block: Block) -> int:
+def _reach(block: Piece) -> int:
     """What a free block holds, with the unmapped addresses behind it that it could grow into."""
     after = block.after
     return block.size if after is None or after.mapped else block.size + after.size
