@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fitune import DataError, nearest, sentences
 from fitune_plugins.data.template_date import on_day, writes_date
+from fitune_plugins.data.turns import THOUGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +33,6 @@ TAKEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_excep
 
 TOKENS = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}
 """Names under which they are given the tokenizer's tokens."""
-
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which an answer's thought stands; transformers' order."""
 
 DAY = date(2025, 1, 1)
 """What templates take for today, unless they are told another day."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, Literal
 
-from fitune_plugins.data.chat_template import THOUGHTS, Messages, Refused
+from fitune_plugins.data.chat_template import Messages, Refused
+from fitune_plugins.data.turns import THOUGHTS
 
 Kind = Literal["content", "thought", "call", "argument"]
 
@@ -134,10 +135,12 @@ class Finder:
         found.unclear.clear()
         for part in sought:
             place = self._literally(part, found)
-            if place is None:
-                found.unclear.append(part)
-            else:
+            if place is not None:
                 found.places[part] = place
+            elif self._cut(part):
+                found.lost.append(part)
+            else:
+                found.unclear.append(part)
         return found
 
     def _seek(self, parts: Sequence[Part], found: Found) -> None:
@@ -182,6 +185,18 @@ class Finder:
             else:
                 found.unclear.append(part)
         return True
+
+    def _cut(self, part: Part) -> bool:
+        """Whether the text is the same with another beginning or end of the part: it is not there as a whole."""
+        mark = private(self.text, 1)
+        for edges in ((mark[0], ""), ("", mark[0])):
+            self.left -= 1
+            try:
+                if self.left >= 0 and self.render(between(self.messages, {part: edges})) == self.text:
+                    return True
+            except Refused:
+                continue
+        return False
 
     def _literally(self, part: Part, found: Found) -> Span | None:
         """The place of a part that stands once, as it is, between the parts before and behind it."""
