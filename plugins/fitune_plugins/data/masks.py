@@ -112,14 +112,16 @@ class Masker:
         spans = [span for span in (self._tidy(reading.text, *mark) for mark in marked) if span[0] < span[1]]
         turns = [at for at, turn in enumerate(reading.messages) if turn["role"] == "assistant"]
         found: list[Answer] = []
+        ends: Ends
         for span, of in zip(spans, self._owners(reading, spans, turns), strict=True):
             kept = [at for at in of if at in wanted]
             if kept and len(kept) < len(of):
                 raise Inexact(kept[0])
             if kept or (not of and len(wanted) == len(turns)):
                 at = kept[-1] if kept else turns[-1]
-                behind = min(reading.bodies.get(at, span)[1], span[1])
-                ends = self._how(reading, at, max(behind, span[0]), span[1])
+                behind = max(reading.bodies.get(at, span)[1], span[0])
+                # A range that does not reach to the turn's last part is not where the turn ends.
+                ends = "mark" if behind > span[1] else self._how(reading, at, behind, span[1])
                 found.append(Answer(message=at, span=span, ends=ends))
         return found
 

@@ -18,6 +18,8 @@ Loss = Literal["assistant", "completion", "all"]
 
 NO_END = "answers that nothing ends: the model does not learn to stop there"
 
+UNMARKED = "answers of which the template's own {% generation %} marks leave out a part"
+
 INEXACT = "is rendered in a way that does not show exactly which text is its own"
 
 
@@ -97,7 +99,17 @@ class Renderer:
         turns = turns[-1:] if self.settings.loss == "completion" else turns
         wanted = [at for at in turns if at >= conversation.asked and at not in conversation.untrained]
         answers = self.masker.answers(reading, [at + added for at in wanted])
+        if self.template.marked:
+            self._marked(reading, answers, [at + added for at in wanted])
         return self._ended(reading, answers, added)
+
+    def _marked(self, reading: Reading, answers: Sequence[Answer], wanted: Sequence[int]) -> None:
+        """Tell of answers that are not within the template's own marks as a whole."""
+        for at in wanted:
+            spans = [answer.span for answer in answers if answer.message == at]
+            places = [reading.found.places[part] for part in reading.parts.get(at, ())]
+            if not all(any(start <= begin and last <= end for start, end in spans) for begin, last in places):
+                self.context.count(UNMARKED)
 
     def _ended(self, reading: Reading, answers: list[Answer], added: int) -> tuple[str, list[Span]]:
         """The text and the ranges of answers, each to its end. Raises `DataError` if nothing ends the last of them."""

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from support.templates import FAMILIES, conversation, error, label, marked, render, targets, tokenizer
+from fitune import Document
+from fitune_plugins.data import chat
+from support.templates import (
+    FAMILIES,
+    Family,
+    context,
+    conversation,
+    error,
+    label,
+    marked,
+    render,
+    targets,
+    tokenizer,
+)
 
 CHATML, LLAMA_3 = FAMILIES[0], FAMILIES[2]
 TALK = conversation("a?", "one", "b?", "two")
@@ -200,3 +214,63 @@ def test_no_token_holds_a_part_of_the_prompt_and_of_the_answer(family: Any, answ
         assert targets(of, example) == expected
         encoded = of("a?" + before, add_special_tokens=False)["input_ids"]
         assert example.input_ids[: len(encoded)].tolist() == encoded
+
+
+# --------------------------------------------------------------------------------------------------- generation marks
+
+
+def marks(text: str, behind: str) -> str:
+    """A template with marks around this part of an answer's turn, and what stands behind them."""
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        f"{{% generation %}}{text}{{% endgeneration %}}{behind}"
+        "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+CALLS = "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+
+
+def told(talk: Any, template: str, **options: Any) -> tuple[list[str], list[str]]:
+    """What is trained on, and what is told."""
+    counted: list[str] = []
+    (stage,) = chat.ft_data_stages()
+    (document,) = stage.make(chat.ChatOptions(**options), context(made(template), counted))(iter([talk]))
+    assert isinstance(document, Document)
+    return marked(document), counted
+
+
+def test_marks_that_leave_out_a_part_are_told() -> None:
+    talk = conversation("a?", {"role": "assistant", "content": "I look.", "tool_calls": [CALL]})
+    whole = 'I look.{"name": "weather", "arguments": {"city": "Rome"}}<|im_end|>'
+    assert told(talk, marks("{{ m.content }}" + CALLS, "")) == ([whole], [])
+    left_out = ["answers of which the template's own {% generation %} marks leave out a part"]
+    assert told(talk, marks("{{ m.content }}", CALLS))[1] == left_out
+
+
+@pytest.mark.parametrize("inside", ["", "<|eom|>", "<|eom|><|im_end|>"])
+def test_marks_that_end_within_an_end_of_two_tokens_are_mended(inside: str) -> None:
+    family = Family(name="two", kind="gpt2", bos=None, eos="<|im_end|>", user=("", ""), header="", mark="",
+                    others=("<|im_start|>", "<|eom|>"))  # fmt: skip
+    behind = "<|eom|><|im_end|>".removeprefix(inside)
+    template = marks("{{ m.content }}" + inside, behind).replace("{{ '<|im_end|>\n' }}", "")
+    check(TALK, template, ["one<|eom|><|im_end|>", "two<|eom|><|im_end|>"], family)
+
+
+def test_rows_that_leave_answers_out_keep_the_marks_of_the_others() -> None:
+    talk = replace(TALK, untrained=frozenset({1}))
+    assert told(talk, marks("{{ m.content }}", ""))[0] == ["two<|im_end|>"]
+    assert told(talk, marks("{{ m.content }}", ""), loss="completion")[0] == ["two<|im_end|>"]
+    assert told(replace(TALK, untrained=frozenset({3})), marks("{{ m.content }}", ""))[0] == ["one<|im_end|>"]
+
+
+def test_a_part_that_is_cut_is_an_error() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content[:9] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert marked(render(made(template), TALK)) == ["one<|im_end|>", "two<|im_end|>"]
+    long = error(conversation("a question that is long", "one"), made(template))
+    assert long.startswith("data.jsonl:1: message 1 (user): the chat template leaves out its content")
+    assert "message 2 is rendered in a way" in error(conversation("a?", "one that is long"), made(template))
