@@ -197,6 +197,7 @@ def test_a_run_goes_on_as_if_nothing_had_been(recipe: Path, tmp_path: Path, poin
     _assert_equal_runs(tmp_path / "run", tmp_path / "plain")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "adapter", "checkpoints", "environment.json", "error.txt", "identity.json", "metrics.jsonl", "recipe.toml",
+        "run.json",
     }  # fmt: skip
     assert read_recipe(tmp_path / "run" / "recipe.toml", open_registry(Traps())).strategies[-1].options.layers == 1
     (line,) = metrics(tmp_path / "run", "recovery")

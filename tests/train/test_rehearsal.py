@@ -179,7 +179,7 @@ def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_pa
         train_run(recipe, tmp_path / "run", 'adapter={use="broken"}', plugins=[BrokenSave(), told])
     assert told.events == ["started"]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "environment.json", "identity.json", "metrics.jsonl", "recipe.toml",
+        "environment.json", "identity.json", "metrics.jsonl", "recipe.toml", "run.json",
     }  # fmt: skip
 
 
