@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
 from typing import Literal, TypeAlias
 
-from fitune_plugins.data.chat_template import Messages, Refused, Template, Tools
-from fitune_plugins.data.parts import Finder, Found, Part, Span, between, parts_of, private
+from fitune_plugins.data.chat_template import Refused, Template
+from fitune_plugins.data.parts import Part, Span, between, private
+from fitune_plugins.data.reading import Reading
 from fitune_plugins.data.shapes import Shape, learn
 
 NEAR = 6
@@ -44,46 +43,6 @@ class Answer:
     message: int
     span: Span
     ends: Ends
-
-
-class Reading:
-    """A conversation as a template renders it."""
-
-    def __init__(self, template: Template, messages: Messages, tools: Tools, text: str) -> None:
-        self.template, self.messages, self.tools, self.text = template, messages, tools, text
-
-    @cached_property
-    def found(self) -> Found:
-        """Where the parts of the messages stand in the text."""
-        finder = Finder(lambda probe: self.template.render(probe, self.tools), self.messages, self.text)
-        return finder.find(parts_of(self.messages))
-
-    @cached_property
-    def bodies(self) -> dict[int, Span]:
-        """From the first part of each message that stands in the text to its last."""
-        bodies: dict[int, Span] = {}
-        for part, (start, end) in self.found.places.items():
-            first, last = bodies.get(part.message, (start, end))
-            bodies[part.message] = (min(first, start), max(last, end))
-        return bodies
-
-    @cached_property
-    def parts(self) -> dict[int, list[Part]]:
-        """The parts of each message that stand in the text, in their order there."""
-        parts: dict[int, list[Part]] = {}
-        for part in sorted(self.found.places, key=self.found.places.__getitem__):
-            parts.setdefault(part.message, []).append(part)
-        return parts
-
-    @cached_property
-    def around(self) -> tuple[list[int], list[int]]:
-        """For each message, where the parts of those before it end at most, and those behind it begin at least."""
-        count, length = len(self.messages), len(self.text)
-        ends = accumulate((self.bodies.get(at, (0, 0))[1] for at in range(count - 1)), max, initial=0)
-        starts = accumulate(
-            (self.bodies.get(at, (length, 0))[0] for at in range(count - 1, 0, -1)), min, initial=length
-        )
-        return list(ends), list(starts)[::-1]
 
 
 class Masker:

@@ -87,6 +87,11 @@ def _of_content(at: int, content: str, *, answer: bool, called: bool) -> Iterato
             yield Part(message=at, kind=kind, what=what, path=("content",), start=begin, end=begin + len(bare))
 
 
+def content_of(at: int, content: str) -> Part:
+    """A content that is one part, without white space around it."""
+    return Part(message=at, kind="content", what="its content", path=("content",), start=0, end=len(content))
+
+
 def _whole(at: int, kind: Kind, what: str, path: Path, text: str) -> Part:
     start = len(text) - len(text.lstrip())
     return Part(message=at, kind=kind, what=what, path=path, start=start, end=len(text.rstrip()))

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from fitune_plugins.data.chat_template import Messages, Refused, Template
-from fitune_plugins.data.masks import Reading
 from fitune_plugins.data.parts import Part, free
+from fitune_plugins.data.reading import Reading
 from fitune_plugins.data.shapes import ASKED
 
 THOUGHTS_LEFT_OUT = "thoughts that the template leaves out of all turns but the last"

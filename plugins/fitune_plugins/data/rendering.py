@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from fitune import Conversation, DataContext, DataError, Document, sentences
 from fitune_plugins.data.chat_template import Choice, Messages, Refused, Template, Tools, open_template
-from fitune_plugins.data.masks import Answer, Inexact, Masker, Reading
+from fitune_plugins.data.frames import Frames
+from fitune_plugins.data.masks import Answer, Inexact, Masker
 from fitune_plugins.data.parts import Span
 from fitune_plugins.data.presence import Lost, Presence
+from fitune_plugins.data.reading import Reading
 from fitune_plugins.data.turns import is_empty
 
 Loss = Literal["assistant", "completion", "all"]
@@ -42,6 +44,7 @@ class Renderer:
         self.settings, self.context = settings, context
         self.masker = Masker(open_template(context.tokenizer, settings.choice, tools=tools))
         self.template = self.masker.template
+        self.frames = Frames()
         self.presence = Presence(self.template, context.count)
 
     def document(self, conversation: Conversation) -> Document:
@@ -75,16 +78,19 @@ class Renderer:
             day = self.settings.choice.day
             self.context.count(f"rows in whose template today is {day} (date = ...)")
         try:
-            reading = Reading(self.template, messages, tools, self.template.render(messages, tools))
+            reading = self._reading(messages, tools)
         except Refused:
             if not called:
                 raise
             written = list(map(_written, messages))
-            return Reading(self.template, written, tools, self.template.render(written, tools))
+            return self._reading(written, tools)
         if called and any(str(dict(of)) in reading.text for of in _arguments(messages) if of):  # as Python writes it
             written = list(map(_written, messages))
-            return Reading(self.template, written, tools, self.template.render(written, tools))
+            return self._reading(written, tools)
         return reading
+
+    def _reading(self, messages: Messages, tools: Tools) -> Reading:
+        return Reading(self.template, messages, tools, self.template.render(messages, tools), self.frames)
 
     # ------------------------------------------------------------------------------------------- what is trained on
 

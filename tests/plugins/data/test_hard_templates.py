@@ -274,3 +274,23 @@ def test_a_part_that_is_cut_is_an_error() -> None:
     long = error(conversation("a question that is long", "one"), made(template))
     assert long.startswith("data.jsonl:1: message 1 (user): the chat template leaves out its content")
     assert "message 2 is rendered in a way" in error(conversation("a?", "one that is long"), made(template))
+
+
+def test_rows_of_a_form_that_was_seen_are_read_as_others_are() -> None:
+    """A row whose text is that of an earlier row with other contents is not rendered again, and gives the same."""
+    talks = [
+        conversation(*contents)
+        for contents in (
+            ("a?", "one", "b?", "two"),
+            ("assistant", "user", "\n", "assistant\nuser"),
+            ("<|im_start|>assistant\n", "<|im_end|>", "<|im_start|>user\n", "<|im_start|>assistant\n"),
+            (" a?", "one ", "b? ", "\ttwo"),
+            ("a?", "<think>\nso\n</think>\n\none", "b?", "<think>\nhm\n</think>\n\ntwo"),
+            ("a?", "", "b?", ""),
+            ("c?", "three", "d?", "four"),
+        )
+    ]
+    of = made(THINKING)
+    (stage,) = chat.ft_data_stages()
+    together = list(stage.make(chat.ChatOptions(), context(of))(iter(talks)))
+    assert together == [render(of, talk) for talk in talks]
