@@ -96,7 +96,7 @@ def local_time(moment: str | None) -> str:
 def _acquired(directory: Path) -> BaseFileLock:
     from filelock import FileLock, SoftFileLock, Timeout
 
-    lock: BaseFileLock = FileLock(directory / LOCK)
+    lock: BaseFileLock = FileLock(directory / LOCK, fallback_to_soft=False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a lock that is no lock, which is an error here
