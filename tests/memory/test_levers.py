@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from fitune import Lever, MemoryStrategy, NoOptions, PluginError, Recipe, hookimpl
+from fitune import Fit, Lever, MemoryStrategy, NoOptions, PluginError, Recipe, hookimpl
 from fitune.memory.cards.cards import find_card
 from fitune.memory.changes import strategy_options, with_strategy, without_strategy
 from fitune.memory.forecast import forecast
 from fitune.memory.levers import Measured, Plant, Refused, levers, measure
 from fitune.memory.report import recipe_lines
 from fitune.memory.shapes import of_recipe
+from fitune.memory.trace.run import built
 from fitune.plugin.strategy import Strategy
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
@@ -36,6 +38,77 @@ class Offers:
     def ft_memory_strategies(self) -> Iterable[MemoryStrategy[NoOptions]]:
         """Offer it."""
         yield MemoryStrategy(name="mine", summary="Mine", options=NoOptions, make=lambda options: Strategy())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepOptions:
+    """Options of a third party's strategy."""
+
+    layers: int | None = None
+    """The first n."""
+    keep: str = "nothing"
+    """What is kept."""
+    width: int = 64
+    """Tokens."""
+
+
+class Deep:
+    """A third party's plugin, whose record says what there is to change."""
+
+    @hookimpl
+    def ft_memory_strategies(self) -> Iterable[MemoryStrategy[DeepOptions]]:
+        """Offer it."""
+        yield MemoryStrategy(
+            name="deep",
+            summary="Deep",
+            options=DeepOptions,
+            make=lambda options: Strategy(),
+            exact=True,
+            fit=Fit(
+                settings=({}, {"keep": "some", "width": 8}),
+                compared=({"keep": "most"},),
+                layers="layers",
+                halves=("width",),
+                words={"width": "strips of"},
+            ),
+        )
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (None, {"deep": {}, "deep, the first 1 of 2 layers": {"layers": 1}}),
+        (
+            '{use="deep", keep="most"}',
+            {
+                "deep, keep nothing": {"keep": "nothing", "width": 64},
+                "deep, keep some": {"keep": "some", "width": 64},
+                "deep, strips of 64 to 32 tokens": {"keep": "most", "width": 32},
+                "without deep": None,
+            },
+        ),
+        (
+            '{use="deep", layers=1, width=1}',
+            {
+                "deep, all 2 layers": {"keep": "nothing", "width": 1},
+                "deep, keep some": {"layers": 1, "keep": "some", "width": 1},
+                "deep, keep most": {"layers": 1, "keep": "most", "width": 1},
+                "without deep": None,
+            },
+        ),
+    ],
+)
+def test_levers_follow_from_what_a_record_says(
+    recipe_path: Path, table: str | None, expected: dict[str, dict[str, object] | None]
+) -> None:
+    """Of a strategy that nobody knows: its layers, settings and numbers of tokens; a setting that is there is none."""
+    registry = open_registry(Deep())
+    recipe = read_recipe(recipe_path, registry, [f"memory.strategy=[{table or ''}]"])
+    offered = levers(recipe, registry, built(recipe).config)
+    mine = {lever.name: dict(lever.changes)["memory.strategy"] for lever in offered if "deep" in lever.name}
+    tables = {name: [] if one is None else [{"use": "deep", **one}] for name, one in expected.items()}
+    assert mine == tables
+    assert all(lever.exact for lever in offered if lever.name in mine)
 
 
 def plant(recipe_path: Path, *overrides: str, plugins: Sequence[object] = ()) -> Plant:
