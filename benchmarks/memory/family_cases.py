@@ -33,7 +33,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"n_positions": 2048},
     "biogpt": {"max_position_embeddings": 2048},
     "bamba": {"mamba_n_heads": 128, "mamba_d_head": 64},
-    "deepseek_v2": {"num_experts_per_tok": 6, "n_routed_experts": 64},
+    "deepseek_v2": {"num_experts_per_tok": 6, "n_routed_experts": 64, "moe_intermediate_size": 1408},
 }
 """What of a default configuration is made smaller, to fit a card beside others, or needs a package."""
 FULL = ("qwen3", "phi", "gpt2", "mistral", "ernie4_5_moe")

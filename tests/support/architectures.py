@@ -66,6 +66,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glm4": WIDE,
     "phimoe": {**GROUPED, **EXPERTS},
     "mamba": {**BASE, "state_size": 8},
+    "gpt2": {**BASE, "n_inner": 128},
+    "jetmoe": {
+        **BASE,
+        "num_key_value_heads": 2,
+        "kv_channels": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "aux_loss_coef": 0.0,
+    },
 }
 """By transformers' `model_type`."""
 
@@ -153,12 +162,13 @@ def recipe_of(
     length: int = 64,
     rows: int = 2,
     changes: Mapping[str, Any] | None = None,
+    targets: str | None = None,
 ) -> Recipe:
     """A recipe that trains a tiny model of this architecture, without data."""
     write_config(directory / "model", name, changes)
     (directory / "data.jsonl").write_text('{"messages": []}\n', encoding="utf-8")
     stages = ["chat", *(["tokenize", "truncate", "pack"] if packed else [])]
-    targets = TARGETS.get(name, '"all-linear"')
+    targets = targets or TARGETS.get(name, '"all-linear"')
     evaluation = EVALUATION.format(evaluates=str(evaluates).lower(), generates=str(generates).lower())
     text = RECIPE.format(
         dtype=dtype,

@@ -94,6 +94,25 @@ def test_other_types_and_dropout_are_traced(tmp_path: Path, dtype: str) -> None:
     assert ("master weights" in _kinds(found.log)) == (dtype == "float16")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_adapters_on_experts_are_traced_in_every_type(tmp_path: Path, name: str, dtype: str) -> None:
+    found = _trace(recipe_of(tmp_path, name, targets='"all-linear"', dtype=dtype))
+    of_experts = [b for b in found.log.blocks if b.kind == "adapter" and 4 * 4 in b.shape]  # rank 4, four of them
+    assert len(of_experts) >= 4
+    assert all(block.dtype == dtype for block in of_experts)
+    (grouped,) = {b.dtype for b in found.log.blocks if b.operation == "aten._grouped_mm.default"}
+    assert grouped == dtype
+    assert {found.log.blocks[n - 1].kind for n in _left(found.log)} <= STANDING
+
+
+@pytest.mark.parametrize("name", ["gpt2", "jetmoe"])
+def test_what_asks_for_values_that_change_nothing_is_traced(tmp_path: Path, name: str) -> None:
+    """GPT-2 warns of padding where it sees a pad token; JetMoE splits its rows by expert, one of which may take all."""
+    found = _trace(recipe_of(tmp_path, name))
+    assert {"adapter", "saved activations", "loss"} <= _kinds(found.log)
+
+
 def test_experts_are_multiplied_in_groups_where_the_card_can(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "mixtral", lora=False)
     on_ampere = {block.operation for block in _trace(recipe, "a10g").log.blocks}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,34 @@ def efficient_attention(*args: Any, **named: Any) -> Any:
     """The seed and offset of dropout are on the host."""
     out, lse, seed, offset = aten._scaled_dot_product_efficient_attention(*args, **named)
     return out, lse, torch.empty_like(seed, device="cpu"), torch.empty_like(offset, device="cpu")
+
+
+def grouped_mm(first: Tensor, second: Tensor, offs: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+    """Products of groups of rows: torch makes them of every floating type on a card, and of bfloat16 alone without
+    values (`_grouped_mm`). Rows of the result begin at multiples of 16 bytes.
+    """
+    height, width = first.shape[-2], second.shape[-1]
+    groups: tuple[int, ...] = ()
+    if first.dim() == second.dim():
+        groups = (first.shape[0] if first.dim() == 3 else _length(offs),)
+    dtype = named.get("out_dtype") or first.dtype
+    multiple = 16 // dtype.itemsize
+    padded = -(-width // multiple) * multiple
+    strides = (height * padded, padded, 1)[-len(groups) - 2 :]
+    return torch.empty_strided((*groups, height, width), strides, dtype=dtype, device=first.device)
+
+
+def _length(offsets: Tensor | None) -> int:
+    assert offsets is not None
+    return offsets.shape[0]
+
+
+def split_with_sizes(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> Any:
+    """Sizes that were asked of values, which are none here: one part takes all, which is the most that it can be."""
+    total = tensor.shape[dim]
+    if total and not any(sizes):
+        sizes = (total, *[0] * (len(sizes) - 1))
+    return aten.split_with_sizes(tensor, sizes, dim)
 
 
 def _added_in_place(operation: Any) -> Callable[..., Tensor]:
@@ -94,6 +122,8 @@ AS_KERNEL: dict[str, Callable[..., Any]] = {
     **USUAL,
     "aten._scaled_dot_product_efficient_attention.default": efficient_attention,
     "aten._scaled_dot_product_cudnn_attention.default": cudnn_attention,
+    "aten._grouped_mm.default": grouped_mm,
+    "aten.split_with_sizes.default": split_with_sizes,
     "aten.index_put.default": _added_in_place(aten.index_put),
     "aten.index_add.default": _added_in_place(aten.index_add),
     "aten.add.Tensor": add,

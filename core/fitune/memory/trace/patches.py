@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 import transformers.integrations.moe
 import transformers.masking_utils
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fitune.memory.kernels.torch_version import Version, torch_version
 from fitune.memory.trace.functional import functions
@@ -55,7 +57,15 @@ def as_on_card(capability: tuple[int, int], version: Version | None = None) -> I
         # Experts are multiplied in groups, whatever the routing: no size depends on which token goes where.
         grouped = capability >= (8, 0)
         stack.enter_context(replaced(transformers.integrations.moe, "_can_use_grouped_mm", lambda *given: grouped))
+        stack.enter_context(replaced(torch, "autocast", _Autocast))
         yield
+
+
+class _Autocast(torch.autocast):
+    """Autocast that knows the device of tensors without values, where it is switched off: peft does so for experts."""
+
+    def __init__(self, device_type: str, *given: Any, **how: Any) -> None:
+        super().__init__("cpu" if device_type == DEVICE.type else device_type, *given, **how)
 
 
 @dataclass(slots=True)
@@ -89,5 +99,9 @@ def as_with_values() -> Iterator[Known]:
     def whole(mask: Tensor) -> bool:
         return not known.padded
 
-    with replaced(masks, "find_packed_sequence_indices", documents), replaced(masks, "fast_all", whole):
+    with (
+        replaced(masks, "find_packed_sequence_indices", documents),
+        replaced(masks, "fast_all", whole),
+        replaced(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None),  # it only looks
+    ):
         yield known
