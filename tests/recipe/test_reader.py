@@ -31,7 +31,8 @@ FULL = LIGHT.replace(
     'name = "light"', 'name = "Läuft \\"gut\\" 100 %"\nseed = 7\nplugins = ["mine.py"]'
 ) + (
     'epochs = 1.5\nlearning_rate = 3e-5\nschedule = "linear"\nwarmup_steps = 2\n'
-    '[[listener]]\nuse = "metrics"\nevery = 5\n[eval]\nexact_match = true\n[[eval.source]]\nuse = "jsonl"\npath = "held_out.jsonl"\n'
+    '[[listener]]\nuse = "metrics"\nevery = 5\n'
+    '[eval]\nexact_match = true\n[[eval.source]]\nuse = "jsonl"\npath = "held_out.jsonl"\n'
 )  # fmt: skip
 
 

@@ -49,8 +49,8 @@ def test_it_leaves_the_files_of_ft_run_with_equal_numbers(recipe: Path, tmp_path
     assert made == tmp_path / "from-python"
     assert files(made) == files(tmp_path / "by-command")
     assert files(made) >= {
-        "adapter/README.md", "metrics.jsonl", "run.json", "recipe.toml", "environment.json", "identity.json", "examples.json",
-        "adapter/adapter_model.safetensors", "checkpoints/step-3/manifest.json",
+        "adapter/README.md", "metrics.jsonl", "run.json", "recipe.toml", "environment.json", "identity.json",
+        "examples.json", "adapter/adapter_model.safetensors", "checkpoints/step-3/manifest.json",
     }  # fmt: skip
     assert lines(made) == lines(tmp_path / "by-command")
     assert (made / "recipe.toml").read_text() == (tmp_path / "by-command" / "recipe.toml").read_text()
