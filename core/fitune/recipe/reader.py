@@ -26,9 +26,11 @@ def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = (), *
     return _Reader(TomlSource.read(path, overrides), registry, look).read()
 
 
-def read_recipe_text(path: Path, text: str, registry: Registry, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe_text(
+    path: Path, text: str, registry: Registry, overrides: Sequence[str] = (), *, look: bool = True
+) -> Recipe:
     """As `read_recipe`, of a text that stands for a file at this path."""
-    return _Reader(TomlSource(path, text, overrides), registry, look=True).read()
+    return _Reader(TomlSource(path, text, overrides), registry, look).read()
 
 
 class _Reader:

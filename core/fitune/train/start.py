@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from fitune.errors import RunError
+from fitune.errors import FtError, RunError
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe, read_recipe_text
@@ -56,12 +56,12 @@ def start_of(
     if isinstance(given, Path) and given.is_dir():
         if out is not None:
             raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
-        return _going_on(given, _recipe_of(given, registry, overrides), allowed)
+        return _going_on(given, _recipe_of(given, registry, overrides), registry, allowed)
     recipe = given if isinstance(given, Recipe) else read_recipe(given, registry, overrides)
     if resume:
         directory = out or _newest(recipe)
         if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
-            return _going_on(directory, recipe, allowed)
+            return _going_on(directory, recipe, registry, allowed)
         return Start(recipe=recipe, directory=directory, resume=None)
     if allowed:
         raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
@@ -101,14 +101,26 @@ def remove_if_empty(directories: Sequence[Path]) -> None:
             return
 
 
-def _going_on(directory: Path, recipe: Recipe, allowed: Sequence[str]) -> Start:
+def _going_on(directory: Path, recipe: Recipe, registry: Registry, allowed: Sequence[str]) -> Start:
     identity = read_identity(directory)
-    changed = [] if identity is None else recipe_differences(identity.recipe, recipe.to_toml())
+    changed = []
+    if identity is not None:
+        changed = recipe_differences(_as_it_reads_now(directory, identity, registry), recipe.to_toml())
     must_be_allowed(directory, changed, allowed)
     refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
     done = not changed and _is_done(directory, recipe)
     resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit)
     return Start(recipe=recipe, directory=directory, resume=resume, done=done)
+
+
+def _as_it_reads_now(run: Path, identity: Identity, registry: Registry) -> Mapping[str, object]:
+    """The recipe of a run with every choice explicit: an option that came with a later release has its default, which
+    is what the run did without it. Where it cannot be read any more, as it was written.
+    """
+    try:
+        return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, look=False).to_toml()
+    except FtError:
+        return identity.recipe
 
 
 def _recipe_of(run: Path, registry: Registry, overrides: Sequence[str]) -> Recipe:
