@@ -45,8 +45,8 @@ def test_both_shares_are_told() -> None:
     found = report(RIGHT, WRONG, LONG, LONG, CUT)
     assert (found.exact_match, found.exact_match_of_whole, found.answers_cut) == (0.2, 0.5, 3)
     assert evaluation_text(found) == (
-        "held out after 3 steps: loss 1.5000, exact match 20.0 % (1 of 5), of which 2 longer than [eval] max_new_tokens "
-        "and 1 cut at [train] length cannot match: 50.0 % of the other 2  [0.2 s]"
+        "held out after 3 steps: loss 1.5000, exact match 20.0 % (1 of 5), of which 2 longer than [eval] "
+        "max_new_tokens and 1 cut at [train] length cannot match: 50.0 % of the other 2  [0.2 s]"
     )
     values = eval_values(found)
     assert (values["exact_match"], values["answers_cut"], values["exact_match_of_whole"]) == (0.2, 3, 0.5)

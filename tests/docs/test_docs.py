@@ -30,6 +30,7 @@ NOT_RUN = {
     "docs/after-training.md": 0,
     "docs/api.md": 0,
     "docs/architecture.md": 0,
+    "docs/data.md": 0,
     "docs/fit.md": 0,
     "docs/founding-case.md": 0,
     "docs/hooks.md": 0,

@@ -25,8 +25,10 @@ MASKED = ("masked",)
 ANY_TURN = ("train", "training", "trainable", "train_on_turn")
 """Keys of tools that train on the turns of others than the assistant, too, if they say so."""
 
-OF_ROWS = ("train_on_inputs", "train_on_input", "train_on_prompt", "mask_prompt", "mask_history", "train_on_eos",
-           "loss_scale", "sample_weight", "training_detail", "train_detail", "mask")  # fmt: skip
+OF_ROWS = ("train_on_inputs", "train_on_input", "train_on_prompt", "train_on_eos", "mask", "mask_prompt",
+           "mask_history", "training_detail", "train_detail", "loss_scale", "sample_weight", "sample_weights",
+           "weights", "loss_weights", "loss_masks", "train_mask", "completion_mask", "assistant_mask",
+           "assistant_masks")  # fmt: skip
 """Columns that say what is trained on in a way that is not known here; other columns are the row's own business."""
 
 WORDS = re.compile(r"(un)?(train(s|ed|ing|able)?|mask(s|ed|ing)?|loss(es)?|weight(s|ed|ing)?)")

@@ -48,8 +48,6 @@ def test_rows_come_as_they_were_put_in(source: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     found = as_parquet(tmp_path) if source == "parquet" else from_the_hub(tmp_path, streaming=source == "stream")
     assert found == ROWS
-    for values, row in zip(found, read(parquet, tmp_path) if source == "parquet" else found, strict=True):
-        assert values == (row if isinstance(row, dict) else row.values)
 
 
 def test_what_a_template_gets(tmp_path: Path) -> None:
@@ -70,7 +68,7 @@ def test_what_a_template_gets(tmp_path: Path) -> None:
 def test_a_column_stays_and_so_do_nulls_in_lists_and_maps() -> None:
     pairs = pa.map_(pa.string(), pa.struct({"x": pa.int64(), "y": pa.int64()}))
     schema = pa.schema({"column": pa.struct({"a": pa.int64()}), "list": pa.list_(pa.int64()), "map": pairs})
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"column": None, "list": [1, None], "map": {"a": None, "b": {"x": 1, "y": None}}},
         {"column": {"a": None}, "list": None, "map": None},
     ]

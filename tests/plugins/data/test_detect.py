@@ -16,9 +16,9 @@ from support.prepared import RECIPE, prepared, write
 from support.templates import FAMILIES, context, tokenizer
 
 (STAGE,) = detect.ft_data_stages()
-OPENAI = {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
-SHAREGPT = {"conversations": [{"from": "human", "value": "2?"}, {"from": "gpt", "value": "2"}]}
-ALPACA = {"instruction": "3?", "output": "3"}
+OPENAI: dict[str, Any] = {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "1"}]}
+SHAREGPT: dict[str, Any] = {"conversations": [{"from": "human", "value": "2?"}, {"from": "gpt", "value": "2"}]}
+ALPACA: dict[str, Any] = {"instruction": "3?", "output": "3"}
 
 
 def read(rows: list[tuple[str, dict[str, Any]]], counted: list[str] | None = None) -> list[Conversation]:

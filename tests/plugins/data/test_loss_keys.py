@@ -187,6 +187,7 @@ LEFT_OUT = ["rows left out: they say themselves that nothing of them is trained 
 @pytest.mark.parametrize("stage", ROWS)
 def test_a_row_as_a_whole(stage: str) -> None:
     counted: list[str] = []
+    said: dict[str, Any]
     for said in ({"weight": 0}, {"train": "false"}, {"masked": 1}):
         assert read(stage, {**ROWS[stage], **said}, counted) == []
     assert counted == LEFT_OUT * 3
@@ -209,6 +210,7 @@ def test_a_row_whose_answers_are_all_left_out() -> None:
         ({"weight": 0.5}, f'column "weight" is 0.5, neither yes nor no. {TAKES}. {PASS_OVER}'),
         ({"loss": 1.25}, f'column "loss" is 1.25, neither yes nor no. {TAKES}. {PASS_OVER}'),
         ({"weigth": 0}, f'column "weigth" says what is trained on in a way that is not known: 0. Is it to be "weight"? {TAKES}. {PASS_OVER}'),
+        ({"weights": [0, 1]}, f'column "weights" says what is trained on in a way that is not known: [0, 1]. Is it to be "weight"? {TAKES}. {PASS_OVER}'),
         ({"mask_history": True}, f'column "mask_history" says what is trained on in a way that is not known: true. {TAKES}. {PASS_OVER}'),
         ({"train_on_inputs": True}, f'column "train_on_inputs" says what is trained on in a way that is not known: true. {TAKES}. {PASS_OVER}'),
     ],
