@@ -119,7 +119,7 @@ def _must_be_known(inner: PreTrainedModel) -> None:
 def _refusal(inner: PreTrainedModel, layer: str) -> str:
     return (
         f"pack: {layer} of {type(inner).__name__} is not known to keep packed documents apart: one could learn from "
-        'another. Remove the [[data.stage]] with use = "pack"'
+        "another. Remove the [[data.stage]] that packs rows"
     )
 
 

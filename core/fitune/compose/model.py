@@ -87,7 +87,7 @@ def base_model(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedMo
     if record.load_quantized is None:
         raise ModelError(
             f'the model loader "{record.name}" cannot quantise, which a [[memory.strategy]] asks for. Remove that '
-            'strategy, or load with use = "hf"'
+            "strategy, or name a model loader that quantises (ft plugins lists them)"
         )
     return call_plugin(recipe.model, record.load_quantized, options, device, plan.quantization)
 

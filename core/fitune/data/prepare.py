@@ -284,6 +284,6 @@ class _Chain:
             if len(example.input_ids) > self.context.length:
                 raise DataError(
                     f"{example.origin}: {len(example.input_ids)} tokens, over [train] length = {self.context.length}. "
-                    'Add a [[data.stage]] with use = "truncate" behind those that lengthen rows'
+                    "Put the [[data.stage]] that cuts rows behind those that lengthen them"
                 )
             yield example
