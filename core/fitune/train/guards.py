@@ -17,7 +17,8 @@ from fitune.compose.loss_scaling import MOST_SKIPPED, StepCheck
 from fitune.compose.parts import Parts
 from fitune.errors import RunError
 from fitune.plugin.dataflow import Example
-from fitune.plugin.events import Notice, StepReport
+from fitune.plugin.events import MemoryForecast, MemoryReport, Notice, StepReport
+from fitune.plugin.units import gib
 from fitune.train.bad_rows import keep_rows
 
 WINDOW = 64
@@ -45,6 +46,8 @@ QUIET = 64
 NORMAL = 1.4826
 """Standard deviations of a normal distribution in one median absolute deviation of it."""
 
+SURPRISE = 0.01
+"""Share by which a card may give more than was forecast before it is told of."""
 NAMED = 3
 """Most names in a sentence."""
 
@@ -151,6 +154,20 @@ def non_finite_text(step: int, loss: float, norm: float, kept: Path | None) -> s
     return f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}. {rows}"
 
 
+def over_forecast(forecast: MemoryForecast | None, memory: MemoryReport) -> str | None:
+    """A sentence where a GPU gave more than was forecast, by more than 1 %; None where it did not, or nothing was."""
+    if forecast is None or forecast.error is not None or memory.kind != "gpu" or not forecast.allocated:
+        return None
+    over = memory.peak / forecast.allocated - 1
+    if over <= SURPRISE:
+        return None
+    return (
+        f"this run takes {gib(memory.peak)} of the card, and {gib(forecast.allocated)} was forecast: {over:.1%} more. "
+        "The forecast does not know something that this model or a plugin does, so that longer rows may not fit "
+        "either. Please report it, with the run's recipe.toml"
+    )
+
+
 def _log(loss: float) -> float:
     """The logarithm of a loss; of one that is 0, or below, that of the smallest float32."""
     return math.log(max(loss, 2.0**-126))
@@ -185,6 +202,7 @@ class Watcher:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         """`state` is what another one had seen."""
         known = state or {}
+        self._forecast: MemoryForecast | None = None
         self._skipped = int(known.get("skipped", 0))
         self._spikes = SpikeGuard(SpikeState(**known["spikes"]) if "spikes" in known else None)
 
@@ -194,6 +212,10 @@ class Watcher:
 
     def observe(self, parts: Parts, report: StepReport, check: StepCheck, rows: Sequence[Example]) -> Iterator[Notice]:
         """Look at a step and its rows; gives what should be known of it. Raises `RunError` where it ends the run."""
+        if parts.run.forecast is not self._forecast:  # the first step of a composition
+            self._forecast = parts.run.forecast
+            if (what := over_forecast(self._forecast, report.memory)) is not None:
+                yield Notice(step=report.step, kind="over forecast", what=what)
         if check.finite:
             if check.made:
                 self._skipped = 0
