@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from fitune import Example, Origin
-from fitune.compose.evaluate import Evaluator, split_answer
+from fitune.compose.evaluate import Evaluator, ends_of, split_answer
 from fitune.compose.parts import Parts
 from fitune.plugin.events import EvalReport
 from fitune.runs.metrics import eval_values
@@ -210,3 +210,13 @@ def test_turns_before_the_last_are_in_the_prompt(recipe: Path, tmp_path: Path) -
     (answer,) = _evaluator(parts).evaluate(0).answers
     assert answer.prompt == "user\na?\nassistant\nA\nuser\nb?\nassistant\n"
     assert answer.expected == "B"
+
+
+def test_all_turns_of_a_conversation_show_what_ends_answers() -> None:
+    assert ends_of(_row([5, 6, 1, 7, 8, 2], [-100, 6, 1, -100, 8, 2])) == {1, 2}
+    assert ends_of(_row([5, 6, 1, 7], [-100, -100, -100, -100])) == set()
+    assert ends_of(_row([5, 6], [5, 6])) == {6}
+
+
+def _row(ids: list[int], labels: list[int]) -> Example:
+    return Example(input_ids=np.asarray(ids, dtype=np.int32), labels=np.asarray(labels, dtype=np.int32), origin=ORIGIN)

@@ -109,7 +109,7 @@ class Evaluator:
 
         parts = [split_answer(example) for example in self.examples]
         by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
-        stops = self._stops(parts)
+        stops = self._stops()
         found: list[tuple[int, Answer]] = []
         with no_defaults(self.model):
             for pick in self._picks(by_length):
@@ -127,9 +127,9 @@ class Evaluator:
         cut = cut_by(self.examples[row], parts[1], stops, self.settings.max_new_tokens, self.length)
         return Answer(prompt=prompt, expected=expected, generated=generated, cut=cut)
 
-    def _stops(self, parts: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[int]:
-        """Tokens that end an answer: end of text, and the special tokens that end the data's own answers."""
-        ends = {int(expected[-1]) for _, expected in parts} & special_ids(self.tokenizer)
+    def _stops(self) -> list[int]:
+        """Tokens that end an answer: end of text, and the special tokens that end any of the data's own answers."""
+        ends = set().union(*map(ends_of, self.examples)) & special_ids(self.tokenizer)
         if self.tokenizer.eos_token_id is not None:
             ends.add(self.tokenizer.eos_token_id)
         return sorted(ends)
@@ -173,6 +173,12 @@ def no_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = before
+
+
+def ends_of(example: Example) -> set[int]:
+    """The tokens that its runs of trained tokens end with: not all turns of a conversation need end in one way."""
+    trained = example.labels != IGNORED
+    return set(example.input_ids[trained & ~np.append(trained[1:], False)].tolist())
 
 
 def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
