@@ -260,8 +260,12 @@ def test_what_is_said_of_such_a_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("allocated", "peak", "told"),
-    [(10.0, 10.0, None), (10.0, 10.09, None), (10.0, 10.2, "10.20 GiB of the card, and 10.00 GiB was forecast: 2.0% more")],
-)  # fmt: skip
+    [
+        (10.0, 10.0, None),
+        (10.0, 10.09, None),
+        (10.0, 10.2, "10.20 GiB of the card, and 10.00 GiB was forecast: 2.0% more"),
+    ],
+)
 def test_a_card_that_gives_more_than_was_forecast(allocated: float, peak: float, told: str | None) -> None:
     """Falcon's 4.18 GiB were forecast as 2.47 once, and nobody was told."""
     forecast = MemoryForecast(card="H100", allocated=int(allocated * GIB))
