@@ -165,6 +165,54 @@ def test_both_stop_and_go_on_together(runs: Runs, forks: Forks, tmp_path: Path) 
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 
+EACH = '''
+"""Has each process get its signals as terminals and launchers send them: both twice, or the second once it is told."""
+import os
+import signal
+
+from fitune import MemoryStrategy, NoOptions, StopRequest, Strategy, hookimpl
+
+RANK, HOW = os.environ["RANK"], "{how}"
+ask = StopRequest.ask
+
+
+def asked(self, reason):
+    ask(self, reason)
+    if HOW == "late" and reason.startswith("another process"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+StopRequest.ask = asked
+
+
+class Signalled(Strategy):
+    steps = 0
+
+    def around_step(self):
+        self.steps += 1
+        if self.steps == 3 and (HOW == "twice" or RANK == "0"):
+            for number in (signal.SIGINT, signal.SIGTERM) if HOW == "twice" else (signal.SIGTERM,):
+                os.kill(os.getpid(), number)
+        return super().around_step()
+
+
+@hookimpl
+def ft_memory_strategies():
+    yield MemoryStrategy(name="signalled", summary="Stops", options=NoOptions, make=lambda options: Signalled())
+'''
+
+
+@pytest.mark.parametrize("how", ["twice", "late"])
+def test_signals_of_a_terminal_and_a_launcher_are_one(runs: Runs, forks: Forks, tmp_path: Path, how: str) -> None:
+    """Each process saves its part and ends with 3, whether its own signal comes again, or after it was told to stop."""
+    (tmp_path / "each.py").write_text(EACH.replace("{how}", how), encoding="utf-8")
+    strategies = 'memory.strategy=[{use="accumulation", steps=2}, {use="signalled"}]'
+    given = (runs.two / "recipe.toml", "--set", strategies, "--set", f'plugins=["{tmp_path / "each.py"}"]')
+    stopped = _together(forks, tmp_path, *given, "--out", tmp_path / "run")
+    assert [one.code for one in stopped] == [3, 3], stopped
+    assert len(list((tmp_path / "run" / "checkpoints" / "step-3").glob("process-*.json"))) == 2
+
+
 EVERYWHERE = '''
 """Has a run rehearsed without a GPU, too."""
 import fitune.train.run

@@ -25,6 +25,7 @@ from fitune import (
     Strategy,
     hookimpl,
 )
+from fitune.compose.parts import steps_of_epochs
 from fitune.train.loop import train
 from fitune.train.save import save
 from support.tiny import losses, metrics, parts_of
@@ -140,6 +141,10 @@ def test_adamw_is_as_the_recipe_says(recipe_path: Path) -> None:
         (["train.micro_batch=5"], 3),  # the last window holds what is left
         (["train.epochs=2.5"], 15),
         (["train.epochs=0.01"], 1),
+        (["train.epochs=0.75"], 5),  # 4.5 steps: half a step up, to odd and to even numbers
+        (["train.epochs=0.25"], 2),
+        (["train.epochs=0.5", "train.micro_batch=5"], 2),
+        (["train.epochs=0.7"], 4),  # 4.2
         (["train.epochs=2", "train.steps=7"], 7),
         (["train.epochs=1", "train.steps=7"], 6),
         (["train.steps=20"], 20),
@@ -151,6 +156,12 @@ def test_how_many_steps(recipe_path: Path, overrides: list[str], steps: int) -> 
     assert "steps = 3\n" in text
     recipe_path.write_text(text.replace("steps = 3\n", ""), encoding="utf-8")
     assert parts_of(recipe_path, *overrides).run.steps == steps
+
+
+def test_epochs_count_as_they_are_written() -> None:
+    """3.5 and 4.5 steps, of which the binary numbers are a little less or more; one step at least."""
+    found = [steps_of_epochs(*given) for given in [(0.35, 10), (0.45, 10), (1.1, 10), (1.005, 100), (1e-9, 4)]]
+    assert found == [4, 5, 11, 101, 1]
 
 
 def test_the_learning_rate_rises_and_falls(recipe_path: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from fitune.compose.dialogue import dialogue_of, ends
 from fitune.plugin.records import Dialogue
 from fitune.testing import open_registry
-from fitune.trained.generate import Generator, Sampling, ends
-from fitune.trained.open import Opened, dialogue_of, find, open_run
+from fitune.trained.generate import Generator, Sampling
+from fitune.trained.open import Opened, find, open_run
 from support.after_runs import finished, ft, refused
 
 END = 257

@@ -109,8 +109,8 @@ def _prompts(asked: Asked) -> tuple[str, ...]:
 
 def _generator(opened: Opened, asked: Asked) -> Generator:
     """What answers. Raises `RunError` for a system message that has no place."""
+    from fitune.compose.dialogue import dialogue_of
     from fitune.trained.generate import Generator, Sampling
-    from fitune.trained.open import dialogue_of
 
     dialogue = None if asked.raw else dialogue_of(opened.trained.recipe, opened.context)
     if dialogue is None and asked.system is not None:

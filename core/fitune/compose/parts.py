@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,16 +16,18 @@ from accelerate.utils import broadcast_object_list, set_seed
 from transformers import get_scheduler
 
 from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
+from fitune.compose.dialogue import dialogue_of, end_at, ends
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
-from fitune.compose.model import Strategies, make_model, make_optimizer, planned, with_documents_apart
+from fitune.compose.model import Strategies, make_model, make_optimizer, planned, told, with_documents_apart
 from fitune.compose.optimizer import Trainables
 from fitune.compose.step import Step
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
 from fitune.data.run_data import Materials, gather
 from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.events import MemoryForecast, Run, StopRequest
+from fitune.plugin.model import unwrapped
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fitune.plugin.dataflow import Stage
+    from fitune.plugin.records import Dialogue
 
 
 class Forecaster(Protocol):
@@ -61,6 +66,8 @@ class Parts:
     evaluator: Evaluator | None
     """None without held-out data."""
     materials: Materials
+    dialogue: Dialogue | None
+    """How conversations were written; None where texts are trained on."""
 
     @property
     def window(self) -> int:
@@ -98,8 +105,12 @@ def compose(
         forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
 
     model = make_model(recipe, strategies, plan, accelerator)
+    plan = replace(plan, notices=(*plan.notices, *told(recipe, strategies, model)))
     plan = with_documents_apart(plan, recipe, model, data)
     materials.must_be_known_to(model)
+    dialogue = dialogue_of(recipe, materials.context)
+    if dialogue is not None:
+        end_at(unwrapped(model), ends(materials.tokenizer, dialogue)[0])  # before any of it is saved
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
@@ -144,6 +155,7 @@ def compose(
         settings=settings_of(optimizer),
         evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
         materials=materials,
+        dialogue=dialogue,
     )
 
 
@@ -197,5 +209,13 @@ def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> i
     window = train.micro_batch * plan.accumulation * int(accelerator.num_processes)
     if train.epochs is None and train.steps is not None:
         return train.steps
-    of_epochs = max(1, round((train.epochs or 1.0) * -(-rows // window)))
+    of_epochs = steps_of_epochs(train.epochs or 1.0, -(-rows // window))
     return of_epochs if train.steps is None else min(train.steps, of_epochs)
+
+
+def steps_of_epochs(epochs: float, steps: int) -> int:
+    """Steps that so many epochs of so many steps take: the nearest number, the higher of two, one at least.
+
+    Epochs count as they are written: 0.35 of 10 steps are 3.5, although the nearest binary number is less.
+    """
+    return max(1, math.floor(Fraction(str(epochs)) * steps + Fraction(1, 2)))

@@ -59,7 +59,7 @@ RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": 
 
 CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
 
-OPTIONAL = ("build_model", "load_quantized", "load", "merge", "fingerprint", "dialogue")
+OPTIONAL = ("build_model", "load_quantized", "stored", "load", "load_whole", "merge", "fingerprint", "dialogue")
 """Fields that hold something to call, or None."""
 
 

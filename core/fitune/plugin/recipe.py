@@ -75,7 +75,7 @@ class Train:
     steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps. With `epochs` too, the run ends at whichever comes first; with neither, after one epoch."""
     epochs: Annotated[float, Gt(0)] | None = None
-    """Passes over the data."""
+    """Passes over the data: rounded to the nearest whole step, half a step up, one step at least."""
     learning_rate: Annotated[float, Gt(0)] = 2e-4
     """The highest learning rate."""
     schedule: Schedule = "cosine"

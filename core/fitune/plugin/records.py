@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from fitune.errors import Problem
 from fitune.plugin.dataflow import DataContext, Flow, Stage
-from fitune.plugin.strategy import Strategy
+from fitune.plugin.strategy import StoredQuantization, Strategy
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 
 O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
+
+
+def nothing_told(options: Any, model: Any) -> Iterable[str]:
+    """What an adapter says of itself that has nothing to say."""
+    return ()
 
 
 def no_problems(options: Any) -> Iterable[Problem]:
@@ -47,6 +52,13 @@ class ModelLoader(Generic[O]):
     forecast traces. Raises `ModelError`."""
     load_quantized: Callable[[O, torch.device, QuantizationConfigMixin], PreTrainedModel] | None = None
     """As `load_model`, with linear layers quantised as they are read (transformers' quantisers)."""
+    stored: Callable[[O], StoredQuantization | None] | None = None
+    """Says how the checkpoint is quantised already, None for a plain one; reads no weight. `load_model` and
+    `build_model` give such a model as it is trained on."""
+    fingerprint: Callable[[O], str | None] | None = None
+    """Says which weights would be loaded now, in a second at most: the commit, all 40 digits, of a model of the hub,
+    or else a digest, e.g. "sha256:...", that is the same wherever the files lie. None where that cannot be told. A run
+    goes on, and is opened, with the base alone that it was trained on. Raises `ModelError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks at what can be known before a weight is read, e.g. whether a file is there."""
 
@@ -67,6 +79,12 @@ class Adapter(Generic[O]):
     load: Callable[[O, PreTrainedModel, Path], PreTrainedModel] | None = None
     """Gives the base model with what `save` wrote into a directory, frozen; None for an adapter that cannot be asked,
     evaluated or merged after its run. It may change the model. Raises `ModelError`, for a part that is missing too."""
+    load_whole: Callable[[O, Path, torch.device], PreTrainedModel] | None = None
+    """Gives what `save` wrote as a model on the device, frozen and in evaluation mode, with no need of the base: of an
+    adapter that trains every weight. Raises `ModelError`."""
+    told: Callable[[O, PreTrainedModel], Iterable[str]] = nothing_told
+    """Says what it did to a model that it was put on, beside what was asked of it: lines that a run and a forecast
+    show. In a forecast the model has shapes alone."""
     merge: Callable[[PreTrainedModel, torch.dtype], PreTrainedModel] | None = None
     """Gives a loaded model as a plain one of transformers: what the adapter adds becomes part of the weights, in
     float32, and these are cast once, to the type. The weights that it does not touch may keep theirs. The base is

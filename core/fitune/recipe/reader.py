@@ -22,7 +22,10 @@ TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = (), *, look: bool = True) -> Recipe:
-    """Read and check a recipe; without `look`, its data need not be there. Raises `RecipeError` with all problems."""
+    """Read and check a recipe; without `look`, its data need not be there, nor its base where every weight is trained.
+
+    Raises `RecipeError` with all problems.
+    """
     return _Reader(TomlSource.read(path, overrides), registry, look).read()
 
 
@@ -45,10 +48,12 @@ class _Reader:
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self.tables.table(name) for name in ("memory", "data", "eval"))
+        adapter = self.tables.use(Adapter, ("adapter",))
+        whole = adapter is not None and adapter.record.load_whole is not None
         parts: dict[str, Any] = {
             "general": general,
-            "model": self.tables.use(ModelLoader, ("model",)),
-            "adapter": self.tables.use(Adapter, ("adapter",)),
+            "model": self.tables.use(ModelLoader, ("model",), look=self.look or not whole),
+            "adapter": adapter,
             "memory": self.tables.parse(Memory, without(memory, "strategy"), ("memory",), known=["strategy"]),
             "strategies": self._strategies(memory),
             "data": self.tables.parse(Data, without(data, "source", "stage"), ("data",), known=["source", "stage"]),

@@ -15,6 +15,7 @@ from fitune.errors import RunError
 from fitune.plugin.options import flat, toml_text
 from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
+from fitune.runs.base import base_text
 from fitune.runs.layout import IDENTITY
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Identity:
     """Over all micro-batches and processes: with another number, a count of steps is another place in the data."""
     processes: int
     versions: Mapping[str, str | None]
+    base: str | None = None
+    """The commit or a digest of the base model, as its loader tells it; None where it does not, and in older runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ def _must_be_sound(identity: Identity) -> None:
         "rows_of_step": int,
         "processes": int,
         "versions": dict,
+        "base": (str, type(None)),
     }
     for name, kind in types.items():
         if not isinstance(getattr(identity, name), kind):
@@ -111,6 +115,10 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 def content_differences(before: Identity, now: Identity) -> list[Difference]:
     """What differs of the data, the model and the processes."""
     found = []
+    if before.base is not None and before.base != now.base:
+        found.append(
+            Difference(key="model", before=f"base {base_text(before.base)}", now=f"base {base_text(now.base)}")
+        )
     for key, one, other in (
         ("data", before.data, now.data),
         ("eval", before.held_out or "none", now.held_out or "none"),

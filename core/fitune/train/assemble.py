@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fitune.checkpoint.module_state import module_state
 from fitune.checkpoint.state import restore
 from fitune.compose.parts import Forecaster, Parts, compose
@@ -9,11 +11,15 @@ from fitune.errors import RunError
 from fitune.memory.fit.refit import Composition, Foreseen
 from fitune.plugin.events import Notice
 from fitune.runs.atomic import set_aside
+from fitune.runs.base import UNKNOWN, commit_of
 from fitune.runs.identity import write_identity
 from fitune.runs.layout import CHECKPOINTS
 from fitune.runs.provenance import write_environment, write_recipe
 from fitune.train.context import RunContext
 from fitune.train.resume import identity_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
@@ -41,6 +47,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     if first:
         must_have_steps_left(context, parts)
         must_be_same(context, parts)
+    name_revision(parts.run.model, commit_of(context.base))
     if context.state is not None:
         restore(parts, context.state)
     context.keeper.begin(parts, context.loaded)
@@ -68,17 +75,25 @@ def must_be_same(context: RunContext, parts: Parts) -> None:
     """Note what the run is; one that goes on must be what it was. Raises `RunError`."""
     recipe, directory, resume = context.recipe, context.directory, context.resume
     identity = identity_of(parts, recipe)
+    context.base = identity.base
     if resume is not None:
         resume.must_be_same(directory, identity)
+        if not resume.knows_base():
+            context.notices.append(Notice(step=context.position.step, kind="base", what=UNKNOWN))
         if others := resume.other_versions(identity):
             what = f"other versions than when the run began: {'; '.join(others)}. Numbers may differ by rounding"
             context.notices.append(Notice(step=context.position.step, kind="versions", what=what))
     if not parts.accelerator.is_main_process:
         return
     write_identity(directory, identity)  # the first file of all: with it, a run can go on
-    model_commit = getattr(parts.run.model.config, "_commit_hash", None)
-    write_environment(recipe, context.registry, directory, model_commit=model_commit)
+    write_environment(recipe, context.registry, directory, model_commit=commit_of(identity.base))
     moved = set_aside(directory / recipe.adapter.record.directory)
     if moved is not None:
         what = f"what this run had trained to its end before is now in {moved}"
         context.notices.append(Notice(step=context.position.step, kind="moved", what=what))
+
+
+def name_revision(model: PreTrainedModel, commit: str | None) -> None:
+    """Have what peft writes of its adapters name the commit of their base, as `revision`."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.revision = commit or config.revision

@@ -45,6 +45,8 @@ class RunContext:
     """All that were used; the last is at work."""
     parts: Parts | None = None
     """Of the composition at work; None while there is none."""
+    base: str | None = None
+    """The commit or a digest of the base model, once it is known."""
     materials: Materials | None = None
     """The run's data, prepared once."""
     loaded: ModuleState | None = None

@@ -12,6 +12,7 @@ from fitune.errors import FtError
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.runs.atomic import sweep
+from fitune.runs.base import base_of
 from fitune.runs.identity import Identity, content_differences, must_be_allowed, must_keep_place
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import versions
@@ -41,6 +42,10 @@ class Resume:
             return
         must_keep_place(run, self.identity, now)
         must_be_allowed(run, content_differences(self.identity, now), self.allowed)
+
+    def knows_base(self) -> bool:
+        """Whether the run kept which base it was trained on; one that never began is trained on none yet."""
+        return self.identity is None or self.identity.base is not None
 
     def other_versions(self, now: Identity) -> list[str]:
         """Packages that are of other versions than when the run began."""
@@ -86,6 +91,7 @@ def identity_of(parts: Parts, asked: Recipe) -> Identity:
         rows_of_step=parts.window,
         processes=parts.run.processes,
         versions=versions(),
+        base=base_of(asked),
     )
 
 

@@ -116,7 +116,7 @@ def rehearse_run(context: RunContext, parts: Parts) -> None:
 
 def train_run(context: RunContext, parts: Parts) -> None:
     """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
-    with asked_by_signals(parts.run.stop):
+    with asked_by_signals(parts.run.stop, processes=parts.run.processes):
         for report in train(parts, context.position, context.keeper):
             context.events.notify(parts.run, report)
     if not is_done(parts, context.position):

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fitune.compose.dialogue import save_tokenizer
 from fitune.compose.parts import Parts
 from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
@@ -14,9 +15,9 @@ from fitune.runs.layout import CHECKPOINTS
 
 
 def write(parts: Parts, directory: Path) -> None:
-    """Write what was trained, with its tokenizer, into an empty directory."""
+    """Write what was trained, with its tokenizer and the template that it was trained with, into an empty directory."""
     parts.run.recipe.adapter.record.save(parts.run.model, directory)
-    parts.run.tokenizer.save_pretrained(str(directory))
+    save_tokenizer(parts.run.tokenizer, parts.dialogue, directory)
 
 
 def save(parts: Parts) -> Path:

@@ -6,24 +6,36 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from fitune.plugin.events import StopRequest
 
+TOGETHER = 5.0
+"""Seconds within which signals to one of several processes are one."""
+
 
 @contextlib.contextmanager
-def asked_by_signals(stop: StopRequest) -> Iterator[None]:
+def asked_by_signals(stop: StopRequest, *, processes: int = 1) -> Iterator[None]:
     """While this lasts, SIGTERM and SIGINT ask the run to stop; a second one ends the process at once, with the exit
     code that shells give it (128 and its number).
+
+    Each of several processes may be sent a signal by the terminal and once more by the launcher, or only after another
+    process has told it to stop: what comes within `TOGETHER` seconds is one, and one that comes late ends nothing.
     """
     if threading.current_thread() is not threading.main_thread():  # signals come to the main one alone
         yield
         return
+    first: list[float] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_asked():
+        now = time.monotonic()
+        if first and not (processes > 1 and now - first[0] < TOGETHER):
             os._exit(128 + number)
+        if first:
+            return
+        first.append(now)
         name = signal.Signals(number).name
         stop.ask(name)
         # Straight to the terminal: what prints may be in the midst of it.
@@ -35,5 +47,6 @@ def asked_by_signals(stop: StopRequest) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if not (processes > 1 and stop.is_asked()):
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)

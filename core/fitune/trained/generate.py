@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from fitune.compose.special import special_ids
+from fitune.compose.dialogue import ends
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
@@ -106,21 +106,6 @@ class Generator:
         from fitune.compose.evaluate import no_defaults
 
         return no_defaults(self.model)
-
-
-def ends(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None) -> tuple[list[int], str]:
-    """What ends an answer: special tokens, and, where the template has none for it, a text ("" for none)."""
-    stops = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    if dialogue is None:
-        return sorted(stops), ""
-    whole: Any = tokenizer
-    special = special_ids(tokenizer)
-    bare = []
-    for end in filter(None, dict.fromkeys((dialogue.end, *dialogue.ends))):
-        marks = [token for token in whole(end, add_special_tokens=False)["input_ids"] if token in special]
-        stops.update(map(int, marks[-1:]))
-        bare += [] if marks else [end]
-    return sorted(stops), bare[0] if bare else ""
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]) -> BaseStreamer:

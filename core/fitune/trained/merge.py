@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fitune.compose.devices import free_memory
+from fitune.compose.dialogue import dialogue_of, end_at, ends, save_tokenizer
 from fitune.compose.model import call_plugin
-from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, tokenizer_of, training_data
+from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, training_data
 from fitune.errors import ModelError, RunError, cause
 from fitune.plugin.dataflow import Example
 from fitune.plugin.model import mend_generation_config
@@ -27,9 +28,7 @@ from fitune.plugin.units import gib
 from fitune.runs.atomic import begin, publish
 from fitune.runs.card import write_card
 from fitune.trained.evaluate import on_file
-from fitune.trained.generate import ends
-from fitune.trained.generation_config import end_at
-from fitune.trained.open import Opened, Trained, dialogue_of, open_base, with_trained
+from fitune.trained.open import Opened, Trained, open_base, tokenizer_for, with_trained
 from fitune.trained.parity import Parity, Seen, compare, see
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
     if trained.recipe.adapter.record.merge is None:
         name = trained.recipe.adapter.record.name
         raise ModelError(f'the adapter "{name}" cannot be merged: its plugin gives no "merge" (fitune.Adapter)')
+    must_dequantize(trained)
     must_be_free(asked.to)
     rows, source = rows_of(trained, asked, watch)
     opened = open_base(trained)
@@ -68,13 +68,15 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
     trained_dtype = opened.model.dtype
     opened = with_trained(opened)
     adapter = see(opened.model, rows)
-    if opened.plan.quantization is not None:
+    stored = opened.plan.stored
+    rounded = stored is not None and stored.rounds_inputs
+    if opened.plan.quantized:
         device = opened.device
         del opened
         free_memory(device)
         opened = with_trained(open_base(trained, plain=True))
     own, cast = trained_dtype, None
-    if asked.dtype == torch.float32 != own:  # exact, and no more than the merged model takes
+    if asked.dtype == torch.float32 and (own != torch.float32 or rounded):  # exact, and takes no more than the merged
         opened.model.float()
         own, cast = torch.float32, see(opened.model, rows)
     partial = _begin(asked.to)
@@ -90,6 +92,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
             merged,
             source=source,
             trained=trained_dtype,
+            rounded=rounded,
             dtype=asked.dtype,
             limit=asked.limit,
             cast=cast,
@@ -104,6 +107,18 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def must_dequantize(trained: Trained) -> None:
+    """Raise `ModelError` if the base's checkpoint is quantised in a way that cannot be undone here."""
+    use = trained.recipe.model
+    look = use.record.stored
+    stored = None if look is None else call_plugin(use, look, use.options)
+    if stored is not None and not stored.dequantizes:
+        raise ModelError(
+            f"the base is a checkpoint quantised by {stored.name}, which cannot be dequantised here, so nothing is "
+            f"merged. Use the adapter beside it: {trained.weights}; or train on a checkpoint that is not quantised"
+        )
 
 
 def must_be_free(directory: Path) -> None:
@@ -127,7 +142,7 @@ def see_written(directory: Path, rows: Sequence[Example], device: torch.device) 
 def rows_of(trained: Trained, asked: Merge, watch: Watch) -> tuple[list[Example], str]:
     """Rows to compare on, and what they are: held-out ones if there are any. Raises the errors of `fitune.errors`."""
     recipe = trained.recipe
-    context = context_of(recipe, tokenizer_of(recipe))
+    context = context_of(recipe, tokenizer_for(trained))
     if asked.file:
         recipe = on_file(recipe)
     found, source = held_out_data(recipe, context, watch), "the file" if asked.file else "held-out data"
@@ -156,15 +171,12 @@ def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype
     _cast(model, own, asked.dtype)
     _must_have_room(model, directory)
     dialogue = dialogue_of(recipe, opened.context)
-    tokenizer = opened.tokenizer
     mend_generation_config(model)
     if dialogue is not None:
-        end_at(model, ends(tokenizer, dialogue)[0])
-        if not isinstance(tokenizer.chat_template, dict):
-            tokenizer.chat_template = dialogue.template
+        end_at(model, ends(opened.tokenizer, dialogue)[0])
     try:
         model.save_pretrained(str(directory), max_shard_size=asked.shard_size)
-        tokenizer.save_pretrained(str(directory))
+        save_tokenizer(opened.tokenizer, dialogue, directory)
     except OSError:
         raise
     except Exception as error:  # safetensors has errors of its own for a full disk

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,7 @@ from fitune.errors import ModelError, RunError, nearest, sentences
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
+from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from fitune.compose.model import Strategies
     from fitune.plugin.dataflow import DataContext
-    from fitune.plugin.records import Dialogue
     from fitune.plugin.strategy import Plan
 
 LAST, BEST = "last", "best"
@@ -50,7 +50,8 @@ class Trained:
     """Directory of what was trained."""
     checkpoint: str | None
     """Name of the checkpoint that it belongs to; None for what the run ended with."""
-
+    base: str | None = None
+    """The base that it was trained on, as the run kept it: a commit or a digest; None where that is not known."""
     notices: tuple[str, ...] = ()
     """What the user should know, e.g. that a checkpoint is damaged."""
 
@@ -90,8 +91,17 @@ def find(
     recipe = read_recipe(directory / RECIPE, registry, overrides, look=False)
     kind = recipe.adapter.record.directory
     found = checkpoints(directory, kind)
+    base = kept_base(directory)
+    unknown = () if base is not None or is_whole(recipe) else (UNKNOWN,)
     if checkpoint is None and has_weights(directory / kind):
-        return Trained(directory=directory, recipe=recipe, weights=directory / kind, checkpoint=None)
+        return Trained(
+            directory=directory,
+            recipe=recipe,
+            weights=directory / kind,
+            checkpoint=None,
+            base=base,
+            notices=unknown,
+        )
     if not found:
         raise RunError(f"{directory}: {sentences(_nothing(directory, kind), f'Let the run end: ft run {directory}')}")
     if checkpoint == BEST:
@@ -102,7 +112,19 @@ def find(
     if checkpoint is None:
         notices.append(f"the run has not ended: this is its checkpoint {name}")
     weights = directory / CHECKPOINTS / name / kind
-    return Trained(directory=directory, recipe=recipe, weights=weights, checkpoint=name, notices=tuple(notices))
+    return Trained(
+        directory=directory,
+        recipe=recipe,
+        weights=weights,
+        checkpoint=name,
+        base=base,
+        notices=(*unknown, *notices),
+    )
+
+
+def is_whole(recipe: Recipe) -> bool:
+    """Whether what was trained is a model of its own, which needs no base."""
+    return recipe.adapter.record.load_whole is not None
 
 
 def checkpoints(directory: Path, kind: str) -> list[str]:
@@ -152,36 +174,45 @@ def _nothing(directory: Path, kind: str) -> str:
     return f"nothing is trained yet: it has neither {kind} nor a checkpoint with one"
 
 
-def dialogue_of(recipe: Recipe, context: DataContext) -> Dialogue | None:
-    """How the recipe's data stages write conversations; None where it trains on text. Raises `DataError`."""
-    from fitune.compose.model import call_plugin
-
-    for use in recipe.stages:
-        if use.record.dialogue is not None:
-            return call_plugin(use, use.record.dialogue, use.options, context)
-    return None
-
-
 def open_base(trained: Trained, *, plain: bool = False) -> Opened:
     """The base model that was trained on, quantised where the run's was; `plain` gives it with those numbers, but in
-    the model's own type. Raises the errors of `fitune.errors`.
+    the model's own type. Raises the errors of `fitune.errors`; another base than that is a `RunError`.
     """
+    from fitune.compose.model import base_model
+
+    must_be_base(trained.directory, trained.recipe, trained.base)
+    return _opened(trained, base_model, plain=plain)
+
+
+def open_whole(trained: Trained) -> Opened:
+    """What was trained, where it is a model of its own: whatever became of its base."""
+    from fitune.compose.model import call_plugin
+
+    use = trained.recipe.adapter
+    load = use.record.load_whole
+    assert load is not None
+    return _opened(trained, lambda recipe, plan, device: call_plugin(use, load, use.options, trained.weights, device))
+
+
+def _opened(
+    trained: Trained, load: Callable[[Recipe, Plan, torch.device], PreTrainedModel], *, plain: bool = False
+) -> Opened:
     import torch
 
     from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
-    from fitune.compose.model import base_model, call_plugin, planned
-    from fitune.data.prepare import context_of, tokenizer_of
+    from fitune.compose.model import call_plugin, planned
+    from fitune.data.prepare import context_of
 
     recipe = trained.recipe
     strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
     set_allocator(plan)
     set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
-    tokenizer = tokenizer_of(recipe)
-    model = base_model(recipe, plan, accelerator.device)
+    tokenizer = tokenizer_for(trained)
+    model = load(recipe, plan, accelerator.device)
     for use, strategy in strategies:
         model = call_plugin(use, strategy.loaded, model)
-    if plain and plan.quantization is not None:
+    if plain and plan.quantized:
         model = dequantized(model)
     model.eval()
     return Opened(
@@ -193,6 +224,24 @@ def open_base(trained: Trained, *, plain: bool = False) -> Opened:
         plan=plan,
         accelerator=accelerator,
     )
+
+
+def tokenizer_for(trained: Trained) -> PreTrainedTokenizerBase:
+    """The base's tokenizer; where a model of its own was trained and the base is gone, the one that was saved with it.
+
+    Raises `ModelError`.
+    """
+    from transformers import AutoTokenizer
+
+    from fitune.data.prepare import tokenizer_of
+
+    try:
+        return tokenizer_of(trained.recipe)
+    except ModelError:
+        saved = trained.directory / trained.recipe.adapter.record.directory
+        if not (is_whole(trained.recipe) and (saved / "tokenizer_config.json").is_file()):
+            raise
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(str(saved), trust_remote_code=False))
 
 
 def with_trained(opened: Opened) -> Opened:
@@ -217,12 +266,13 @@ def open_run(trained: Trained, *, base: bool = False) -> Opened:
     from fitune.compose.attention import isolate_documents
     from fitune.compose.model import call_plugin, prepared
 
-    opened, recipe = open_base(trained), trained.recipe
+    recipe = trained.recipe
+    opened = open_whole(trained) if is_whole(recipe) and not base else open_base(trained)
     if base:
         set_seed(recipe.general.seed)  # a new adapter draws its first weights
         model = call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, opened.model)
     else:
-        model = with_trained(opened).model
+        model = opened.model if is_whole(recipe) else with_trained(opened).model
     model = prepared(opened.strategies, model)
     if any(use.record.packs for use in recipe.stages):
         isolate_documents(model)

@@ -10,6 +10,7 @@ from fitune import Adapter, ModelError, NoOptions, hookimpl, mend_generation_con
 from fitune_plugins.loaders.hf import DType, first_line, load_model
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -23,9 +24,28 @@ def _save(model: PreTrainedModel, directory: Path) -> None:
     model.save_pretrained(str(directory))
 
 
-def _load(options: NoOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+def _must_be_safe(directory: Path) -> None:
     if not any(directory.glob("*.safetensors")):
         raise ModelError(f"{directory} holds no .safetensors file, and no other kind is read. Give another checkpoint")
+
+
+def _load_whole(options: NoOptions, directory: Path, device: torch.device) -> PreTrainedModel:
+    from transformers import AutoConfig
+
+    _must_be_safe(directory)
+    try:
+        config = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    except Exception as error:  # transformers raises kinds of its own
+        raise ModelError(f"{directory} cannot be loaded: {first_line(error)}. Give another checkpoint") from error
+    dtype = cast(DType, str(config.dtype).removeprefix("torch."))  # that it was trained in
+    model = load_model(str(directory), dtype, device)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _load(options: NoOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    _must_be_safe(directory)
     dtype = cast(DType, str(model.dtype).removeprefix("torch."))
     trained = load_model(str(directory), dtype, model.device)
     try:
@@ -49,5 +69,6 @@ def ft_adapters() -> Iterable[Adapter[NoOptions]]:
         save=_save,
         directory="model",
         load=_load,
+        load_whole=_load_whole,
         merge=lambda model, dtype: model,
     )

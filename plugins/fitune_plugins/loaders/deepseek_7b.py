@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.data.chat_template import named
+from fitune_plugins.loaders.fingerprint import of_directory, of_hub
 from fitune_plugins.loaders.hf import DType, build_model, check_path, first_line, load_model, load_tokenizer
+from fitune_plugins.loaders.quantized import problems, stored
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +50,7 @@ class DeepSeek7bOptions:
 
 def _check(options: DeepSeek7bOptions) -> Iterable[Problem]:
     yield from check_path(options.path)
+    yield from problems(None, options.path, options.revision)
 
 
 def _tokenizer(options: DeepSeek7bOptions) -> PreTrainedTokenizerBase:
@@ -115,6 +118,10 @@ def _built(options: DeepSeek7bOptions) -> PreTrainedModel:
     return build_model(LlamaConfig(**known), options.dtype)  # it is pinned here: nothing need be fetched
 
 
+def _fingerprint(options: DeepSeek7bOptions) -> str | None:
+    return of_hub(options.id, options.revision) if options.path is None else of_directory(options.path)
+
+
 @hookimpl
 def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
     """Offer the loader."""
@@ -126,5 +133,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
         load_model=_model,
         build_model=_built,
         load_quantized=_quantized,
+        stored=lambda options: stored(None, options.path, options.revision, options.dtype),  # the hub's is plain
+        fingerprint=_fingerprint,
         check=_check,
     )

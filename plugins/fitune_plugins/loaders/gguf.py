@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
+from fitune_plugins.loaders.fingerprint import of_files
 from fitune_plugins.loaders.hf import DType, build_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -97,5 +98,6 @@ def ft_model_loaders() -> Iterable[ModelLoader[GgufOptions]]:
         load_tokenizer=_tokenizer,
         load_model=_model,
         build_model=_built,
+        fingerprint=lambda options: of_files([_file(options)]),
         check=_check,
     )

@@ -10,6 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fitune import Lever, ModelError, ModelLoader, Problem, Recipe, hookimpl
+from fitune_plugins.loaders.fingerprint import of_directory, of_hub
+from fitune_plugins.loaders.quantized import (
+    arguments_for,
+    made_trainable,
+    problems,
+    stored,
+    with_shapes,
+    without_quantization,
+)
 from fitune_plugins.loaders.remote_code import NEEDED, code_arguments, code_problems, must_name_no_kernel
 
 if TYPE_CHECKING:
@@ -81,7 +90,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **{"trust_remote_code": False, **arguments},
+            **{"trust_remote_code": False, **arguments_for(source, arguments), **arguments},
         )
     except pickle.UnpicklingError as error:
         # torch's own message tells how to switch the safe unpickler off: not here.
@@ -105,6 +114,8 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             f"shape, e.g. {wrong[0]}. Get a whole copy"
         )
     assert isinstance(model, PreTrainedModel)
+    if "gguf_file" not in arguments:
+        made_trainable(model)
     return model
 
 
@@ -128,6 +139,7 @@ def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) 
             config = AutoConfig.from_pretrained(source, **{**code, **arguments})
         else:
             config = source
+        quantization = None if "gguf_file" in arguments else without_quantization(config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **code)
     except ModelError:
@@ -135,6 +147,8 @@ def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) 
     except Exception as error:  # the hub's client, JSON and each architecture raise kinds of their own
         raise ModelError(f"the configuration of {source} cannot be loaded: {_cause(error)}") from error
     assert isinstance(model, PreTrainedModel)
+    if quantization is not None:
+        with_shapes(model, quantization)
     model.eval()
     return model
 
@@ -164,6 +178,7 @@ def _check(options: HfOptions) -> Iterable[Problem]:
     if options.id is None and options.path is None:
         yield Problem(key="id", what='neither "id" nor "path" is given', fix='Name a model, e.g. "Qwen/Qwen2.5-1.5B"')
     yield from check_path(options.path)
+    yield from problems(options.id, options.path, options.revision)
     yield from code_problems(
         options.id, options.path, options.revision, options.code_revision, options.trust_remote_code
     )
@@ -194,6 +209,12 @@ def _built(options: HfOptions) -> PreTrainedModel:
     return build_model(source, options.dtype, **arguments)
 
 
+def _fingerprint(options: HfOptions) -> str | None:
+    if options.path is not None:
+        return of_directory(options.path, code=options.trust_remote_code)
+    return of_hub(str(options.id), options.revision)
+
+
 @hookimpl
 def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
     """Offer the loader."""
@@ -205,6 +226,8 @@ def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
         load_model=_model,
         build_model=_built,
         load_quantized=_quantized,
+        stored=lambda options: stored(options.id, options.path, options.revision, options.dtype),
+        fingerprint=_fingerprint,
         check=_check,
     )
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fitune import Conversation, DataError, Dialogue, Document, Origin
+from fitune.compose.dialogue import ends
 from fitune.plugin.options import parse
-from fitune.trained.generate import ends
 from fitune_plugins.data import chat
 from fitune_plugins.data.chat_template import Template
 from support.template_kinds import (
