@@ -236,21 +236,21 @@ CASES = (
         "integer for an array",
         [below(LORA, "targets = 3")],
         [
-            'r.toml:9: [adapter] targets: "targets" is 3. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp"'
+            'r.toml:9: [adapter] targets: "targets" is 3. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp" or string (at least 1)'
         ],
     ),
     case(
         "array of integers for one of strings",
         [below(LORA, 'targets = ["q_proj", 3]')],
         [
-            'r.toml:9: [adapter] targets: "targets" is ["q_proj", 3]. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp"'
+            'r.toml:9: [adapter] targets: "targets" is ["q_proj", 3]. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp" or string (at least 1)'
         ],
     ),
     case(
         "empty array",
         [below(LORA, "targets = []")],
         [
-            'r.toml:9: [adapter] targets: "targets" is []. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp"'
+            'r.toml:9: [adapter] targets: "targets" is []. It takes: array of strings (at least 1) or "all-linear" or "attention" or "mlp" or string (at least 1)'
         ],
     ),
     case(

@@ -55,6 +55,15 @@ def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tuple[str, ...]:
+    """What the adapter and the strategies say of the prepared model."""
+    adapter = recipe.adapter
+    said = [*call_plugin(adapter, adapter.record.told, adapter.options, model)]
+    for use, strategy in strategies:
+        said += call_plugin(use, strategy.told, model)
+    return tuple(said)
+
+
 def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
     """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
     if not any(use.record.packs for use in recipe.stages):

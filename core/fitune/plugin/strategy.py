@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -79,6 +79,10 @@ class Strategy:
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Change the model, which has its adapter by now. Called once, before the optimizer is made."""
         return model
+
+    def told(self, model: PreTrainedModel) -> Iterable[str]:
+        """Say what the user should know of the prepared model: lines that a run and a forecast show."""
+        return ()
 
     def make_optimizer(
         self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings

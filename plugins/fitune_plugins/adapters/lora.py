@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from fitune import Adapter, Lever, ModelError, Recipe, hookimpl, nearest
+from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, nearest, sentences, unwrapped
 from fitune_plugins.adapters.lora_merge import merge
+from fitune_plugins.adapters.lora_peft import wrap
+from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, told
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 
 Preset = Literal["all-linear", "attention", "mlp"]
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,38 +36,45 @@ class LoraOptions:
     """The adapters' output is scaled by alpha / r. Costs no memory."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the adapters' inputs that is dropped in training; above 0 it costs memory in every layer."""
-    targets: Annotated[tuple[str, ...], MinLen(1)] | Preset = ("q_proj", "v_proj")
-    """Names of the layers to adapt; or "all-linear" for all but the output head, "attention", "mlp"."""
+    targets: Annotated[tuple[str, ...], MinLen(1)] | Preset | Annotated[str, MinLen(1)] = ("q_proj", "v_proj")
+    """Names of the layers to adapt, or ends of names, as peft takes them; or "all-linear" for every linear layer of the
+    decoder, experts among them, but for the output head and routers; "attention" or "mlp" for those of one kind; any
+    other text is a regular expression that whole names match. What was adapted is told where a run starts."""
     dtype: Literal["base", "float32"] = "base"
     """What adapters compute in. "base" is the model's own type, with a float32 copy in the optimizer (see
     `[train] master_weights`); "float32" costs more activations: 1.4 GiB (q, v) to 6 GiB (all linear) on a 7B model
     at 2048 tokens."""
 
 
-def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model
+def _check(options: LoraOptions) -> Iterable[Problem]:
+    """Whether one name was meant, or a misspelled preset: a regular expression of letters alone matches no layer."""
+    targets = options.targets
+    if isinstance(targets, str) and targets not in PRESETS and re.fullmatch(r"[\w-]+", targets):
+        fix = sentences(nearest(targets, PRESETS), f'A layer of that name is named in a list: ["{targets}"]')
+        yield Problem(key="targets", what=f'"targets" is "{targets}", which is no word for several layers', fix=fix)
 
-    targets = PRESETS.get(cast(str, options.targets), options.targets)
-    if not isinstance(targets, str):
-        _must_exist(targets, model)
-    config = LoraConfig(
-        r=options.r,
-        lora_alpha=cast(int, options.alpha),  # peft only divides it by r
-        lora_dropout=options.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `merge` unties them
-        try:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=options.dtype == "float32")
-        except ValueError as error:  # e.g. a target that is no layer with weights
-            raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
-    if options.dtype == "base":
+
+def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
+    targets = find_targets(options.targets, model)
+    float32 = options.dtype == "float32"
+    adapted = wrap(model, targets, r=options.r, alpha=options.alpha, dropout=options.dropout, float32=float32)
+    if not float32:
         _match_quantized(adapted)
     return cast("PreTrainedModel", adapted)
+
+
+def _told(options: LoraOptions, model: PreTrainedModel) -> Iterable[str]:
+    """What has an adapter, beside what was asked."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    inner = unwrapped(model)
+    adapted = set()
+    for name, module in inner.named_modules():
+        if isinstance(module, LoraLayer):
+            own = name.replace(".base_layer", "")
+            parameter = getattr(module, "parameter_name", None)
+            adapted.add(own if parameter is None else f"{own}.{parameter}")
+    return told(options.targets, adapted, inner)
 
 
 def _match_quantized(model: PeftModel) -> None:
@@ -85,17 +89,6 @@ def _match_quantized(model: PeftModel) -> None:
         for parameter in layer.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-
-
-def _must_exist(targets: Iterable[str], model: PreTrainedModel) -> None:
-    """Each target must name a layer; peft itself is content if one of them does."""
-    import torch
-
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
-            known = {name.rpartition(".")[2] for name in layers}
-            raise ModelError(f'[adapter] targets: the model has no layer "{target}". {nearest(target, known)}')
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:
@@ -169,6 +162,8 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
         save=_save,
         load=_load,
         merge=merge,
+        told=_told,
+        check=_check,
     )
 
 

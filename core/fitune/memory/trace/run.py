@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
-from fitune.compose.model import Strategies, adapted, make_optimizer, planned, prepared
+from fitune.compose.model import Strategies, adapted, make_optimizer, planned, prepared, told
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.step import Phase, Step
@@ -124,7 +124,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         / sum(batch.input_ids.numel() for batch in (*shapes.training[:1], *shapes.training)),
         work=tracer.work,
         config=base.config,
-        notices=tuple(notices),
+        notices=(*told(recipe, strategies, model), *notices),
     )
 
 

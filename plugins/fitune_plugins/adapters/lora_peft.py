@@ -1,0 +1,117 @@
+"""Low-rank adapters put on layers that are known one by one, by peft.
+
+peft reads names of layers as those of older versions of transformers: of a mixture of experts it takes "gate_proj" for
+the experts, doubles their rank, and leaves the dense layers of that name bare. What it would read so is put on here,
+and saved as the weight of the layer, which peft leaves as it is: plain peft puts a saved adapter on the same layers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from fitune import ModelError
+from fitune_plugins.adapters.lora_places import plain_modules
+from fitune_plugins.adapters.lora_targets import Targets
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+ADAPTER = "default"
+
+LENGTHS = (1, 2, 3)
+"""Parts of a name that its end may have."""
+
+
+def wrap(model: PreTrainedModel, targets: Targets, *, r: int, alpha: float, dropout: float, float32: bool) -> PeftModel:
+    """The model with adapters on these layers, all else frozen. Raises `ModelError`."""
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    if dropout and targets.parameters:
+        raise ModelError(
+            f"[adapter] dropout: {targets.parameters[0]} is a tensor of experts, whose inputs peft cannot drop. Set "
+            "dropout = 0, or name targets without the experts"
+        )
+    misread = [name for name in targets.modules if _is_misread(name, model)]
+    read = [name for name in targets.modules if name not in misread]
+    every, parameters = plain_modules(model), [name for name, _ in model.named_parameters()]
+    weights = [f"{name}.weight" for name in misread]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=cast(int, alpha),  # peft only divides it by r
+        lora_dropout=dropout,
+        target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
+        target_parameters=shortened(targets.parameters, parameters) or None,
+        fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # a head beside layers of GPT-2, say
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # `merge` unties them
+        try:
+            adapted = cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=float32))
+            _put_on(adapted, config, misread, float32=float32)
+        except ValueError as error:  # e.g. a target that is no layer with weights
+            raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
+    _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
+    return adapted
+
+
+def shortened(names: Iterable[str], every: Iterable[str]) -> list[str]:
+    """These names, by ends that no other name has: `q_proj` for that of each layer, if it is in each."""
+    wanted, ends = list(names), [Counter(_end(one, parts) for one in every) for parts in LENGTHS]
+    found: dict[str, None] = {}
+    for name in wanted:
+        for parts, of_all in zip(LENGTHS, ends, strict=True):
+            end = _end(name, parts)
+            if sum(_end(one, parts) == end for one in wanted) == of_all[end]:
+                found[end] = None
+                break
+        else:
+            found[name] = None
+    return sorted(found)
+
+
+def _end(name: str, parts: int) -> str:
+    return ".".join(name.split(".")[-parts:])
+
+
+def _is_misread(name: str, model: PreTrainedModel) -> bool:
+    """Whether peft would take a name of a module for another's."""
+    from peft import LoraConfig
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # a release of peft that takes names as they are
+        return False
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # it would have others beside this one
+        return True
+    return name not in (config.target_modules or ())
+
+
+def _put_on(adapted: PeftModel, config: LoraConfig, names: Iterable[str], *, float32: bool) -> None:
+    """What peft does for a layer that its config names."""
+    tuner, inner = cast(Any, adapted.base_model), cast("PreTrainedModel", adapted.get_base_model())
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        holder = inner.get_submodule(parent)
+        tuner._create_and_replace(config, ADAPTER, getattr(holder, own), own, holder, current_key=name)
+        tuner.targeted_module_names.append(name)
+    tuner._cast_adapter_dtype(adapter_name=ADAPTER, autocast_adapter_dtype=float32)
+
+
+def _write_down(config: LoraConfig, modules: list[str], parameters: list[str]) -> None:
+    """Have the config say what is adapted, in the words that peft reads as they are."""
+    config.target_modules = modules
+    config.target_parameters = parameters or None
+    if parameters:
+        config.lora_dropout = 0.0  # it is over, and peft refuses it beside parameters
