@@ -47,7 +47,7 @@ CHANGES = frozenset({"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.trunc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blow:
-    """When a start is to be killed: one of the three."""
+    """When a start is to be killed: one of the four."""
 
     operation: int | None = None
     """Before the n-th change of a file or directory in the run's."""
@@ -55,12 +55,26 @@ class Blow:
     """After the n-th fsync."""
     after: float | None = None
     """Seconds."""
+    phase: str | None = None
+    """As this one begins for the `number`-th time."""
+    number: int = 1
+
+    @property
+    def kind(self) -> str:
+        """In a table's words."""
+        if self.phase is not None:
+            return "beginning of a phase"
+        return "time" if self.after is not None else "flush to the disk" if self.flush else "change of a file"
 
 
-def strike(board: memoryview, directory: str, operation: int | None, flush: int | None) -> None:
+def strike(
+    board: memoryview, directory: str, operation: int | None, flush: int | None, phase: str | None, number: int
+) -> None:
     """Count changes of files and flushes on the board, note the phase there, and die at one of them."""
-    for function, phase in MARKS:
-        _mark(board, function, PHASES.index(phase))
+    for function, name in MARKS:
+        if name == phase:
+            _before(place_of(function), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        _mark(board, function, PHASES.index(name))
     fsync = os.fsync
 
     def flushed(number: int) -> None:

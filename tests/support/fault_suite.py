@@ -2,7 +2,8 @@
 
 A chain is one run from its beginning to its end, with as many kills as befall it. Each start of it gets one blow, drawn
 from a seeded generator: SIGKILL at the n-th change of a file in the run's directory, after the n-th flush to the disk,
-or after so many seconds. `tests/train/test_faults.py` gives 200; more are given on demand:
+or after so many seconds; the first ones fall in phases too short to be met by chance. `tests/train/test_faults.py`
+gives 200, in parts that may run side by side; more are given on demand:
 
     FT_FAULTS=2000 FT_SEED=7 pytest tests/train/test_faults.py
     python benchmarks/faults.py --kills 2000 --seed 7
@@ -36,6 +37,8 @@ LEAST_LEFT = 0.15
 """Of a run's changes of files, in one that only has to save."""
 MOST = 30
 """Starts of a chain, after which it is left in peace."""
+AIMED = ("step", "checkpoint", "cleaning")
+"""Phases that the first starts of the first chain are killed in, however few kills there are."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +141,12 @@ class Suite:
         kills = 0
         for starts in range(1, 10 * MOST):
             in_peace = starts > MOST or self.figures.kills >= self.kills
-            blow = Blow() if in_peace else self._draw(draw, directory)
+            if in_peace:
+                blow = Blow()
+            elif number == 0 and starts <= len(AIMED):
+                blow = self._aimed(draw, AIMED[starts - 1])
+            else:
+                blow = self._draw(draw, directory)
             where = f"seed {self.seed}, run {number}, start {starts}, {blow}"
             ended = yield self._start(given, directory, blow)
             self.figures.starts += 1
@@ -166,7 +174,13 @@ class Suite:
             directory=str(directory),
             operation=blow.operation,
             flush=blow.flush,
+            phase=blow.phase,
+            number=blow.number,
         )
+
+    def _aimed(self, draw: random.Random, phase: str) -> Blow:
+        """A blow in this phase; in any step of the first half, so that checkpoints are to come."""
+        return Blow(phase=phase, number=draw.randint(1, STEPS // 2) if phase == "step" else 1)
 
     def _draw(self, draw: random.Random, directory: Path) -> Blow:
         """A blow that falls, most likely, before the run is at its end: what is left of it may be little."""
@@ -183,8 +197,7 @@ class Suite:
         figures = self.figures
         figures.kills += 1
         figures.phases[PHASES[ended.board[PHASE]]] += 1
-        kind = "time" if blow.after is not None else "flush to the disk" if blow.flush else "change of a file"
-        figures.kinds[kind] += 1
+        figures.kinds[blow.kind] += 1
         made = max((line["step"] for line in lines_of(directory) if line["event"] == "step"), default=0)
         figures.went_back.append(max(0, made - saved_steps(directory)))
 
