@@ -53,7 +53,7 @@ class Tiled:
         out: Tensor | None = None
         for tile in tiles:
             with standing_for(tile.times):
-                result = self.forward(x.narrow(axis, tile.start, tile.length))
+                result = self.forward(x.narrow(axis, tile.start, tile.length).contiguous())
                 if out is None:
                     shape = [*result.shape]
                     shape[axis] = x.shape[axis]
@@ -80,7 +80,7 @@ class Tiled:
         return [of_x, *(total.to(p.dtype) for total, p in zip(sums, trained, strict=True))]
 
     def _of_tile(self, x: Tensor, grad: Tensor, wants_x: bool, trained: list[nn.Parameter]) -> list[Tensor]:
-        piece = x.detach().requires_grad_(wants_x)
+        piece = x.detach().contiguous().requires_grad_(wants_x)  # a module may take `view`s of it, as GPT-2's do
         with torch.enable_grad():
             result = self.forward(piece)
         wanted = [*([piece] if wants_x else []), *trained]

@@ -41,6 +41,20 @@ def _tiled(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
     return TiledMlp(TiledMlpOptions(tokens=tokens)).prepare(model)
 
 
+def test_tiles_of_several_rows_are_whole_to_modules_that_view_them() -> None:
+    def gpt2() -> PreTrainedModel:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **CONFIGS["gpt2"], initializer_range=0.1))
+        made: PreTrainedModel = model.eval()  # no dropout
+        return made
+
+    value, expected = _seeded(gpt2())
+    for tokens in (1, 6, TOKENS):
+        found_value, found = _seeded(_tiled(gpt2(), tokens).train(mode=False))
+        torch.testing.assert_close(found_value, value)
+        assert_close(found, expected)
+
+
 def _names(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module.__dict__.get("forward"), Tiled)]
 
