@@ -54,7 +54,7 @@ from fitune.plugin.model import decay_groups, has_values, mend_generation_config
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, Listener, MemoryStrategy, MemoryTwin, ModelLoader
-from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy, standing_for
+from fitune.plugin.strategy import OptimizerSettings, Plan, StoredQuantization, Strategy, standing_for
 
 if TYPE_CHECKING:
     from fitune.plugin.registry import Registry
@@ -102,6 +102,7 @@ __all__ = [
     "Stage",
     "StepReport",
     "StopRequest",
+    "StoredQuantization",
     "Strategy",
     "__version__",
     "decay_groups",

@@ -34,9 +34,17 @@ Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
     """The recipe's memory strategies, and what they decide before a weight is read."""
     strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in recipe.strategies)
-    plan = Plan(gpu=gpu)
+    look, stored = recipe.model.record.stored, None
+    if look is not None:
+        stored = call_plugin(recipe.model, look, recipe.model.options)
+    plan = Plan(gpu=gpu, stored=stored, notices=(stored.notice,) if stored is not None and stored.notice else ())
     for use, strategy in strategies:
         plan = call_plugin(use, strategy.plan, plan)
+    if stored is not None and plan.quantization is not None:
+        raise ModelError(
+            f"the checkpoint is quantised already ({stored.name}), and a [[memory.strategy]] would do so again. Remove "
+            "that strategy, or load a checkpoint that is not quantised"
+        )
     return strategies, plan
 
 

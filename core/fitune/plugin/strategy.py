@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
 
+# ------------------------------------------------------------------------------------------- what weights are stored as
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredQuantization:
+    """How the weights of a checkpoint are quantised before anything is done to it (`ModelLoader.stored`)."""
+
+    name: str
+    """What quantised them, as users call it, e.g. "GPTQ"."""
+    kept: bool = True
+    """Whether the model keeps them so; otherwise they are plain ones once they are read."""
+    dequantizes: bool = False
+    """Whether a loaded model is plain already, or becomes so by `PreTrainedModel.dequantize`: what a merge needs."""
+    rounds_inputs: bool = False
+    """Whether its layers round their inputs to 8 bits, so that the same weights, dequantised, say something else."""
+    notice: str = ""
+    """What the user should know, printed before the run."""
+
+
 # -------------------------------------------------------------------------------------------------- memory strategies
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -36,6 +53,8 @@ class Plan:
     """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.compose.loss`)."""
     quantization: QuantizationConfigMixin | None = None
     """How the base model's linear layers are quantised as they are loaded; None for not at all."""
+    stored: StoredQuantization | None = None
+    """How the checkpoint is quantised already; None for a plain one. Set before the first strategy is asked."""
     notices: tuple[str, ...] = ()
     """What the user should know, e.g. that a setting has no effect on this machine; printed before the run."""
 
@@ -46,8 +65,8 @@ class Plan:
 
     @property
     def quantized(self) -> bool:
-        """Whether the base model is."""
-        return self.quantization is not None
+        """Whether the base model is: as it is loaded, or because its checkpoint was and stays so."""
+        return self.quantization is not None or (self.stored is not None and self.stored.kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

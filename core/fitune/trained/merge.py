@@ -30,6 +30,7 @@ from fitune.runs.card import write_card
 from fitune.trained.evaluate import on_file
 from fitune.trained.open import Opened, Trained, open_base, tokenizer_for, with_trained
 from fitune.trained.parity import Parity, Seen, compare, see
+from fitune.trained.plain import forget_quantizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,6 +173,7 @@ def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype
     _must_have_room(model, directory)
     dialogue = dialogue_of(recipe, opened.context)
     mend_generation_config(model)
+    forget_quantizer(model)
     if dialogue is not None:
         end_at(model, ends(opened.tokenizer, dialogue)[0])
     try:

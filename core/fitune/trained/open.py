@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fitune.checkpoint.manifest import damage
 from fitune.errors import ModelError, RunError, nearest, sentences
@@ -24,6 +24,7 @@ from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.layout import CHECKPOINTS, RECIPE
+from fitune.trained.plain import dequantized
 
 if TYPE_CHECKING:
     import torch
@@ -279,19 +280,3 @@ def open_run(trained: Trained, *, base: bool = False) -> Opened:
     model.requires_grad_(False)
     model.eval()
     return replace(opened, model=model)
-
-
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """A quantised model with the numbers, and in the type, that it computes with. Raises `ModelError`."""
-    import logging
-
-    log = logging.getLogger("transformers.integrations.bitsandbytes")
-    before = log.level
-    log.setLevel(logging.ERROR)  # it tells of the type, which is the right one
-    try:
-        return cast("PreTrainedModel", cast(Any, model).dequantize())
-    except (NotImplementedError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise ModelError(f"{type(model).__name__} cannot be dequantised, which a merge needs: {what}") from error
-    finally:
-        log.setLevel(before)

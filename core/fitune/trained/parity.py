@@ -36,10 +36,20 @@ if TYPE_CHECKING:
 KEPT = 2**28
 """Bytes of logits that are kept of each model: as many positions of each row, evenly spread, as that takes."""
 
-LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+LIMITS: dict[torch.dtype, float] = {
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 8e-2,
+    torch.int8: 16e-2,
+}
 """Largest relative difference of a right merge, by the coarser of the types that were trained in and merged to."""
 
-SHARES: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+SHARES: dict[torch.dtype, float] = {
+    torch.float32: 1e-3,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+    torch.int8: 1e-1,
+}
 """How far the share of the effect may be from 1, beside what the relative difference itself explains."""
 
 
@@ -169,11 +179,14 @@ def compare(
     dtype: torch.dtype,
     limit: float | None = None,
     cast: Seen | None = None,
+    rounded: bool = False,
 ) -> Parity:
     """The merged model beside the one with its adapter; `limit` takes the place of both of the types' limits.
 
-    `cast` is the one with its adapter again, in float32.
+    `cast` is the one with its adapter again, in float32. If `rounded`, that with its adapter rounds what its layers
+    take to 8 bits, which the merged one does not.
     """
+    types = (trained, dtype, *((torch.int8,) if rounded else ()))
     sums = _Sums()
     for b, a, m in zip(base.logits, adapter.logits, merged.logits, strict=True):
         sums.add(b, a, m)
@@ -190,10 +203,10 @@ def compare(
         largest_difference=sums.largest,
         largest_logit=sums.highest,
         relative_difference=relative,
-        limit=_limit(LIMITS, trained, dtype) if limit is None else limit,
+        limit=_limit(LIMITS, *types) if limit is None else limit,
         effect=effect,
         share=sums.along / sums.effect if sums.effect else None,
-        share_limit=noise + (_limit(SHARES, trained, dtype) if limit is None else limit),
+        share_limit=noise + (_limit(SHARES, *types) if limit is None else limit),
         cast_difference=None if cast is None else _relative(cast, merged),
         kl=sums.divergence / sums.positions,
         same_top=sums.same / sums.positions,

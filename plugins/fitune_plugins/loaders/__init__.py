@@ -1,11 +1,13 @@
 """Model loaders: where a model and its tokenizer come from, `[model] use = "NAME"`.
 
-`remote_code.py` is no plugin: it is what each of them asks before a model may run code of its own.
+`remote_code.py` is no plugin: it is what each of them asks before a model may run code of its own. `quantized.py` reads
+what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers.
 """
 
 PLUGINS: tuple[str, ...] = (
     "fitune_plugins.loaders.hf",  # any causal language model of transformers
     "fitune_plugins.loaders.gguf",  # a GGUF file, dequantised
     "fitune_plugins.loaders.deepseek_7b",  # DeepSeek-LLM 7B, checked to be that model
+    "fitune_plugins.loaders.quantized",  # no loader: checkpoints that are quantised already
 )
 """Dotted names of the modules, in the order in which they are loaded."""

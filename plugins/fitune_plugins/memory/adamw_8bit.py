@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fitune import Fit, MemoryStrategy, OptimizerSettings, Plan, RunError, Strategy, hookimpl
-from fitune_plugins.memory.nf4 import check_bitsandbytes
+from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes
 
 if TYPE_CHECKING:
     import torch

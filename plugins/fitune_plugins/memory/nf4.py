@@ -7,18 +7,21 @@ trained is an adapter of the quantised model.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune_plugins.loaders.bitsandbytes_layers import (
+    check_bitsandbytes,
+    compute_in,
+    layers_in_4_bits,
+    quantize_shapes,
+)
+from fitune_plugins.loaders.quantized import name_of_stored
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
-
-BITSANDBYTES = (0, 50)
-"""The oldest release that this works with: the first whose 8-bit optimizers know the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +47,10 @@ class Nf4(Strategy):
     def loaded(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let quantised layers compute in the model's own type. Raises `ModelError` if there are none."""
         if model.device.type == "meta":
-            self._quantize_shapes(model)
-        layers = _quantized(model)
-        if not layers:
+            quantize_shapes(model, self._quantization())
+        if not layers_in_4_bits(model):
             raise ModelError(f"nf4: {type(model).__name__} has no linear layer that could be quantised")
-        for layer in layers:
-            layer.compute_dtype = model.dtype
-            layer.compute_type_is_set = True
-            # In evaluation on a CPU with AVX-512 BF16, bitsandbytes repacks the weight for a kernel that has no
-            # gradient, and keeps it so: training after the first evaluation would go on without one.
-            layer.support_avx512bf16_for_cpu = False
+        compute_in(model, model.dtype)
         return model
 
     def _quantization(self) -> BitsAndBytesConfig:
@@ -65,47 +62,20 @@ class Nf4(Strategy):
             bnb_4bit_use_double_quant=self.options.double_quantization,
         )
 
-    def _quantize_shapes(self, model: PreTrainedModel) -> None:
-        """Do to a model without values what loading it quantised does to one with."""
-        from bitsandbytes.functional import name2qmap
-        from transformers.quantizers.auto import AutoHfQuantizer
-
-        dtype, quantizer = model.dtype, AutoHfQuantizer.from_config(self._quantization())
-        quantizer.preprocess_model(model, device_map=None)
-        for layer in _quantized(model):
-            for parameter in layer.parameters():
-                parameter.data = parameter.data.to(dtype)
-            layer.weight._quantize(layer.weight.device)
-        for name, table in list(name2qmap.items()):
-            if table.is_meta:
-                del name2qmap[name]  # bitsandbytes keeps the first that it makes, for models with values too
-        quantizer.postprocess_model(model)
-
-
-def _quantized(model: PreTrainedModel) -> list[Any]:
-    from bitsandbytes.nn.modules import Linear4bit
-
-    return [module for module in model.modules() if isinstance(module, Linear4bit)]
-
-
-def check_bitsandbytes(options: object) -> Iterable[Problem]:
-    """Whether bitsandbytes is installed, and new enough; it is not imported, which takes seconds."""
-    fix = "Install it: pip install 'fitune[bitsandbytes]'"
-    try:
-        version = importlib.metadata.version("bitsandbytes")
-    except importlib.metadata.PackageNotFoundError:
-        yield Problem(key="use", what="the package bitsandbytes is not installed", fix=fix)
-        return
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < BITSANDBYTES:
-        needed = ".".join(map(str, BITSANDBYTES))
-        yield Problem(key="use", what=f"bitsandbytes {version} is too old: {needed} is needed", fix=fix)
-
 
 @hookimpl
 def ft_check(recipe: Recipe) -> Iterable[Problem]:
     """Refuse what cannot be trained, or not be loaded, in 4 bits."""
-    if not any(isinstance(use.options, Nf4Options) for use in recipe.strategies):
+    number = next((at for at, use in enumerate(recipe.strategies) if isinstance(use.options, Nf4Options)), None)
+    if number is None:
         return
+    already = name_of_stored(recipe)
+    if already is not None:
+        yield Problem(
+            key=f"memory.strategy.{number}.use",
+            what=f'"nf4" quantises, but the checkpoint is quantised already ({already})',
+            fix="Remove the strategy, or load a checkpoint that is not quantised",
+        )
     if recipe.adapter.record.name == "none":
         yield Problem(
             key="adapter.use",

@@ -1,0 +1,262 @@
+"""Checkpoints whose weights are quantised already: by what, which packages that needs, how they load and are forecast.
+
+What a model's `config.json` says as `quantization_config` goes one of two ways. bitsandbytes' layers, and those of
+packages such as GPTQModel, stay quantised, and adapters train on top of them. FP8, MXFP4 and compressed-tensors become
+plain weights of the recipe's type as they are read, on every machine alike: their kernels are compiled code of the hub,
+or have no gradient, or unpack the weights at the first step.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
+from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+KEY = "quantization_config"
+
+Values = Mapping[str, Any]
+"""What a model's configuration says of its quantisation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to quantise a checkpoint."""
+
+    name: str
+    """What users call it."""
+    packages: tuple[tuple[str, str], ...] = ()
+    """What it needs: each module, and what pip installs it by."""
+    plain: bool = False
+    """Whether weights are dequantised as they are read."""
+    built: bool = False
+    """Whether a model without values can get its layers, and be dequantised when it has values."""
+    rounds_inputs: bool = False
+    """Whether its layers round their inputs to 8 bits, too."""
+
+
+BITSANDBYTES = (("bitsandbytes", "'fitune[bitsandbytes]'"),)
+
+METHODS = {
+    "bitsandbytes_4bit": Method(name="bitsandbytes, 4 bits", packages=BITSANDBYTES, built=True),
+    "bitsandbytes_8bit": Method(name="bitsandbytes, 8 bits", packages=BITSANDBYTES, built=True, rounds_inputs=True),
+    "gptq": Method(name="GPTQ", packages=(("optimum", "optimum"), ("gptqmodel", "gptqmodel"))),
+    "awq": Method(name="AWQ", packages=(("gptqmodel", "gptqmodel"),)),
+    "auto-round": Method(name="AutoRound", packages=(("auto_round", "auto-round"),)),
+    "aqlm": Method(name="AQLM", packages=(("aqlm", "'aqlm[gpu,cpu]'"),)),
+    "hqq": Method(name="HQQ", packages=(("hqq", "hqq"),)),
+    "quanto": Method(name="quanto", packages=(("optimum.quanto", "optimum-quanto"),)),
+    "quark": Method(name="Quark", packages=(("quark", "amd-quark"),)),
+    "spqr": Method(name="SpQR", packages=(("spqr_quant", "'spqr_quant[gpu]'"),)),
+    "torchao": Method(name="torchao", packages=(("torchao", "torchao"),)),
+    "vptq": Method(name="VPTQ", packages=(("vptq", "vptq"),)),
+    "compressed-tensors": Method(
+        name="compressed-tensors", packages=(("compressed_tensors", "compressed-tensors"),), plain=True
+    ),
+    "fp8": Method(name="FP8", plain=True),
+    "mxfp8": Method(name="MXFP8", plain=True),
+    "mxfp4": Method(name="MXFP4", plain=True),
+}
+"""By what transformers calls it. Others that it knows stay quantised, too."""
+
+
+def method_of(values: Values) -> Method:
+    """How a checkpoint is quantised."""
+    return METHODS.get(_key(values), Method(name=_key(values)))
+
+
+def _key(values: Values) -> str:
+    for bits in (8, 4):
+        if values.get(f"load_in_{bits}bit"):
+            return f"bitsandbytes_{bits}bit"
+    return str(values.get("quant_method", "without a name"))
+
+
+def values_in(config: Values) -> Values | None:
+    """What a configuration, as JSON has it, says of the checkpoint's quantisation; None for a plain one."""
+    for place in (config, config.get("text_config")):
+        values = place.get(KEY) if isinstance(place, Mapping) else None
+        if isinstance(values, Mapping) and values:
+            return values
+    return None
+
+
+def values_at(id: str | None, path: Path | None, revision: str, *, fetch: bool) -> Values | None:
+    """The same of a directory or of the hub, whose file is fetched only if that is said; None where it is not there."""
+    file = path / "config.json" if path is not None else None if id is None else _of_hub(id, revision, fetch)
+    if file is None:
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads it says what is wrong with it
+        return None
+    return values_in(config) if isinstance(config, dict) else None
+
+
+def _of_hub(id: str, revision: str, fetch: bool) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(id, "config.json", revision=revision)
+    if isinstance(found, str):
+        return Path(found)
+    return _fetched(id, revision) if fetch else None
+
+
+@functools.cache
+def _fetched(id: str, revision: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(id, "config.json", revision=revision))
+    except Exception:  # the hub's client raises kinds of its own, and whoever loads the model says what is wrong
+        return None
+
+
+def stored(id: str | None, path: Path | None, revision: str, dtype: str) -> StoredQuantization | None:
+    """How the weights of a checkpoint are stored, for `ModelLoader.stored`."""
+    values = values_at(id, path, revision, fetch=True)
+    if values is None:
+        return None
+    method = method_of(values)
+    what = f"the checkpoint is quantised ({method.name})"
+    if method.plain:
+        notice = f"{what}: its weights become {dtype} as they are read, and take the memory of that"
+    elif method.rounds_inputs:
+        notice = f"{what}: its layers round their inputs to 8 bits, and compute in float16"
+    else:
+        notice = f"{what}, and stays so: what is trained is an adapter of the quantised model"
+    return StoredQuantization(
+        name=method.name,
+        kept=not method.plain,
+        dequantizes=method.plain or method.built,
+        rounds_inputs=method.rounds_inputs,
+        notice=notice,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- with values
+def arguments_for(source: str, arguments: Mapping[str, Any]) -> dict[str, QuantizationConfigMixin]:
+    """What transformers must be told to load a checkpoint as it is trained on."""
+    from transformers import PreTrainedConfig
+
+    if "gguf_file" in arguments or KEY in arguments:
+        return {}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **arguments)
+    except Exception:  # whoever loads it says what is wrong with it
+        return {}
+    values = values_in(config)
+    if values is None or not method_of(values).plain:
+        return {}
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    kind: Any = AUTO_QUANTIZATION_CONFIG_MAPPING[_key(values)]
+    return {KEY: kind.from_dict({**values, "dequantize": True})}
+
+
+def made_trainable(model: PreTrainedModel) -> None:
+    """Let quantised layers compute in the model's type. Raises `ModelError` for some that adapters cannot train on."""
+    import logging
+
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    name = method_of({"quant_method": "", **quantizer.quantization_config.to_dict()}).name
+    if not quantizer.is_trainable:
+        raise ModelError(f"a checkpoint quantised by {name} cannot be trained on. Load another checkpoint of the model")
+    if name.startswith("bitsandbytes"):
+        compute_in(model, model.dtype)
+        # It tells, of each layer in each step, that inputs become float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+# ---------------------------------------------------------------------------------------------------- without values
+def without_quantization(config: PreTrainedConfig) -> Values | None:
+    """Take what a configuration says of quantisation out of it, and give it."""
+    for place in (config, config.get_text_config()):
+        values = getattr(place, KEY, None)
+        if values:
+            delattr(place, KEY)
+            return values if isinstance(values, Mapping) else dict(values.to_dict())
+    return None
+
+
+def with_shapes(model: PreTrainedModel, values: Values) -> None:
+    """Quantise a model without values as its checkpoint is. Raises `ModelError` where that cannot be forecast."""
+    method = method_of(values)
+    missing = missing_of(method)
+    if missing:
+        raise ModelError(
+            f"a checkpoint quantised by {method.name} cannot be forecast: its quantiser needs the package "
+            f"{missing[0][0]}, which is not installed. Install it: pip install {missing[0][1]}"
+        )
+    if method.plain:
+        return
+    if not method.built:
+        raise ModelError(
+            f"a checkpoint quantised by {method.name} cannot be forecast: its layers are compiled code, which does not "
+            "tell without values what it takes"
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantize_shapes(model, BitsAndBytesConfig.from_dict(dict(values)))
+    compute_in(model, model.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+def missing_of(method: Method) -> list[tuple[str, str]]:
+    """The packages that a way to quantise needs and that are not installed, with what pip installs them by."""
+    return [(module, by) for module, by in method.packages if not _is_there(module)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in is not there
+        return False
+
+
+def problems(id: str | None, path: Path | None, revision: str) -> Iterable[Problem]:
+    """Packages that a checkpoint needs; of the hub, only one that was fetched before is looked at."""
+    values = values_at(id, path, revision, fetch=False)
+    if values is None:
+        return
+    method = method_of(values)
+    key = "path" if path is not None else "id"
+    for module, by in missing_of(method):
+        what = f"the checkpoint is quantised by {method.name}, and the package {module} is not installed"
+        yield Problem(key=key, what=what, fix=f"Install it: pip install {by}")
+    if "bitsandbytes" in dict(method.packages) and not missing_of(method):
+        yield from (Problem(key=key, what=one.what, fix=one.fix) for one in check_bitsandbytes(None))
+
+
+def name_of_stored(recipe: Recipe) -> str | None:
+    """What quantised the recipe's checkpoint, as far as that is known before anything is fetched; None for nothing."""
+    options = recipe.model.options
+    if recipe.model.record.stored is None:
+        return None
+    id, path, revision = (getattr(options, key, None) for key in ("id", "path", "revision"))
+    values = values_at(id, path, revision or "main", fetch=False)
+    return None if values is None else method_of(values).name
+
+
+@hookimpl
+def ft_check(recipe: Recipe) -> Iterable[Problem]:
+    """Refuse to train weights that are quantised already."""
+    name = name_of_stored(recipe) if recipe.adapter.record.name == "none" else None
+    if name is not None:
+        yield Problem(
+            key="adapter.use",
+            what=f'"none" trains every weight, but those of the checkpoint are quantised ({name})',
+            fix='Name an adapter, e.g. "lora", or load a checkpoint that is not quantised',
+        )
