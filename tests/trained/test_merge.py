@@ -259,6 +259,8 @@ def test_what_float16_cannot_hold_is_refused(run: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "all" / "run" / "recipe.toml"
     text = recipe.read_text(encoding="utf-8")
     recipe.write_text(text.replace(str(run.parent), str(tmp_path / "all")), encoding="utf-8")
+    identity = recipe.parent / "identity.json"  # as if that were what was trained on
+    identity.write_text(json.dumps({**json.loads(identity.read_text(encoding="utf-8")), "base": None}))
     said = refused("merge", tmp_path / "all" / "run", "--to", tmp_path / "merged", "--dtype", "float16")
     assert said == (
         "the merged weight model.norm.weight holds what is no number in float16. Merge to bfloat16 or float32"
@@ -294,7 +296,7 @@ def test_a_named_template_and_its_end_go_with_the_model(tmp_path: Path) -> None:
     run = finished(tmp_path, "data.stage=[{use='chat', template='chatml'}]", "train.steps=1", "eval.exact_match=false")
     ft("merge", run, "--to", tmp_path / "merged", "--dtype", "float32", "--shard-size", "20KB")
     template = AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
-    assert template != AutoTokenizer.from_pretrained(run / "adapter").chat_template
+    assert template == AutoTokenizer.from_pretrained(run / "adapter").chat_template
     assert "<|im_start|>" in template
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
     settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text(encoding="utf-8"))

@@ -115,18 +115,19 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 def content_differences(before: Identity, now: Identity) -> list[Difference]:
     """What differs of the data, the model and the processes."""
     found = []
-    if before.base is not None and before.base != now.base:
-        found.append(
-            Difference(key="model", before=f"base {base_text(before.base)}", now=f"base {base_text(now.base)}")
-        )
     for key, one, other in (
         ("data", before.data, now.data),
         ("eval", before.held_out or "none", now.held_out or "none"),
-        ("model", before.model, now.model),
     ):
         if one != other:
-            what = {"data": "rows", "eval": "held-out rows", "model": "weights"}[key]
+            what = {"data": "rows", "eval": "held-out rows"}[key]
             found.append(Difference(key=key, before=f"{what} {one[:8]}", now=f"{what} {other[:8]}"))
+    of_model = [("weights", before.model[:8], now.model[:8])] if before.model != now.model else []
+    if before.base is not None and before.base != now.base:
+        of_model.append(("base", base_text(before.base), base_text(now.base)))
+    if of_model:
+        one, other = (", ".join(f"{what} {pair[at]}" for what, *pair in of_model) for at in (0, 1))
+        found.append(Difference(key="model", before=one, now=other))
     if before.processes != now.processes:
         found.append(Difference(key="processes", before=str(before.processes), now=str(now.processes)))
     return found
