@@ -1,85 +1,22 @@
-"""Listeners of a run: made for it, told of it alone, their state kept and restored with its checkpoints."""
+"""Listeners of a run: made for it, and told of it alone."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import tomli
-from annotated_types import Ge
 
-from fitune import Interrupted, Listener, PluginError, RunError, StepReport, hookimpl
-from fitune.checkpoint.files import newest
+from fitune import Listener, PluginError, RunError, StepReport, hookimpl
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune.train.run import run
-from support.resuming import Stopper, go, stop
+from support.counting import MINE, Counter, Offering, Options
 from support.tiny import metrics, train
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Options of the listener of these tests."""
-
-    first: Annotated[int, Ge(0)] = 0
-    """Where it begins to count."""
-
-
-class Offering:
-    """A plugin that offers the listener `mine`, made so, and keeps what it has made."""
-
-    def __init__(self, make: Callable[[Options], object]) -> None:
-        self.made: list[Any] = []
-        self._make = make
-
-    @hookimpl
-    def ft_listeners(self) -> Iterator[Listener[Options]]:
-        """Offer it."""
-        yield Listener(name="mine", summary="For a test", options=Options, make=self._kept)
-
-    def _kept(self, options: Options) -> object:
-        self.made.append(self._make(options))
-        return self.made[-1]
-
-
-class Counter:
-    """Counts steps, over all starts of a run."""
-
-    def __init__(self, options: Options) -> None:
-        self.count = options.first
-        self.told: list[str] = []
-
-    @hookimpl
-    def ft_run_started(self) -> None:
-        """Note what was counted before."""
-        self.told.append(f"started at {self.count}")
-
-    @hookimpl
-    def ft_step_done(self, step: StepReport) -> None:
-        """Count it."""
-        self.count += 1
-
-    @hookimpl
-    def ft_run_finished(self, error: BaseException | None) -> None:
-        """Note it."""
-        self.told.append(f"finished at {self.count}")
-
-    def state(self) -> dict[str, Any]:
-        """What was counted."""
-        return {"count": self.count, "of": ["steps", None, 0.5]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        assert state["of"] == ["steps", None, 0.5]
-        self.count = state["count"]
-
-
-MINE = 'listener=[{use="mine"}]'
 
 
 def failing_at_a_step(error: Exception) -> Callable[[Options], object]:
@@ -192,7 +129,7 @@ class _WrongArgument:
         (lambda options: Counter, "make gave no object of a class: give a new one for each run"),
         (lambda options: sys, "make gave no object of a class: give a new one for each run"),
         (lambda options: None, "it hears no event"),
-        (lambda options: 1 / 0, "make failed: ZeroDivisionError: division by zero (train/test_listeners.py:"),
+        (lambda options: 1 / 0, "make failed: ZeroDivisionError: division by zero (support/counting.py:"),
     ],
 )
 def test_what_make_gives_is_checked_before_a_weight_is_read(
@@ -303,92 +240,3 @@ def test_an_error_in_a_listener_ends_the_run_and_names_it(
         train(recipe_path, tmp_path / "run", MINE, plugins=[plugin])
     assert plugin.made[0].told == ["started at 0", "finished at 0"]  # it is told of the end all the same
     assert len(metrics(tmp_path / "run")) == 1  # the metrics were told before
-
-
-# --------------------------------------------------------------------------------------------------------------- state
-
-
-def test_a_state_goes_on_from_the_checkpoint_of_a_run_that_was_stopped(recipe_path: Path, tmp_path: Path) -> None:
-    plugin = Offering(Counter)
-    with pytest.raises(Interrupted):
-        go(recipe_path, 'listener=[{use="mine", first=10}]', plugins=[plugin, Stopper(2)], out=tmp_path / "run")
-    place = tmp_path / "run" / "checkpoints" / "step-2"
-    assert json.loads((place / "listeners.json").read_text()) == {"mine": {"count": 12, "of": ["steps", None, 0.5]}}
-    assert "listeners.json" in json.loads((place / "manifest.json").read_text())["files"]
-    go(tmp_path / "run", plugins=[plugin])
-    assert plugin.made[1].told == ["started at 12", "finished at 13"]
-
-
-def test_a_state_goes_back_to_the_checkpoint_of_a_run_that_was_killed(recipe_path: Path, tmp_path: Path) -> None:
-    """What was counted behind the checkpoint is counted again, not twice."""
-
-    class Killed(BaseException):
-        """Takes the process at once: nothing is saved."""
-
-    class Kill:
-        @hookimpl
-        def ft_step_done(self, step: StepReport) -> None:
-            if step.step == 2:
-                raise Killed
-
-    plugin = Offering(Counter)
-    with pytest.raises(Killed):
-        go(recipe_path, MINE, "checkpoint.steps=1", plugins=[Kill(), plugin], out=tmp_path / "run")
-    assert plugin.made[0].count == 2
-    go(tmp_path / "run", plugins=[plugin])
-    assert plugin.made[1].told == ["started at 1", "finished at 3"]
-
-
-def test_a_checkpoint_without_states_is_one_of_0_1(recipe_path: Path, tmp_path: Path) -> None:
-    stop(recipe_path, tmp_path / "run", 2)
-    place = tmp_path / "run" / "checkpoints" / "step-2"
-    assert not (place / "listeners.json").exists()
-    plugin = Offering(Counter)
-    go(tmp_path / "run", MINE, plugins=[plugin])  # which the run did not have before
-    assert plugin.made[0].told == ["started at 0", "finished at 1"]
-
-
-def test_the_state_of_a_listener_that_the_recipe_no_longer_names_is_left(recipe_path: Path, tmp_path: Path) -> None:
-    plugin = Offering(Counter)
-    with pytest.raises(Interrupted):
-        go(recipe_path, MINE, plugins=[plugin, Stopper(2)], out=tmp_path / "run")
-    go(tmp_path / "run", "listener=[]", plugins=[plugin])
-    assert len(plugin.made) == 1
-
-
-@pytest.mark.parametrize(
-    ("state", "says"),
-    [
-        (lambda self: 1 / 0, 'listener "mine": state failed: ZeroDivisionError: division by zero ('),
-        (lambda self: {"path": Path("x")}, 'listener "mine": state failed: TypeError: Object of type'),
-        (lambda self: {"loss": float("nan")}, 'listener "mine": state failed: ValueError: Out of range float'),
-        (lambda self: {1: "one"}, "listener \"mine\": state gave {1: 'one'}: give a mapping whose keys are strings"),
-        (lambda self: ["one"], "listener \"mine\": state gave ['one']: give a mapping whose keys are strings"),
-    ],
-)
-def test_a_state_that_cannot_be_kept_loses_no_checkpoint(
-    recipe_path: Path, tmp_path: Path, state: Callable[[Counter], Any], says: str
-) -> None:
-    plugin = Offering(type("Failing", (Counter,), {"state": state}))
-    train(recipe_path, tmp_path / "run", MINE, plugins=[plugin])
-    found, wrong = newest(tmp_path / "run")
-    assert found is not None
-    assert (found.progress.step, found.listeners, wrong) == (3, {}, [])
-    (notice,) = metrics(tmp_path / "run", "notice")
-    assert (notice["step"], notice["kind"]) == (3, "listener's state not saved")
-    assert notice["what"].startswith(says)
-    assert notice["what"].endswith("The checkpoint of step 3 is written without it")
-
-
-def test_a_state_that_cannot_be_restored_ends_the_run_before_a_weight_is_read(
-    recipe_path: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(Interrupted):
-        go(recipe_path, MINE, plugins=[Offering(Counter), Stopper(2)], out=tmp_path / "run")
-    plugin = Offering(type("Failing", (Counter,), {"restore": lambda self, state: state["nothing"]}))
-    (recipe_path.parent / "model" / "model.safetensors").rename(tmp_path / "kept")
-    with pytest.raises(PluginError, match=r'^listener "mine": restore failed: KeyError: .nothing. \('):
-        go(tmp_path / "run", plugins=[plugin])
-    (tmp_path / "kept").rename(recipe_path.parent / "model" / "model.safetensors")
-    go(tmp_path / "run", "listener=[]", plugins=[plugin])  # nothing was lost
-    assert len(metrics(tmp_path / "run")) == 3

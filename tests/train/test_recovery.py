@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import re
-import sys
-import weakref
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +10,20 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import nn
-from transformers import PreTrainedModel
 
-from fitune import MemoryStrategy, NoOptions, OptimizerSettings, Recipe, Recovery, Run, RunError, Strategy, hookimpl
+from fitune import OptimizerSettings, RunError
 from fitune.checkpoint.files import newest
 from fitune.cli.console import RunConsole
 from fitune.compose import loss_scaling
-from fitune.data.run_data import Materials
-from fitune.memory.fit.refit import Composition
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train import run as run_module
 from fitune.train.out_of_memory import said_by
-from fitune.train.run import run
+from support import running_out
+from support.running_out import MESSAGE, TRAP, Traps, checkpointed, run_trapped
 from support.states import assert_same
 from support.tiny import losses, metrics
 from support.tiny import train as train_run
-
-MESSAGE = "CUDA out of memory. Tried to allocate 172.00 MiB. GPU 0 has a total capacity of 22.30 GiB."
-TRAP, CHECKPOINTING = {"use": "trap"}, {"use": "gradient-checkpointing"}
-
-
-def _fail(*_: object) -> None:
-    raise torch.OutOfMemoryError(MESSAGE)
-
-
-class _Trap(Strategy):
-    """Runs out of memory where its plugin says."""
-
-    def __init__(self, plugin: Traps) -> None:
-        self.plugin = plugin
-
-    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        self.plugin.models.append(weakref.ref(model))
-        self.plugin.spring("load")
-
-        def forward(module: nn.Module, *_: object) -> None:
-            self.plugin.spring("forward" if module.training else "evaluation")
-
-        model.get_input_embeddings().register_forward_hook(forward)
-        layer = next(p for p in model.parameters() if p.requires_grad)
-        layer.register_hook(lambda grad: self.plugin.spring("backward"))
-        return model
-
-    def make_optimizer(
-        self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings
-    ) -> torch.optim.Optimizer | None:
-        if not self.plugin.optimizer:
-            return None
-        made = self.plugin.optimizer(parameters, settings)
-        made.register_step_pre_hook(lambda *_: self.plugin.spring("before the optimizer"))
-        made.register_step_post_hook(lambda *_: self.plugin.spring("after the optimizer"))
-        return made
-
-
-class Traps:
-    """A plugin: strategy `trap`, which runs out of memory the n-th time that a point is reached."""
-
-    def __init__(self, *points: tuple[str, int], optimizer: Callable[..., torch.optim.Optimizer] | None = None) -> None:
-        self.points = set(points)
-        self.counts: dict[str, int] = {}
-        self.models: list[weakref.ref[PreTrainedModel]] = []
-        self.recoveries: list[Recovery] = []
-        self.optimizer = optimizer
-
-    def spring(self, point: str) -> None:
-        """Run out of memory, if it is time."""
-        self.counts[point] = self.counts.get(point, 0) + 1
-        if (point, self.counts[point]) in self.points:
-            _fail()
-
-    @hookimpl
-    def ft_memory_strategies(self) -> Iterable[MemoryStrategy[NoOptions]]:
-        """Offer it."""
-        yield MemoryStrategy(name="trap", summary="Fails", options=NoOptions, make=lambda options: _Trap(self))
-
-    @hookimpl
-    def ft_recovered(self, run: Run, recovery: Recovery) -> None:
-        """Keep it."""
-        assert run.recipe.strategies
-        self.recoveries.append(recovery)
-
-
-@dataclasses.dataclass
-class Refit:
-    """Goes on with gradient checkpointing of one layer, then of two; then there is nothing left."""
-
-    registry: Any
-    traps: Traps
-    calls: int = 0
-
-    def __call__(self, asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
-        """The next composition. The model of the last one must be gone by now."""
-        assert [model() for model in self.traps.models] == [None] * len(self.traps.models)
-        assert len(used) == self.calls + 1
-        self.calls += 1
-        if self.calls > 2:
-            raise RunError("nothing takes less")
-        (checkpointing,) = (p.record for p in self.registry.provided if p.record.name == "gradient-checkpointing")
-        use = dataclasses.replace(
-            asked.strategies[0], record=checkpointing, options=checkpointing.options(layers=self.calls)
-        )
-        return Composition(recipe=dataclasses.replace(asked, strategies=(*asked.strategies, use)))
-
-
-def _run(recipe: Path, directory: Path, traps: Traps, *overrides: str, plugins: Sequence[object] = ()) -> Refit:
-    registry = open_registry(traps, *plugins)
-    directory.mkdir(parents=True)
-    refit = Refit(registry, traps)
-    run(read_recipe(recipe, registry, overrides), registry, directory, refit=refit)
-    return refit
 
 
 @pytest.fixture
@@ -161,12 +59,6 @@ def _saved(directory: Path) -> list[torch.Tensor]:
     return list(load_file(file).values())
 
 
-def _checkpointed(recovery: Recovery) -> int:
-    """In how many layers the run goes on with gradient checkpointing."""
-    (layers,) = re.findall(r'^{use = "gradient-checkpointing", layers = (\d+)', recovery.after[-1])
-    return int(layers)
-
-
 def _adamw(parameters: Any, settings: OptimizerSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=settings.learning_rate)
 
@@ -186,14 +78,14 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_goes_on_as_if_nothing_had_been(recipe: Path, tmp_path: Path, point: str) -> None:
     points, steps, phase = POINTS[point]
-    _run(recipe, tmp_path / "plain", Traps(optimizer=_adamw))
+    run_trapped(recipe, tmp_path / "plain", Traps(optimizer=_adamw))
     traps = Traps(*points, optimizer=_adamw)
-    _run(recipe, tmp_path / "run", traps)
+    run_trapped(recipe, tmp_path / "run", traps)
     (recovery,) = traps.recoveries
     assert (recovery.step, recovery.phase) == (steps, phase)
     assert recovery.error == MESSAGE
     assert recovery.after[:-1] == recovery.before
-    assert _checkpointed(recovery) == 1
+    assert checkpointed(recovery) == 1
     _assert_equal_runs(tmp_path / "run", tmp_path / "plain")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "adapter", "checkpoints", "environment.json", "error.txt", "identity.json", "metrics.jsonl", "recipe.toml",
@@ -215,10 +107,10 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twice_and_in_other_types(recipe: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_scaling, "INITIAL_SCALE", 2.0**20)  # some of the steps are skipped
-    _run(recipe, tmp_path / "plain", Traps(), *VARIANTS[variant])
+    run_trapped(recipe, tmp_path / "plain", Traps(), *VARIANTS[variant])
     traps = Traps(("forward", 3), ("backward", 4))
-    assert _run(recipe, tmp_path / "run", traps, *VARIANTS[variant]).calls == 2
-    assert [_checkpointed(recovery) for recovery in traps.recoveries] == [1, 2]
+    assert run_trapped(recipe, tmp_path / "run", traps, *VARIANTS[variant]).calls == 2
+    assert [checkpointed(recovery) for recovery in traps.recoveries] == [1, 2]
     _assert_equal_runs(tmp_path / "run", tmp_path / "plain")
 
 
@@ -236,16 +128,16 @@ def test_optimizer_state_that_was_only_made_is_dropped(recipe: Path, tmp_path: P
         return Short(parameters, lr=settings.learning_rate)
 
     traps = Traps(optimizer=make)
-    _run(recipe, tmp_path / "plain", traps)
+    run_trapped(recipe, tmp_path / "plain", traps)
     traps = Traps(("state", 1), optimizer=make)
-    _run(recipe, tmp_path / "run", traps)
+    run_trapped(recipe, tmp_path / "run", traps)
     assert [recovery.step for recovery in traps.recoveries] == [0]
     _assert_equal_runs(tmp_path / "run", tmp_path / "plain")
 
 
 def _ended(recipe: Path, directory: Path, traps: Traps, *overrides: str) -> RunError:
     with pytest.raises(RunError) as raised:
-        _run(recipe, directory, traps, *overrides)
+        run_trapped(recipe, directory, traps, *overrides)
     assert raised.value.exit_code == 2
     return raised.value
 
@@ -297,7 +189,7 @@ def test_it_goes_on_as_often_as_the_recipe_says(recipe: Path, tmp_path: Path) ->
 
 
 def _plain(recipe: Path, directory: Path) -> Path:
-    _run(recipe, directory, Traps())
+    run_trapped(recipe, directory, Traps())
     return directory
 
 
@@ -317,9 +209,9 @@ def test_memory_that_runs_out_before_the_first_step_is_no_run_to_save(recipe: Pa
 def test_loading_again_may_run_out_too(recipe: Path, tmp_path: Path) -> None:
     """That counts as another attempt, and the state of before is not lost by it."""
     traps = Traps(("forward", 5), ("load", 2))
-    assert _run(recipe, tmp_path / "run", traps).calls == 2
+    assert run_trapped(recipe, tmp_path / "run", traps).calls == 2
     (recovery,) = traps.recoveries
-    assert _checkpointed(recovery) == 2
+    assert checkpointed(recovery) == 2
     _assert_equal_runs(tmp_path / "run", _plain(recipe, tmp_path / "plain"))
 
 
@@ -332,7 +224,7 @@ def test_a_rehearsal_may_run_out(recipe: Path, tmp_path: Path, monkeypatch: pyte
     expected = _plain(recipe, tmp_path / "plain")
     monkeypatch.setattr(run_module, "on_gpu", lambda parts: True)
     traps = Traps(("backward", 2))
-    _run(recipe, tmp_path / "run", traps)
+    run_trapped(recipe, tmp_path / "run", traps)
     (recovery,) = traps.recoveries
     assert (recovery.step, recovery.phase) == (0, "rehearsal")
     assert len(metrics(tmp_path / "run", "rehearsal")) == 1
@@ -341,7 +233,7 @@ def test_a_rehearsal_may_run_out(recipe: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_the_console_says_so(recipe: Path, tmp_path: Path) -> None:
     file = io.StringIO()
-    _run(recipe, tmp_path / "run", Traps(("forward", 5)), plugins=[RunConsole(Console(file=file, width=200))])
+    run_trapped(recipe, tmp_path / "run", Traps(("forward", 5)), plugins=[RunConsole(Console(file=file, width=200))])
     said = file.getvalue()
     assert "out of GPU memory in the step after 2 steps: CUDA out of memory. Tried to allocate 172.00 MiB.\n" in said
     assert 'goes on  {use = "trap"}, {use = "accumulation", steps = 2}, {use = "gradient-checkpointing"' in said
@@ -376,9 +268,9 @@ def test_other_errors_are_not_taken_for_it(recipe: Path, tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules[__name__], "_fail", fail)
+    monkeypatch.setattr(running_out, "fail", fail)
     with pytest.raises(ZeroDivisionError):
-        _run(recipe, tmp_path / "run", Traps(("forward", 5)))
+        run_trapped(recipe, tmp_path / "run", Traps(("forward", 5)))
     assert not (tmp_path / "run" / "adapter").exists()
 
 
