@@ -12,6 +12,7 @@ from accelerate.utils import broadcast, set_seed
 
 from fitune.compose.attention import isolate_documents
 from fitune.compose.optimizer import Trainables
+from fitune.compose.order import in_order, told_order
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.contract import blame
@@ -33,7 +34,8 @@ Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 
 def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
     """The recipe's memory strategies, and what they decide before a weight is read."""
-    strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in recipe.strategies)
+    uses = in_order(recipe.strategies)
+    strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in uses)
     look, stored = recipe.model.record.stored, None
     if look is not None:
         stored = call_plugin(recipe.model, look, recipe.model.options)
@@ -45,7 +47,7 @@ def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
             f"the checkpoint is quantised already ({stored.name}), and a [[memory.strategy]] would do so again. Remove "
             "that strategy, or load a checkpoint that is not quantised"
         )
-    return strategies, plan
+    return strategies, replace(plan, notices=(*told_order(recipe.strategies, uses), *plan.notices))
 
 
 def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:

@@ -137,6 +137,9 @@ class MemoryStrategy(Generic[O]):
     """Whether a run learns the same with it, but for rounding; None where that is not known."""
     fit: Fit | None = None
     """How `[memory] fit` may choose it; None if it may not."""
+    before: tuple[str, ...] = ()
+    """Names of strategies that work behind this one wherever a run has both, in whatever order the recipe, or a fit,
+    names them: say so where the other order would change what is computed, or kept."""
     accumulates: str = ""
     """Name of the option that is the number of micro-batches to a step, of a strategy that is there to set it: where
     `[train] batch_tokens` leaves that to be chosen, it is set by this. Empty for all others."""

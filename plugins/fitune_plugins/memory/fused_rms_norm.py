@@ -101,6 +101,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[NoOptions]]:
         summary="RMSNorm layers as one kernel: nothing kept in float32, faster; differs by rounding",
         options=NoOptions,
         make=FusedRmsNorm,
+        before=("tiled-mlp", "recompute-pointwise"),
         exact=True,
         fit=Fit(free=True),
     )
