@@ -8,6 +8,7 @@ from typing import Any
 from fitune import DataContext, DataStage, NoOptions, Origin, Row, hookimpl
 
 CHAIN = '{use="messages"}, {use="chat"}, {use="tokenize"}, {use="truncate"}'
+"""Stages that end with a row cut to the length."""
 
 
 class Counted:

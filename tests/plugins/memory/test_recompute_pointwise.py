@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fitune import Batch, ModelError, NoOptions
 from fitune.compose.loss import plain_loss
-from fitune.memory.cards.cards import find_card
-from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.log import MemoryLog
-from fitune.memory.trace.run import Trace, trace
 from fitune.testing import write_recipe
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
 from fitune_plugins.memory.recompute_pointwise import RecomputePointwise
 from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, TARGETS, recipe_of
+from support.kept import saved, traced
 from support.packed import FAMILIES, LOSSES, tiny, two_rows
 from support.real_steps import both_logs, events
 from support.tiny import gradients, make_batch, with_lora
@@ -220,52 +216,33 @@ TOKENS = ROWS * LENGTH
 HALF, FLOAT = 2, 4
 
 
-def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
-    recipe = recipe_of(directory, name, *strategies, **named)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
-
-
-def _saved(log: MemoryLog) -> int:
-    """Bytes of activations that the second step's backward pass begins with."""
-    start = next(start for start, phase, step in log.phases if (phase, step) == ("backward", 2))
-    alive: dict[int, int] = {}
-    for number in log.events[:start]:
-        if number > 0:
-            alive[number] = log.blocks[number - 1].bytes
-        else:
-            del alive[-number]
-    return sum(size for number, size in alive.items() if log.blocks[number - 1].kind == "saved activations")
-
-
 def test_what_a_layer_keeps(tmp_path: Path) -> None:
     """LoRA on all linear layers of two Llama layers. The first norm of all is left as it is, as no gradient goes
     through it; so the difference is that of three norms in layers, of the last norm and of two MLPs.
     """
-    plain, found = _traced(tmp_path / "plain"), _traced(tmp_path / "found", NAME)
+    plain, found = traced(tmp_path / "plain"), traced(tmp_path / "found", NAME)
     norm = TOKENS * (HIDDEN * (FLOAT + HALF) + FLOAT) - TOKENS * HIDDEN * HALF
     """A copy in float32, the result and a number a row, less the input."""
     last = TOKENS * (HIDDEN * FLOAT + FLOAT) - TOKENS * HIDDEN * HALF
     """Its result goes into the head, which is frozen and keeps nothing."""
     mlp = TOKENS * INNER * 2 * HALF
     """The activation and the product; the outputs of gate and up stay."""
-    assert _saved(plain.log) - _saved(found.log) == 3 * norm + last + 2 * mlp
+    assert saved(plain.log) - saved(found.log) == 3 * norm + last + 2 * mlp
     assert found.flops_per_token == plain.flops_per_token
 
 
 def test_with_one_kernel_to_a_norm(tmp_path: Path) -> None:
     """Behind `fused-rms-norm`, whose norms keep their input and a number a row already."""
-    plain, found = _traced(tmp_path / "plain", FUSED), _traced(tmp_path / "found", FUSED, NAME)
+    plain, found = traced(tmp_path / "plain", FUSED), traced(tmp_path / "found", FUSED, NAME)
     norm, row, mlp = TOKENS * HIDDEN * HALF, TOKENS * FLOAT, TOKENS * INNER * 2 * HALF
-    assert _saved(plain.log) - _saved(found.log) == 3 * norm + 4 * row + 2 * mlp
+    assert saved(plain.log) - saved(found.log) == 3 * norm + 4 * row + 2 * mlp
 
 
 def test_checkpointed_layers_keep_no_more(tmp_path: Path) -> None:
-    plain = _traced(tmp_path / "plain", GRADIENT_CHECKPOINTING)
-    found = _traced(tmp_path / "found", NAME, GRADIENT_CHECKPOINTING)
+    plain = traced(tmp_path / "plain", GRADIENT_CHECKPOINTING)
+    found = traced(tmp_path / "found", NAME, GRADIENT_CHECKPOINTING)
     last = TOKENS * (HIDDEN * FLOAT + FLOAT) - TOKENS * HIDDEN * HALF
-    assert _saved(plain.log) - _saved(found.log) == last
+    assert saved(plain.log) - saved(found.log) == last
     assert found.flops_per_token == plain.flops_per_token
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,19 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fitune import Batch, ModelError
 from fitune.compose.loss import plain_loss
-from fitune.memory.cards.cards import find_card
 from fitune.memory.levers import levers
-from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.log import MemoryLog
-from fitune.memory.trace.run import Trace, trace
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune_plugins.memory import kept_results
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
 from fitune_plugins.memory.selective_checkpointing import contexts
-from support import real_steps
-from support.architectures import CONFIGS, TARGETS, recipe_of
-from support.real_steps import both_logs, events
+from support.architectures import CONFIGS, TARGETS
 from support.tiny import gradients, make_batch, with_lora
 
 Keep = Literal["nothing", "attention", "products"]
@@ -299,102 +292,3 @@ def test_levers_are_what_else_may_be_kept(keep: Keep, tmp_path: Path) -> None:
         if name.startswith(start):
             (use,) = read_recipe(path, registry, lever.overrides).strategies
             assert use.options.keep == name.removeprefix(start)
-
-
-# ------------------------------------------------------------------------------------------------------- forecasts
-
-ROWS, LENGTH, HIDDEN, HEADS, SIZE = 2, 64, 64, 4, 16
-TOKENS = ROWS * LENGTH
-HALF, FLOAT = 2, 4
-
-
-def _strategy(keep: Keep) -> str:
-    return f'gradient-checkpointing", keep = "{keep}'
-
-
-def _traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
-    recipe = recipe_of(directory, name, *strategies, **named)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
-
-
-def _saved(log: MemoryLog) -> int:
-    """Bytes of activations that the second step's backward pass begins with."""
-    start = next(start for start, phase, step in log.phases if (phase, step) == ("backward", 2))
-    alive: dict[int, int] = {}
-    for number in log.events[:start]:
-        if number > 0:
-            alive[number] = log.blocks[number - 1].bytes
-        else:
-            del alive[-number]
-    return sum(size for number, size in alive.items() if log.blocks[number - 1].kind == "saved activations")
-
-
-def test_what_attention_takes_and_saves(tmp_path: Path) -> None:
-    nothing, found = (_traced(tmp_path / keep, _strategy(keep)) for keep in KEEP[:2])
-    one = TOKENS * HIDDEN * HALF + ROWS * HEADS * LENGTH * FLOAT + 2 * 8 + 8
-    """The result, a number for each of its rows, and the state of random numbers."""
-    assert _saved(found.log) - _saved(nothing.log) == LAYERS * one
-    assert nothing.flops_per_token - found.flops_per_token == LAYERS * 4 * HEADS * LENGTH * SIZE
-
-
-def test_products_are_computed_once(tmp_path: Path) -> None:
-    plain = _traced(tmp_path / "plain", lora=False)
-    found = _traced(tmp_path / "found", _strategy("products"), lora=False)
-    assert found.flops_per_token == plain.flops_per_token
-    assert _saved(found.log) < _saved(plain.log)
-
-
-def test_so_they_are_of_fused_adapters(tmp_path: Path) -> None:
-    """Whose second product is added to the first layer's result where that stands."""
-    plain = _traced(tmp_path / "plain", "fused-lora")
-    found = _traced(tmp_path / "found", "fused-lora", _strategy("products"))
-    assert found.flops_per_token == plain.flops_per_token
-
-
-def test_attention_between_documents_is_kept(tmp_path: Path) -> None:
-    for keep in KEEP[:2]:
-        log = _traced(tmp_path / keep, _strategy(keep), packed=True).log
-        kernels = [b for b in log.blocks if b.step == 2 and b.operation == "torch_attn._varlen_attn.default"]
-        assert ({b.phase for b in kernels} == {"forward"}) is (keep == "attention")
-
-
-@pytest.mark.parametrize("card", ["t4", "h100"])
-def test_other_kernels_are_kept(card: str, tmp_path: Path) -> None:
-    """The memory-efficient one, and cuDNN's."""
-    dtype = "float16" if card == "t4" else "bfloat16"
-    recipe = recipe_of(tmp_path, "llama", _strategy("attention"), dtype=dtype, changes={"num_key_value_heads": HEADS})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log = trace(recipe, shapes_of_recipe(recipe, 1), find_card(card)).log
-    kernel = "efficient" if card == "t4" else "cudnn"
-    name = f"aten._scaled_dot_product_{kernel}_attention.default"
-    assert {block.phase for block in log.blocks if block.operation == name} == {"forward"}
-
-
-@pytest.mark.parametrize("keep", KEEP[1:])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
-def test_a_forecast_does_what_a_run_does(
-    name: str, keep: Keep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the CPU's own attention kernel in both."""
-
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return cast(Tensor, kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0])
-
-    monkeypatch.setattr(real_steps, "_attention", attention)
-    forecast, real = both_logs(recipe_of(tmp_path, name, _strategy(keep), length=32))
-    assert events(forecast) == events(real)
-    assert any("flash_attention_for_cpu" in block.operation for block in real.blocks)
