@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fitune.cli.progress import Progress
-from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
+from fitune.data.prepare import Prepared, context_of, held_out_data, tokenizer_of, training_data
 from fitune.data.survey import as_json_row, pieces, survey
 from fitune.errors import CONTROLS, DataError, visible
 from fitune.plugin.contract import blame
-from fitune.plugin.dataflow import Example
+from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.recipe import Recipe
 
 
@@ -27,6 +27,7 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
     if data is None:
         raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
+    notices = notices_of(recipe, context, *((None, data) if held_out else (data, None)))
     if row is not None and row > len(data.rows):
         raise DataError(f"there is no row {row}: there are {len(data.rows)}")
     numbers = range(min(rows, len(data.rows))) if row is None else [row - 1]
@@ -36,7 +37,7 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
         click.echo(as_shown_json({**counted.as_json(), "examples": examples}))
         return
     console = Console()
-    for line in counted.lines():
+    for line in (*counted.lines(), *(f"note: {notice}" for notice in notices)):
         console.print(visible(line), highlight=False, soft_wrap=True, markup=False)
     for number in numbers:
         example = data.rows[number]
@@ -44,6 +45,16 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
         title = f"row {number + 1} ({origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
         console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
         console.print(picture(example, tokenizer), soft_wrap=True)
+
+
+def notices_of(
+    recipe: Recipe, context: DataContext, data: Prepared | None, held_out: Prepared | None
+) -> tuple[str, ...]:
+    """What the model makes of these rows' lengths. Raises `DataError` if it cannot take them."""
+    from fitune.compose.positions import built, position_notices
+
+    model = built(recipe)
+    return () if model is None else position_notices(recipe, context, model, data, held_out)
 
 
 def as_shown_json(values: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
 from fitune.compose.model import Strategies, make_model, make_optimizer, planned, told, with_documents_apart
 from fitune.compose.optimizer import Trainables
+from fitune.compose.positions import position_notices
 from fitune.compose.step import Step
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
 from fitune.data.run_data import Materials, gather
@@ -108,6 +109,8 @@ def compose(
     plan = replace(plan, notices=(*plan.notices, *told(recipe, strategies, model)))
     plan = with_documents_apart(plan, recipe, model, data)
     materials.must_be_known_to(model)
+    behind = position_notices(recipe, materials.context, model, data, held_out)
+    plan = replace(plan, notices=(*plan.notices, *behind))
     dialogue = dialogue_of(recipe, materials.context)
     if dialogue is not None:
         end_at(unwrapped(model), ends(materials.tokenizer, dialogue)[0])  # before any of it is saved

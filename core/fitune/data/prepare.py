@@ -87,6 +87,11 @@ class Prepared:
         return int(self.rows.meta["highest"])
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest document in the rows."""
+        return int(self.rows.meta["longest"])
+
+    @property
     def lengths(self) -> Counter[int]:
         """Tokens of documents before any was cut or packed: how many there are of each length."""
         return Counter({int(length): int(number) for length, number in self.rows.meta["lengths"]})
@@ -198,7 +203,7 @@ class _Chain:
         self.notes: Counter[str] = Counter()
         self.flow: dict[str, int] = {}
         self.lengths: Counter[int] = Counter()
-        self.highest = 0
+        self.highest = self.longest = 0
         self.tokens = 0
         self.context = replace(job.context, count=self._count)
 
@@ -256,6 +261,7 @@ class _Chain:
             "notes": list(self.notes.items()),
             "lengths": sorted(self.lengths.items()),
             "highest": self.highest,
+            "longest": self.longest,
             "tokens": self.tokens,
         }
 
@@ -280,6 +286,7 @@ class _Chain:
     def _checked(self, stream: Iterator[Example]) -> Iterator[Example]:
         for example in stream:
             self.highest = max(self.highest, int(example.input_ids.max()))
+            self.longest = max(self.longest, *(example.lengths or (len(example.input_ids),)))
             self.tokens += len(example.input_ids)
             if len(example.input_ids) > self.context.length:
                 raise DataError(
