@@ -54,6 +54,7 @@ class RunConsole:
             f"model    {escape(recipe.model.record.name)}, {run.parameters:,} parameters",
             f"adapter  {escape(recipe.adapter.record.name)}, {run.trainable:,} parameters train ({share:.2f} %)",
             f"memory   {escape(', '.join(use.record.name for use in recipe.strategies) or 'no strategy')}",
+            *(f"         {escape(line)}" for line in run.told),
             *(f"{'         ' if number else 'fit      '}{escape(line)}" for number, line in enumerate(run.fitted)),
             f"data     {run.rows:,} rows; a step takes {batch}",
             *(f"         {escape(what)}: {number:,}" for what, number in run.counts),

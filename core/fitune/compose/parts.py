@@ -106,7 +106,6 @@ def compose(
         forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
 
     model = make_model(recipe, strategies, plan, accelerator)
-    plan = replace(plan, notices=(*plan.notices, *told(recipe, strategies, model)))
     plan = with_documents_apart(plan, recipe, model, data)
     materials.must_be_known_to(model)
     behind = position_notices(recipe, materials.context, model, data, held_out)
@@ -143,6 +142,7 @@ def compose(
         parameters=sum(p.numel() for p in model.parameters()),
         forecast=None if forecaster is None else forecaster.result(),
         fitted=fitted,
+        told=told(recipe, strategies, model),
         resumed=resumed,
         evaluated=evaluated,
         stop=stop or StopRequest(),

@@ -87,6 +87,8 @@ class Run:
     """Made beside a run on a GPU while its weights load; None on other devices."""
     fitted: tuple[str, ...] = ()
     """What `[memory] fit` chose and what for, in lines; empty where nothing was asked for."""
+    told: tuple[str, ...] = ()
+    """What the adapter and the memory strategies say of the model, beside what was asked of them, in lines."""
     resumed: int | None = None
     """Steps that were made before, where this goes on from a checkpoint; None for a run from its beginning."""
     evaluated: int = -1
