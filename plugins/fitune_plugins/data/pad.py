@@ -40,6 +40,8 @@ def _make(options: PadOptions, context: DataContext) -> Stage:
                 input_ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids)
                 labels[row, : len(example.labels)] = torch.from_numpy(example.labels)
             lengths = _documents(examples, length)
+            if lengths:
+                _fill(input_ids, examples)
             yield Batch(
                 input_ids=input_ids,
                 labels=labels,
@@ -52,15 +54,29 @@ def _make(options: PadOptions, context: DataContext) -> Stage:
     return pad
 
 
+def _fill(input_ids_BS: Tensor, examples: Sequence[Example]) -> None:
+    """Pad packed rows with a token of their own, in place of the pad token.
+
+    Padding that is a document of its own sees nothing else: where a model's embedding of the pad token is zero (Gemma
+    3n), so is all that the layers make of it, and the gradient of its root mean square is no number.
+    """
+    for row, example in enumerate(examples):
+        input_ids_BS[row, len(example.input_ids) :] = int(example.input_ids[-1])
+
+
 def _documents(examples: Sequence[Example], length: int) -> tuple[int, ...]:
-    """Tokens of each document, row after row, a row's padding as its last one; empty if no row is packed."""
+    """Tokens of each document, row after row, a row's padding behind its own; empty if no row is packed.
+
+    Padding is cut where it is longer than every document, as it might go past a model's last position.
+    """
     if not any(example.lengths for example in examples):
         return ()
+    longest = max(max(example.lengths or (len(example.input_ids),)) for example in examples)
     found: list[int] = []
     for example in examples:
         tokens = len(example.input_ids)
         found += example.lengths or (tokens,)
-        found += (length - tokens,) if tokens < length else ()
+        found += [min(longest, length - at) for at in range(tokens, length, longest)]
     return tuple(found)
 
 

@@ -9,8 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from fitune import IGNORED, Batch, DataContext, DataError, DataStage, Example, Origin
+from fitune.compose.loss import plain_loss
 from fitune.testing import open_registry
 
 PAD = 99
@@ -114,9 +116,45 @@ def test_positions_of_packed_rows() -> None:
         [*range(9), *range(6), 0],
         [*range(5), *range(4), *range(3), *range(4)],
     ]
-    assert batch.input_ids[0, 15] == PAD
+    assert batch.input_ids[0, 15] == batch.input_ids[0, 14] != PAD
     assert batch.targets == int((batch.labels[:, 1:] != IGNORED).sum()) == 8 + 5 + 4 + 3 + 2
     assert batch.tokens == 15 + 12
+
+
+def test_padding_is_no_longer_than_the_longest_document() -> None:
+    (row,) = make("pack")(iter([example(3), example(2)]))
+    batch = batch_of([row], to="length")
+    assert batch.lengths == (3, 2, 3, 3, 3, 2)
+    assert batch.positions is not None
+    assert int(batch.positions.max()) == 2
+
+
+def test_padding_of_packed_rows_has_a_gradient_where_the_pad_tokens_embedding_is_zero() -> None:
+    torch.manual_seed(0)
+    config: Any = Gemma3nTextConfig
+    model: Any = Gemma3nForCausalLM(
+        config(
+            vocab_size=128,
+            vocab_size_per_layer_input=128,
+            hidden_size=16,
+            hidden_size_per_layer_input=8,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_kv_shared_layers=0,
+            head_dim=8,
+            laurel_rank=4,
+            altup_num_inputs=2,
+            layer_types=["sliding_attention", "full_attention"],
+            activation_sparsity_pattern=[0.0, 0.0],
+            pad_token_id=PAD,
+        )
+    )
+    assert not model.get_input_embeddings().weight[PAD].any()
+    (row,) = make("pack")(iter([example(9), example(4)]))
+    plain_loss(model, batch_of([row], to="length")).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_a_packed_row_beside_one_that_is_not() -> None:
