@@ -13,7 +13,7 @@ from fitune import Lever, ModelError, ModelLoader, Problem, Recipe, hookimpl
 from fitune_plugins.loaders.fingerprint import of_directory, of_hub
 from fitune_plugins.loaders.quantized import (
     arguments_for,
-    made_trainable,
+    make_trainable,
     problems,
     stored,
     with_shapes,
@@ -80,6 +80,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     must_name_no_kernel(source, arguments)
+    plain = arguments_for(source, arguments)
     before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
@@ -90,7 +91,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **{"trust_remote_code": False, **arguments_for(source, arguments), **arguments},
+            **{"trust_remote_code": False, **plain, **arguments},
         )
     except pickle.UnpicklingError as error:
         # torch's own message tells how to switch the safe unpickler off: not here.
@@ -115,7 +116,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
         )
     assert isinstance(model, PreTrainedModel)
     if "gguf_file" not in arguments:
-        made_trainable(model)
+        make_trainable(model, getattr(torch, dtype), plain=bool(plain))
     return model
 
 

@@ -20,6 +20,7 @@ from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -164,20 +165,40 @@ def arguments_for(source: str, arguments: Mapping[str, Any]) -> dict[str, Quanti
     return {KEY: kind.from_dict({**values, "dequantize": True})}
 
 
-def made_trainable(model: PreTrainedModel) -> None:
-    """Let quantised layers compute in the model's type. Raises `ModelError` for some that adapters cannot train on."""
+def make_trainable(model: PreTrainedModel, dtype: torch.dtype, *, plain: bool) -> None:
+    """Have a model that was read from a quantised checkpoint compute in this type; `plain` if it is dequantised by now.
+
+    Raises `ModelError` for one that adapters cannot train on.
+    """
     import logging
 
     quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is None and not plain:
+        return
+    _cast(model, dtype)
     if quantizer is None:
         return
-    name = method_of({"quant_method": "", **quantizer.quantization_config.to_dict()}).name
+    name = method_of(quantizer.quantization_config.to_dict()).name
     if not quantizer.is_trainable:
         raise ModelError(f"a checkpoint quantised by {name} cannot be trained on. Load another checkpoint of the model")
     if name.startswith("bitsandbytes"):
-        compute_in(model, model.dtype)
+        compute_in(model, dtype)
         # It tells, of each layer in each step, that inputs become float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give weights that are not quantised the type: transformers leaves those of a quantised checkpoint as stored."""
+    import torch
+    from torch import nn
+
+    high = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        high |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        stored = type(parameter) is nn.Parameter and parameter.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        if stored and parameter.dtype != dtype and high.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- without values
