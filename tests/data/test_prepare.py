@@ -111,7 +111,7 @@ def test_a_row_over_the_length_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         prepared(path, 'data.stage=[{use="messages"}, {use="chat"}, {use="tokenize"}, {use="pad"}]')
     assert error.value.message.startswith(f"{tmp_path / 'data.jsonl'}:2: ")
-    assert "over [train] length = 64. Add a [[data.stage]]" in error.value.message
+    assert "over [train] length = 64. Put the [[data.stage]] that cuts rows behind" in error.value.message
 
 
 @pytest.mark.parametrize("where", ["file", "conversation"])

@@ -12,10 +12,29 @@ from safetensors.torch import load_file
 
 from fitune import Notice, Run, StepReport, hookimpl
 from fitune.errors import Interrupted
-from fitune.testing import open_registry
+from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train.run import run
 from fitune.train.start import Start, start_of
 from support.tiny import metrics
+
+STEPS = 8
+"""More than an epoch of six."""
+
+
+def write_resumed(directory: Path) -> Path:
+    """Write the tiny recipe with all that draws random numbers, in deterministic mode."""
+    path = write_recipe(
+        directory,
+        {
+            "deterministic": True,
+            "adapter": {"use": "lora", "dropout": 0.3},
+            "memory": {"strategy": [{"use": "accumulation", "steps": 2}]},
+            "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
+            "train": {"steps": STEPS, "warmup_steps": 2, "micro_batch": 1},
+        },
+    )
+    write_tiny_data(path.parent / "held_out.jsonl", rows=3)
+    return path
 
 
 class Stopper:
