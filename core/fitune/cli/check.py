@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
+from fitune.runs.layout import read_json
 
 if TYPE_CHECKING:
     from fitune.plugin.recipe import Recipe, Use
@@ -30,14 +32,34 @@ def check_command(settings: Settings, recipe: Path, overrides: Sequence[str]) ->
     click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
 
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What configurations call the number of positions that a model was made for."""
+
+
 def _of_lengths(recipe: Recipe) -> tuple[str, ...]:
     """What the model makes of rows as long as the data's, which are looked at only where it matters."""
-    from fitune.compose.positions import built, made_for, position_notices, table_of
+    if recipe.train.length <= _made_for(recipe):
+        return ()
+    from fitune.compose.positions import built, position_notices
     from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
 
     model = built(recipe)
-    most = None if model is None else table_of(model) or made_for(model)
-    if model is None or most is None or recipe.train.length <= most:
+    if model is None:
         return ()
     context = context_of(recipe, tokenizer_of(recipe))
     return position_notices(recipe, context, model, training_data(recipe, context), held_out_data(recipe, context))
+
+
+def _made_for(recipe: Recipe) -> float:
+    """Positions by the configuration on this disk, read without torch; no end where it is not there, or says none."""
+    place, name = getattr(recipe.model.options, "path", None), getattr(recipe.model.options, "id", None)
+    file = None if place is None else Path(place) / "config.json"
+    if place is None and isinstance(name, str):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json", revision=getattr(recipe.model.options, "revision", None))
+        file = Path(found) if isinstance(found, str) else None
+    config = {} if file is None else read_json(file)
+    tables = (config, config.get("text_config") or {})
+    known = [table[key] for table in tables for key in POSITIONS if isinstance(table, dict) and key in table]
+    return min((number for number in known if isinstance(number, int)), default=math.inf)
