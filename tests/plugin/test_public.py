@@ -23,7 +23,8 @@ PUBLIC = (
     "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted", "Lever",
     "Listener", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "ModelError", "ModelLoader",
     "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe", "RecipeError",
-    "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport", "StopRequest", "Strategy",
+    "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport", "StopRequest", "StoredQuantization",
+    "Strategy",
     "__version__", "decay_groups", "has_values", "hookimpl", "mend_generation_config", "nearest", "one_line", "run",
     "sentences", "standing_for", "unwrapped",
 )  # fmt: skip

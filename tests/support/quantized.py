@@ -85,10 +85,17 @@ def _as_fp8(model: Path) -> None:
 def _as_mxfp4(model: Path) -> None:
     """Experts of a small gpt-oss: 32 values share a scale, two stand in a byte."""
     old = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    ids = {key: old[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if key in old}
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    ids: dict[str, Any] = {
+        key: old[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if key in old
+    }
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     config = GptOssConfig(**ids, **sizes, **heads, rope_parameters=rope, max_position_embeddings=512)
     torch.manual_seed(0)
     made: Any = AutoModelForCausalLM.from_config(config)

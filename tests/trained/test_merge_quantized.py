@@ -50,7 +50,8 @@ def _by_hand(kind: str, model: Path, name: str) -> Tensor:
         return int8_vectorwise_dequant(weight, stored[name.replace("weight", "SCB")]).double()
     load: Any = AutoModelForCausalLM.from_pretrained
     loaded = load(model, dtype=torch.float32, device_map="cpu").get_parameter(name)
-    return dequantize_4bit(loaded.data, loaded.quant_state).double()
+    dequantised: Tensor = dequantize_4bit(loaded.data, loaded.quant_state)
+    return dequantised.double()
 
 
 def _delta(out: Path, name: str) -> Tensor:
@@ -94,7 +95,8 @@ def test_its_loss_is_that_of_the_adapter_on_the_quantised_base(finished: tuple[s
     assert abs(figures["loss_base"] - figures["loss_merged"]) > 0.05
 
 
-def test_what_cannot_be_dequantised_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_what_cannot_be_dequantised_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitune_plugins.loaders.quantized._is_there", lambda module: True)
     recipe = write(tmp_path / "recipe", "4bit")
     registry = open_registry()
     out = tmp_path / "run"
