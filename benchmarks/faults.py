@@ -2,7 +2,8 @@
 
     python benchmarks/faults.py --kills 400 --out benchmarks/faults.json
 
-What is killed and what must be equal stands in `tests/support/fault_suite.py`. It ends with an error where anything is not.
+What is killed and what must be equal stands in `tests/support/fault_suite.py`. It ends with an error where
+anything is not.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 from typing import Any
 
@@ -59,3 +60,11 @@ def beside(forecast: Json, truth: Json) -> Json:
 
 def _largest(counts: dict[int, int]) -> list[tuple[int, int]]:
     return sorted(counts.items(), key=lambda item: abs(item[0] * item[1]), reverse=True)[:KEPT]
+
+
+def version(package: str) -> str | None:
+    """The installed version."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

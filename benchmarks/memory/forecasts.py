@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import fnmatch
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -32,8 +31,9 @@ from typing import Any
 
 from family_cases import family_cases
 from forecast_cases import SHAPES, Case, Shape, all_cases, by_name
-from forecast_rows import forecast_of, truth_of, write_weights
-from forecast_table import GIB, Json, beside, summary, table
+from forecast_rows import forecast_of, write_weights
+from forecast_table import GIB, Json, beside, summary, table, version
+from forecast_truth import truth_of
 
 sys.modules["kernels"] = None  # type: ignore[assignment]  # a file beside this one, where transformers finds a package
 
@@ -286,14 +286,6 @@ class Bench:
         lines = [json.dumps(row, default=str) for row in rows]
         head = json.dumps(about, indent=1).removesuffix("\n}")
         self.arguments.out.write_text(head + ',\n "rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
-
-
-def version(package: str) -> str | None:
-    """The installed version."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

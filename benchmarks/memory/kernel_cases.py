@@ -1,68 +1,15 @@
-"""Everything but attention whose memory `kernels.py` measures."""
+"""Products, softmax and plain ops whose memory `kernels.py` measures."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kernel_attention import BF16, FP16, FP32, Case, Steps, aten, attention_cases
-
-Tensors = tuple[torch.Tensor, ...]
-Make = Callable[[str], Tensors]
-
-
-def normal(*shapes: tuple[int, ...], dtype: torch.dtype = BF16, grad: bool = False) -> Make:
-    """A maker of random tensors."""
-    return lambda device: tuple(torch.randn(s, device=device, dtype=dtype, requires_grad=grad) for s in shapes)
-
-
-def call(make: Make, function: Callable[..., Any], label: str = "forward") -> Case:
-    """One call, without a graph."""
-
-    def run(device: str) -> Steps:
-        tensors = make(device)
-        yield label, lambda: function(*tensors)
-
-    return run
-
-
-def both(make: Make, function: Callable[..., torch.Tensor]) -> Case:
-    """A function and its backward through autograd; what the graph keeps counts as live."""
-
-    def run(device: str) -> Steps:
-        tensors = make(device)
-        leaves = [tensor for tensor in tensors if tensor.requires_grad]
-
-        def forward() -> torch.Tensor:
-            with torch.enable_grad():
-                return function(*tensors)
-
-        out = yield "forward", forward
-        slope = torch.ones_like(out)
-        yield "backward", lambda: torch.autograd.grad(out, leaves, slope)
-
-    return run
-
-
-def pair(make: Make, forward: Callable[..., Any], backward: Callable[..., Any]) -> Case:
-    """An aten op and the aten op of its backward, which is called with (grad, result, *tensors)."""
-
-    def run(device: str) -> Steps:
-        tensors = make(device)
-        result = yield "forward", lambda: forward(*tensors)
-        slope = torch.ones_like(result[0] if isinstance(result, tuple) else result)
-        yield "backward", lambda: backward(slope, result, *tensors)
-
-    return run
-
-
-def with_ids(make: Make, rows: tuple[int, ...], below: int) -> Make:
-    """`make`'s tensors and int64 ids."""
-    return lambda device: (*make(device), torch.randint(0, below, rows, device=device))
+from kernel_attention import BF16, FP16, FP32, Case, aten, attention_cases
+from kernel_calls import Tensors, both, call, normal, pair, with_ids
+from kernel_lists import bitsandbytes_cases, list_cases
 
 
 def softmax_cases() -> dict[str, Case]:
@@ -259,104 +206,6 @@ def product_cases() -> dict[str, Case]:
     grouped: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
     if grouped is not None:
         cases["grouped_mm bfloat16"] = both(experts, lambda x, w, ends: grouped(x, w, offs=ends))
-    return cases
-
-
-def optimizer(
-    make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-    shapes: list[tuple[int, ...]],
-    dtype: torch.dtype,
-) -> Case:
-    """The first step of an optimizer, which makes its state, and the second."""
-
-    def run(device: str) -> Steps:
-        parameters = [torch.nn.Parameter(torch.randn(shape, device=device, dtype=dtype)) for shape in shapes]
-        for parameter in parameters:
-            parameter.grad = torch.randn_like(parameter)
-        made = make(parameters)
-        yield "first step", made.step
-        yield "second step", made.step
-
-    return run
-
-
-SMALL: list[tuple[int, ...]] = [(4, 4096)] * 100
-BIG: list[tuple[int, ...]] = [(4096, 11008)] * 10
-
-
-def list_cases() -> dict[str, Case]:
-    """Optimizers, clipping and the `_foreach` ops, over many small tensors and few big ones."""
-    cases: dict[str, Case] = {}
-    for name, shapes in (("100 small", SMALL), ("10 big", BIG)):
-        for dtype in (BF16, FP32):
-            kind = f"{name} {str(dtype)[6:]}"
-            for way in ("fused", "foreach"):
-                make = functools.partial(torch.optim.AdamW, lr=1e-4, fused=way == "fused", foreach=way == "foreach")
-                cases[f"AdamW {way} {kind}"] = optimizer(make, shapes, dtype)
-            lists = normal(*shapes, dtype=dtype)
-            cases[f"_foreach_norm {kind}"] = call(lists, lambda *x: torch._foreach_norm(x))
-            cases[f"_foreach_mul_ by tensor {kind}"] = call(
-                lists, lambda *x: torch._foreach_mul_(x, torch.ones((), device=x[0].device))
-            )
-            graph = normal(*shapes, dtype=dtype, grad=True)
-            cases[f"clip_grad_norm_ {kind}"] = clipped(graph)
-        cases[f"_foreach_copy_ {name}"] = call(
-            lambda device, shapes=shapes: (  # type: ignore[misc]
-                *normal(*shapes[:5])(device),
-                *normal(*shapes[:5], dtype=FP32)(device),
-            ),
-            lambda *x: torch._foreach_copy_(list(x[:5]), list(x[5:])),
-        )
-    return cases
-
-
-def clipped(make: Make) -> Case:
-    """`clip_grad_norm_`, whose own gradients are the tensors themselves."""
-
-    def run(device: str) -> Steps:
-        tensors = make(device)
-        for tensor in tensors:
-            tensor.grad = tensor.detach()
-        yield "forward", lambda: torch.nn.utils.clip_grad_norm_(tensors, 1.0)
-
-    return run
-
-
-def bitsandbytes_cases() -> dict[str, Case]:
-    """Four-bit weights and eight-bit optimizers, where the package is there."""
-    try:
-        bnb: Any = importlib.import_module("bitsandbytes")
-    except ImportError:
-        return {}
-    cases: dict[str, Case] = {}
-
-    def product(rows: int, nested: bool, dtype: torch.dtype, shape: tuple[int, int]) -> Case:
-        def run(device: str) -> Steps:
-            weight = torch.randn(shape, device=device, dtype=dtype)
-            quantize = functools.partial(bnb.functional.quantize_4bit, compress_statistics=nested, quant_type="nf4")
-            packed, state = yield "quantize_4bit", lambda: quantize(weight)
-            yield "dequantize_4bit", lambda: bnb.functional.dequantize_4bit(packed, state)
-            x = torch.randn(1, rows, shape[1], device=device, dtype=dtype, requires_grad=True)
-
-            def forward() -> Any:
-                with torch.enable_grad():
-                    return bnb.matmul_4bit(x, packed.t(), quant_state=state)
-
-            yield "forward, no gradient", lambda: bnb.matmul_4bit(x.detach(), packed.t(), quant_state=state)
-            out = yield "forward", forward
-            slope = torch.randn_like(out)
-            yield "backward", lambda: torch.autograd.grad(out, x, slope)
-
-        return run
-
-    for rows in (1, 16, 2048):
-        cases[f"4 bit, {rows} rows, nested"] = product(rows, True, BF16, (11008, 4096))
-    cases["4 bit, 2048 rows"] = product(2048, False, BF16, (11008, 4096))
-    cases["4 bit, 2048 rows, float16"] = product(2048, True, FP16, (4096, 4096))
-    for name in ("AdamW8bit", "PagedAdamW8bit"):
-        for size, shapes in (("100 small", SMALL), ("10 big", BIG)):
-            make = functools.partial(getattr(bnb.optim, name), lr=1e-4)
-            cases[f"{name} {size}"] = optimizer(make, shapes, BF16)
     return cases
 
 
