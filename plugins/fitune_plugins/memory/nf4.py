@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl, unwrapped
 from fitune_plugins.loaders.bitsandbytes_layers import (
     check_bitsandbytes,
     compute_in,
@@ -21,7 +21,12 @@ from fitune_plugins.loaders.bitsandbytes_layers import (
 from fitune_plugins.loaders.quantized import name_of_stored
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+
+KEPT = ("embeddings", "head", "routed experts", "norms and others")
+"""What is not quantised: bitsandbytes knows linear layers alone, and experts are one tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,18 @@ class Nf4(Strategy):
         compute_in(model, model.dtype)
         return model
 
+    def told(self, model: PreTrainedModel) -> Iterable[str]:
+        """Say how much of the frozen model is not in 4 bits, and what it is."""
+        inner = unwrapped(model)
+        left: dict[str, int] = {}
+        for name, parameter in inner.named_parameters():
+            if parameter.is_floating_point() and ".lora_" not in name and not parameter.requires_grad:
+                kind = _kind(name, parameter, inner)
+                left[kind] = left.get(kind, 0) + parameter.numel() * parameter.element_size()
+        if left:
+            parts = ", ".join(f"{kind} {_size(left[kind])}" for kind in KEPT if kind in left)
+            yield f"nf4: {_size(sum(left.values()))} stay in {str(inner.dtype).removeprefix('torch.')}: {parts}"
+
     def _quantization(self) -> BitsAndBytesConfig:
         from transformers import BitsAndBytesConfig
 
@@ -61,6 +78,18 @@ class Nf4(Strategy):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=self.options.double_quantization,
         )
+
+
+def _kind(name: str, parameter: Tensor, model: PreTrainedModel) -> str:
+    """Which of `KEPT` a weight is."""
+    for kind, module in zip(KEPT, (model.get_input_embeddings(), model.get_output_embeddings()), strict=False):
+        if module is not None and any(parameter is own for own in module.parameters()):
+            return kind
+    return KEPT[2] if parameter.ndim == 3 and "expert" in name else KEPT[3]
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 100 else f"{number / 2**20:.2f} MiB"
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from fitune import ModelError, Plan, RecipeError
 from fitune.compose.model import adapted, planned
@@ -23,6 +23,7 @@ from fitune.plugin.model import unwrapped
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune_plugins.memory.nf4 import Nf4, Nf4Options
+from support.architectures import CONFIGS
 from support.tiny import assert_close, gradients, losses, parts_of, train, with_lora
 
 NF4 = 'memory.strategy=[{use="nf4"}]'
@@ -148,6 +149,25 @@ def test_a_weight_that_is_not_there_is_still_refused(recipe_path: Path, change: 
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 of its weights .* e\.g\. model\.layers\.1\.mlp\.up_proj\.weight"):
         parts_of(recipe_path, NF4)
+
+
+def test_what_stays_in_the_models_own_type_is_told(recipe_path: Path) -> None:
+    parts = parts_of(recipe_path, NF4, "model.dtype='bfloat16'")
+    left = [p for n, p in unwrapped(parts.run.model).named_parameters() if "lora_" not in n and "proj" not in n]
+    (line,) = [line for line in parts.run.told if line.startswith("nf4: ")]
+    size = sum(p.numel() * 2 for p in left) / 2**20
+    assert line.startswith(
+        f"nf4: {size:.2f} MiB stay in bfloat16: embeddings 0.02 MiB, head 0.02 MiB, norms and others "
+    )
+
+
+def test_experts_are_told_with_their_size() -> None:
+    config = AutoConfig.for_model("qwen3_moe", **CONFIGS["qwen3_moe"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    (line,) = Nf4(Nf4Options()).told(model.requires_grad_(False))
+    experts = 2 * 4 * 3 * 64 * 32 * 2 / 2**20  # layers, experts, matrices, hidden, intermediate, bytes
+    assert f"routed experts {experts:.2f} MiB" in line
 
 
 def test_shapes_alone(recipe_path: Path) -> None:
