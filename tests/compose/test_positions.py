@@ -144,6 +144,26 @@ def test_short_rows_train_whatever_the_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_answers_end_where_the_table_does(tmp_path: Path) -> None:
+    """Prompts of 25 and of 58 tokens, of which one has 6 left: fewer than are asked for."""
+    recipe = _recipe(tmp_path, words=6)
+    held_out = recipe.parent / "held_out.jsonl"
+    more = (_recipe(tmp_path / "other", words=39).parent / "data.jsonl").read_text().splitlines(keepends=True)
+    held_out.write_text("".join([*(recipe.parent / "data.jsonl").read_text().splitlines(keepends=True)[:2], more[0]]))
+    evaluation = "[eval]\nexact_match = true\nmax_new_tokens = 30\nmicro_batch = 4\n"
+    recipe.write_text(recipe.read_text() + f'{evaluation}\n[[eval.source]]\nuse = "jsonl"\npath = "{held_out}"\n')
+    ft("run", recipe, "--out", tmp_path / "run")
+    answers = json.loads((tmp_path / "run" / "examples.json").read_text())["answers"]
+    assert [len(answer["prompt"]) for answer in answers] == [22, 22, 55]
+    both = ("--raw", "--max-new-tokens", 30)
+    out, _ = ft("generate", tmp_path / "run", "--prompt", "x" * 60, *both)
+    assert len(out.strip()) <= 4
+    assert "the prompt has 64 tokens, and the model takes 64 in all" in refused(
+        "generate", tmp_path / "run", "--prompt", "x" * 64, *both
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_packed_documents_begin_anew(tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, words=5)
     stages = 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]'

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitune.compose.positions import table_of
 from fitune.compose.reachable import cut_by
 from fitune.compose.special import special_ids
 from fitune.data.prepare import batches
@@ -137,14 +138,18 @@ class Evaluator:
     def _generate(self, prompts: Sequence[np.ndarray[Any, Any]], stops: list[int]) -> list[str]:
         from transformers import GenerationConfig
 
-        longest = max(len(p) for p in prompts)
+        longest, most = max(len(p) for p in prompts), self.settings.max_new_tokens
+        table = table_of(self.model)
+        if table is not None and longest + most > table:  # each to the table's end, which is elsewhere for each
+            if len(prompts) > 1:
+                return [text for prompt in prompts for text in self._generate([prompt], stops)]
+            most = max(1, table - longest)
         pad = self.tokenizer.pad_token_id
         ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, longest - len(prompt) :] = 1
-        most = self.settings.max_new_tokens
         config = GenerationConfig(
             do_sample=False,
             max_new_tokens=most,

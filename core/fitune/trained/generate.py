@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fitune.compose.dialogue import ends
+from fitune.compose.positions import known_by, table_of
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Generator:
 
     def _room(self, prompt: int) -> int:
         """Tokens that may be written. Raises `RunError` if the prompt takes all that the model knows positions of."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if not isinstance(most, int):
+        most = table_of(self.model) or known_by(self.model)
+        if most is None:
             return self.sampling.max_new_tokens
         if prompt >= most:
             raise RunError(f"the prompt has {prompt} tokens, and the model takes {most} in all. Shorten it")
