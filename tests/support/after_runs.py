@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli
+import tomli_w
 
 from fitune.cli.main import main
 from fitune.recipe.reader import read_recipe
@@ -36,6 +38,13 @@ def finished(directory: Path, *overrides: str, **changes: object) -> Path:
     out.mkdir()
     run(read_recipe(recipe, registry, [inside, *overrides]), registry, out)
     return out
+
+
+def without(recipe: Path, table: str) -> None:
+    """Take a table out of a recipe that a run has written."""
+    values = tomli.loads(recipe.read_text(encoding="utf-8"))
+    del values[table]
+    recipe.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:

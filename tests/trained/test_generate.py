@@ -178,7 +178,7 @@ def test_a_recipe_without_a_template_goes_on_with_text(tmp_path: Path, run: Path
     shutil.copytree(run, copy)
     text = (copy / "recipe.toml").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if 'use = "chat"' not in line]
-    plain = "\n".join(line.replace('use = "detect"', 'use = "plain-text"') for line in lines)
+    plain = "\n".join(line.replace('use = "detect", loss_keys = true', 'use = "plain-text"') for line in lines)
     (copy / "recipe.toml").write_text(plain, encoding="utf-8")
     assert ft("generate", copy, "--prompt", "1 2 ")[0] == ft("generate", run, "--raw", "--prompt", "1 2 ")[0]
     assert "trained on text without a chat template" in refused("generate", copy, "--system", "x", "--prompt", "x")

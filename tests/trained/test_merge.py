@@ -20,7 +20,7 @@ from fitune import ModelError, RunError
 from fitune.testing import open_registry, write_recipe
 from fitune.trained.merge import Merge, merge
 from fitune.trained.open import Trained, find, open_base, open_run, with_trained
-from support.after_runs import evaluations, finished, ft, refused
+from support.after_runs import evaluations, finished, ft, refused, without
 
 IDS = torch.arange(1, 60)[None]
 TIE = "tie_word_embeddings"
@@ -306,9 +306,7 @@ def test_a_named_template_and_its_end_go_with_the_model(tmp_path: Path) -> None:
 def test_rows_of_training_where_none_are_held_out(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    text = (copy / "recipe.toml").read_text(encoding="utf-8")
-    before, _, rest = text.partition("[eval]")
-    (copy / "recipe.toml").write_text(before + rest[rest.index("\n[") :], encoding="utf-8")
+    without(copy / "recipe.toml", "eval")
     out, _ = ft("merge", copy, "--to", tmp_path / "merged", "--rows", 5)
     assert "parity on 5 rows of training data" in out
     out, _ = ft("merge", copy, "--to", tmp_path / "m2", "--data", run.parent / "recipe" / "held_out.jsonl")

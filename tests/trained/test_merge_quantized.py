@@ -47,7 +47,8 @@ def _by_hand(kind: str, model: Path, name: str) -> Tensor:
     if kind == "mxfp4":
         return weight.double()  # experts alone are quantised, and no adapter is on them
     if kind == "8bit":
-        return int8_vectorwise_dequant(weight, stored[name.replace("weight", "SCB")]).double()
+        found: Tensor = int8_vectorwise_dequant(weight, stored[name.replace("weight", "SCB")])
+        return found.double()
     load: Any = AutoModelForCausalLM.from_pretrained
     loaded = load(model, dtype=torch.float32, device_map="cpu").get_parameter(name)
     dequantised: Tensor = dequantize_4bit(loaded.data, loaded.quant_state)

@@ -11,7 +11,7 @@ import pytest
 
 from fitune.checkpoint.manifest import write_manifest
 from fitune.testing import write_tiny_data
-from support.after_runs import evaluations, finished, ft, refused
+from support.after_runs import evaluations, finished, ft, refused, without
 
 EQUAL = ("loss", "exact_match", "rows", "target_tokens")
 
@@ -74,9 +74,7 @@ def test_on_another_file(run: Path, tmp_path: Path) -> None:
 def test_a_run_that_holds_nothing_out(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    text = (copy / "recipe.toml").read_text(encoding="utf-8")
-    before, _, rest = text.partition("[eval]")
-    (copy / "recipe.toml").write_text(before + rest[rest.index("\n[") :], encoding="utf-8")
+    without(copy / "recipe.toml", "eval")
     assert refused("eval", copy).endswith("its recipe holds no data out. Give a file to evaluate on: --data FILE")
     held_out = run.parent / "recipe" / "held_out.jsonl"
     assert _eval(copy, "--data", held_out)["loss"] == _eval(run)["loss"]
