@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
 def test_a_model_that_carries_a_state_is_refused(kind: str) -> None:
     make, layer = REFUSED[kind]
     torch.manual_seed(0)
-    with pytest.raises(ModelError, match=rf"^pack: {layer} is not known to keep .* Remove .* use = \"pack\"$"):
+    with pytest.raises(ModelError, match=rf"^pack: {layer} is not known to keep .* Remove .* packs rows$"):
         isolate_documents(make())
 
 

@@ -15,6 +15,8 @@ LAYER_NORM = {"phi", "falcon", "gpt_neox", "starcoder2"}
 """Their norms keep float32 on a card, but the type of their input on the CPU, so float32 is what can be compared."""
 ON_HOST = {"phimoe"}
 """It makes its rotary frequencies on the host in every step, which the CPU cannot be told from."""
+BY_VALUE = {"jetmoe"}
+"""How many rows its products have follows from where its tokens go; a trace takes the most."""
 
 
 def _same(recipe: Recipe) -> None:
@@ -22,7 +24,7 @@ def _same(recipe: Recipe) -> None:
     assert events(forecast) == events(real)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ON_HOST])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ON_HOST | BY_VALUE])
 def test_lora(tmp_path: Path, name: str) -> None:
     _same(recipe_of(tmp_path, name, dtype="float32" if name in LAYER_NORM else "bfloat16", length=32))
 
