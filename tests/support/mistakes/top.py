@@ -61,8 +61,8 @@ CASES = (
         [(LIGHT, "")],
         [
             'r.toml: "name" is missing. Add it; it takes: string',
-            "r.toml: the table [model] is missing. Add it, with use = one of: deepseek-7b, gguf, hf",
             "r.toml: the table [adapter] is missing. Add it, with use = one of: lora, none",
+            "r.toml: the table [model] is missing. Add it, with use = one of: deepseek-7b, gguf, hf",
             "r.toml: no data to train on. Add a [[data.source]]",
         ],
     ),
