@@ -20,7 +20,7 @@ from fitune_plugins.loaders import fingerprint
 from fitune_plugins.loaders.fingerprint import of_directory, of_files
 from fitune_plugins.loaders.hf import HfOptions
 from support.after_runs import finished, ft, refused
-from support.resuming import go
+from support.resuming import Stopper, go, stop
 
 COMMITS = ("a1" * 20, "b2" * 20)
 OF_HUB = 'model={use="hf", id="made/tiny", dtype="float32"}'
@@ -232,3 +232,16 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"config\.json cannot be read: No such file") as raised:
         loader.fingerprint(HfOptions(path=tmp_path))
     assert type(raised.value).__name__ == "ModelError"
+
+
+def test_an_older_run_goes_on_and_that_is_told_once(recipe_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop(recipe_path, run, 2)
+    file = run / "identity.json"
+    values = json.loads(file.read_text())
+    del values["base"]
+    file.write_text(json.dumps(values))
+    told = Stopper()
+    go(run, plugins=[told])
+    assert [notice.kind for notice in told.notices] == ["base"]
+    assert json.loads(file.read_text())["base"] == of_directory(recipe_path.parent / "model")
