@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _attach(options: NoOptions, model: PreTrainedModel) -> PreTrainedModel:
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            '"none" trains every weight, but those of the checkpoint are quantised. Name an adapter, e.g. use = "lora", '
+            '"none" trains every weight, but those of the checkpoint are quantised. Name an adapter, e.g. "lora", '
             "or load a checkpoint that is not quantised"
         )
     model.requires_grad_(True)
