@@ -11,8 +11,8 @@ import pytest
 import tomli
 from huggingface_hub import ModelCard
 
-from support.after_runs import evaluations, finished, ft
 from fitune.runs.card import published, write_card
+from support.after_runs import evaluations, finished, ft
 
 GIB = 2**30
 
