@@ -28,7 +28,7 @@ def write_model(directory: Path, shape: str = "deepseek", positions: int = 26214
     if not directory.exists():
         write_tiny_tokenizer(directory.with_suffix(".tokenizer"))
         shutil.move(directory.with_suffix(".tokenizer"), directory)
-        config = {**SHAPES[shape], "dtype": "bfloat16", "max_position_embeddings": positions}  # type: ignore[index]
+        config = {**SHAPES[shape], "dtype": "bfloat16", "max_position_embeddings": positions}
         config |= {"bos_token_id": None, "eos_token_id": 257, "pad_token_id": 258}
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
