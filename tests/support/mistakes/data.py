@@ -86,7 +86,9 @@ CASES = (
     case(
         "column of a format in the table of another stage",
         [below('use = "chat"', 'prompt = "question"')],
-        ['r.toml:20: [data.stage] prompt: unknown key "prompt". Known: date, end, loss, system, template, template_file, variables'],
+        [
+            'r.toml:20: [data.stage] prompt: unknown key "prompt". Known: date, end, loss, system, template, template_file, variables'
+        ],
     ),
     case(
         "data file that is not there",
