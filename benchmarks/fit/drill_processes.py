@@ -133,7 +133,7 @@ class Pretence:
 
         yield MemoryStrategy(name="short", summary="Pretends", options=NoOptions, make=lambda options: Short())
 
-    def refit(self, asked: Any, used: Any, materials: Any, room: int) -> Any:
+    def refit(self, asked: Any, used: Any, run_data: Any, room: int) -> Any:
         """Go on with gradient checkpointing."""
         from fitune.memory.fit.refit import Composition
         from fitune.plugin.recipe import Use

@@ -11,7 +11,7 @@ from fitune.plugin.recipe import Recipe
 from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
 from support.real_steps import both_generations, both_logs, events
 
-LAYER_NORM = {"phi", "falcon", "gpt_neox", "starcoder2"}
+LAYER_NORM = {"phi", "falcon", "gpt_neox", "starcoder2", "gpt2"}
 """Their norms keep float32 on a card, but the type of their input on the CPU, so float32 is what can be compared."""
 ON_HOST = {"phimoe"}
 """It makes its rotary frequencies on the host in every step, which the CPU cannot be told from."""

@@ -64,7 +64,7 @@ def test_examples_are_those_of_the_last_evaluation(recipe: Path, tmp_path: Path)
     examples = json.loads((tmp_path / "run" / "examples.json").read_text(encoding="utf-8"))
     assert examples["step"] == 5
     assert [a["expected"] for a in examples["answers"]] == ["1", "1 2"]
-    assert all(a.keys() == {"prompt", "expected", "generated"} for a in examples["answers"])
+    assert all(a.keys() == {"prompt", "expected", "generated", "cut"} for a in examples["answers"])
     assert metrics(tmp_path / "run", "evaluation")[-1]["exact_match"] in (0.0, 0.5, 1.0)
 
 

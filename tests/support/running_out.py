@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fitune import MemoryStrategy, NoOptions, OptimizerSettings, Recipe, Recovery, Run, RunError, Strategy, hookimpl
-from fitune.data.run_data import Materials
+from fitune.data.run_data import RunData
 from fitune.memory.fit.refit import Composition
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
@@ -94,7 +94,7 @@ class Refit:
     traps: Traps
     calls: int = 0
 
-    def __call__(self, asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
+    def __call__(self, asked: Recipe, used: Sequence[Composition], run_data: RunData, room: int) -> Composition:
         """The next composition. The model of the last one must be gone by now."""
         assert [model() for model in self.traps.models] == [None] * len(self.traps.models)
         assert len(used) == self.calls + 1

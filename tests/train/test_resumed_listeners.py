@@ -100,7 +100,8 @@ def test_examples_keep_the_first_answers_over_a_start(tmp_path: Path) -> None:
     go(made_run(tmp_path, resumed=4, evaluated=4), second := MetricsFile(), evaluate=(6,))
     second.ft_run_finished()
     assert examples(run)["step"] == 6
-    assert examples(run)["before"] == {"step": 0, "answers": [{"prompt": "0?", "expected": "yes", "generated": "0"}]}
+    first_answers = [{"prompt": "0?", "expected": "yes", "generated": "0", "cut": ""}]
+    assert examples(run)["before"] == {"step": 0, "answers": first_answers}
 
 
 def test_first_answers_that_are_made_again_are_not_kept(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fitune.compose.optimizer import Trainables
 from fitune.compose.positions import position_notices
 from fitune.compose.step import Step
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
-from fitune.data.run_data import Materials, gather
+from fitune.data.run_data import RunData, gather
 from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.events import MemoryForecast, Run, StopRequest
 from fitune.plugin.model import unwrapped
@@ -66,7 +66,7 @@ class Parts:
     """Of the optimizer's parameter groups, as the recipe has them: all but the parameters, before any step."""
     evaluator: Evaluator | None
     """None without held-out data."""
-    materials: Materials
+    run_data: RunData
     dialogue: Dialogue | None
     """How conversations were written; None where texts are trained on."""
 
@@ -82,7 +82,7 @@ def compose(
     watch: Watch = UNWATCHED,
     forecaster: Forecaster | None = None,
     *,
-    materials: Materials | None = None,
+    run_data: RunData | None = None,
     fitted: tuple[str, ...] = (),
     resumed: int | None = None,
     evaluated: int = -1,
@@ -100,19 +100,19 @@ def compose(
     accelerator = make_accelerator()
     directory = broadcast_object_list([directory])[0]  # it may be named by the time
 
-    materials = materials or gather(recipe, watch)
-    data, held_out = materials.data, materials.held_out
+    run_data = run_data or gather(recipe, watch)
+    data, held_out = run_data.data, run_data.held_out
     if forecaster is not None:
-        forecaster.start(recipe, materials.context, plan.accumulation, data, held_out)
+        forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
     model = make_model(recipe, strategies, plan, accelerator)
     plan = with_documents_apart(plan, recipe, model, data)
-    materials.must_be_known_to(model)
-    behind = position_notices(recipe, materials.context, model, data, held_out)
+    run_data.must_be_known_to(model)
+    behind = position_notices(recipe, run_data.context, model, data, held_out)
     plan = replace(plan, notices=(*plan.notices, *behind))
-    dialogue = dialogue_of(recipe, materials.context)
+    dialogue = dialogue_of(recipe, run_data.context)
     if dialogue is not None:
-        end_at(unwrapped(model), ends(materials.tokenizer, dialogue)[0])  # before any of it is saved
+        end_at(unwrapped(model), ends(run_data.tokenizer, dialogue)[0])  # before any of it is saved
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
@@ -132,12 +132,12 @@ def compose(
         directory=directory,
         plan=plan,
         model=model,
-        tokenizer=materials.tokenizer,
+        tokenizer=run_data.tokenizer,
         device=str(accelerator.device),
         processes=accelerator.num_processes,
         steps=steps,
         rows=len(data.rows),
-        counts=materials.counts,
+        counts=run_data.counts,
         trainable=sum(p.numel() for p in trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
         forecast=None if forecaster is None else forecaster.result(),
@@ -147,7 +147,7 @@ def compose(
         evaluated=evaluated,
         stop=stop or StopRequest(),
     )
-    make_batches = batch_maker(recipe.stages, materials.context)
+    make_batches = batch_maker(recipe.stages, run_data.context)
     return Parts(
         run=run,
         accelerator=accelerator,
@@ -157,7 +157,7 @@ def compose(
         scheduler=scheduler,
         settings=settings_of(optimizer),
         evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
-        materials=materials,
+        run_data=run_data,
         dialogue=dialogue,
     )
 

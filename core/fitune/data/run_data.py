@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Materials:
+class RunData:
     """What a run trains and is evaluated on."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,11 +44,11 @@ class Materials:
             )
 
 
-def gather(recipe: Recipe, watch: Watch = UNWATCHED) -> Materials:
+def gather(recipe: Recipe, watch: Watch = UNWATCHED) -> RunData:
     """Prepare a recipe's data, or find them prepared. Raises the errors of `fitune.errors`."""
     tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
-    return Materials(
+    return RunData(
         tokenizer=tokenizer,
         context=context,
         data=training_data(recipe, context, watch),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fitune.compose.model import planned
 from fitune.data.prepare import batch_maker, context_of, tokenizer_of
-from fitune.data.run_data import Materials
+from fitune.data.run_data import RunData
 from fitune.data.sampler import longest
 from fitune.plugin.dataflow import IGNORED, Batch, DataContext, Example, Origin
 from fitune.plugin.recipe import Recipe
@@ -83,7 +83,7 @@ def shapes_of_rows(
     )
 
 
-def shapes_of_data(recipe: Recipe, data: Materials) -> Shapes:
+def shapes_of_data(recipe: Recipe, data: RunData) -> Shapes:
     """The largest batches that a recipe makes of a run's data."""
     held_out = data.held_out.rows if data.held_out else ()
     return shapes_of_rows(recipe, data.context, accumulation_of(recipe), data.data.rows, held_out)

@@ -34,7 +34,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
         context.directory,
         context.watch,
         forecaster,
-        materials=context.materials,
+        run_data=context.run_data,
         fitted=composition.lines,
         resumed=None if context.resume is None else context.position.step,
         evaluated=context.position.evaluated,
@@ -43,7 +43,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     context.compositions[-1] = Composition(
         recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines
     )
-    context.materials, context.loaded = parts.materials, module_state(parts.run.model)
+    context.run_data, context.loaded = parts.run_data, module_state(parts.run.model)
     if first:
         must_have_steps_left(context, parts)
         must_be_same(context, parts)

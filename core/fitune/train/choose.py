@@ -22,8 +22,8 @@ def choose(context: RunContext) -> Composition:
     if context.resume is not None and (chosen := context.resume.composition(context.directory, context.registry)):
         return Composition(recipe=chosen, lines=("as it was chosen when the run began",))
     planned(recipe, gpu=torch.cuda.is_available())  # what it names itself must be right before data are read
-    context.materials = gather(recipe, context.watch)
-    return fitted(recipe, context.registry, context.materials)
+    context.run_data = gather(recipe, context.watch)
+    return fitted(recipe, context.registry, context.run_data)
 
 
 def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | None) -> Composition:
@@ -39,8 +39,8 @@ def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | N
     context.parts = None
     free_memory(device)
     assert refit is not None
-    assert context.materials is not None
+    assert context.run_data is not None
     try:
-        return refit(context.recipe, used, context.materials, room_on(device, shortage.said))
+        return refit(context.recipe, used, context.run_data, room_on(device, shortage.said))
     except FtError as error:
         raise out_of_memory_error(context, shortage, error.message) from None

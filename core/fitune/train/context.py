@@ -9,7 +9,7 @@ from fitune.checkpoint.module_state import ModuleState
 from fitune.checkpoint.state import TrainingState
 from fitune.compose.parts import Parts
 from fitune.data.prepare import UNWATCHED, Watch
-from fitune.data.run_data import Materials
+from fitune.data.run_data import RunData
 from fitune.memory.fit.refit import Composition
 from fitune.plugin.events import Notice, StopRequest
 from fitune.plugin.recipe import Recipe
@@ -47,7 +47,7 @@ class RunContext:
     """Of the composition at work; None while there is none."""
     base: str | None = None
     """The commit or a digest of the base model, once it is known."""
-    materials: Materials | None = None
+    run_data: RunData | None = None
     """The run's data, prepared once."""
     loaded: ModuleState | None = None
     """What the model's modules were before training."""

@@ -82,10 +82,10 @@ SAMPLES = 16
 
 def identity_of(parts: Parts, asked: Recipe) -> Identity:
     """Of a run that is composed."""
-    held_out = parts.materials.held_out
+    held_out = parts.run_data.held_out
     return Identity(
         recipe=asked.to_toml(),
-        data=parts.materials.data.digest,
+        data=parts.run_data.data.digest,
         held_out=None if held_out is None else held_out.digest,
         model=fingerprint(parts.run.model),
         rows_of_step=parts.window,

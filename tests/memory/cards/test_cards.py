@@ -278,6 +278,7 @@ def test_a_machine_without_a_gpu_has_no_card(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_naming_a_card_imports_no_torch() -> None:
     code = (
-        "import sys; from fitune.memory import allocator, cards; cards.find_card('g5'); print('torch' in sys.modules)"
+        "import sys; from fitune.memory.allocator import allocator; from fitune.memory.cards import cards; "
+        "cards.find_card('g5'); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

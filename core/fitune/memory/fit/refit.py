@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fitune.data.prepare import Prepared
-from fitune.data.run_data import Materials
+from fitune.data.run_data import RunData
 from fitune.errors import RunError
 from fitune.memory.shapes import shapes_of_data
 from fitune.memory.strategies import accumulating
@@ -52,7 +52,7 @@ class Composition:
 class Refitter(Protocol):
     """Finds what to go on with after memory has run out."""
 
-    def __call__(self, asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
+    def __call__(self, asked: Recipe, used: Sequence[Composition], run_data: RunData, room: int) -> Composition:
         """A composition that takes less than the last of those that were used, in `room` bytes of the allocator.
 
         `asked` is the recipe as the user wrote it. Raises `RunError` if there is none.
@@ -75,14 +75,14 @@ class Foreseen:
         return self._forecast
 
 
-def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composition:
+def fitted(recipe: Recipe, registry: Registry, run_data: RunData) -> Composition:
     """What `[memory] fit` chooses for these data; the recipe's own strategies where there is no GPU to fit to.
 
     Raises `RunError` if nothing fits.
     """
     from fitune.memory.fit.resolve import resolve
 
-    found = resolve(recipe, registry, partial(shapes_of_data, data=materials))
+    found = resolve(recipe, registry, partial(shapes_of_data, data=run_data))
     if found is not None:
         return _composition(found)
     if recipe.train.batch_tokens is not None:
@@ -100,12 +100,12 @@ def fitted(recipe: Recipe, registry: Registry, materials: Materials) -> Composit
 def refitter_of(registry: Registry) -> Refitter:
     """The search that `[memory] fit` makes, with less memory."""
 
-    def refit(asked: Recipe, used: Sequence[Composition], materials: Materials, room: int) -> Composition:
+    def refit(asked: Recipe, used: Sequence[Composition], run_data: RunData, room: int) -> Composition:
         from fitune.memory.fit.resolve import resolve
 
         recipe, budget = _exactly(asked, used, registry), _below(used[-1], room)
         for _ in range(TRIES):
-            found = resolve(recipe, registry, partial(shapes_of_data, data=materials), budget=budget)
+            found = resolve(recipe, registry, partial(shapes_of_data, data=run_data), budget=budget)
             if found is None:
                 break
             composition = _composition(found)

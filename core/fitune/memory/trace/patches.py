@@ -68,6 +68,14 @@ class _Autocast(torch.autocast):
         super().__init__("cpu" if device_type == DEVICE.type else device_type, *given, **how)
 
 
+def _look_for_padding(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """What a model does to warn of padding without a mask, but for the warning."""
+    padding = model.config.pad_token_id
+    if attention_mask is None and padding is not None:
+        ends = input_ids[:, [-1, 0]]
+        (padding == ends).any()
+
+
 @dataclass(slots=True)
 class Known:
     """What is known of the values of the batch at hand."""
@@ -102,6 +110,6 @@ def as_with_values() -> Iterator[Known]:
     with (
         replaced(masks, "find_packed_sequence_indices", documents),
         replaced(masks, "fast_all", whole),
-        replaced(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None),  # it only looks
+        replaced(PreTrainedModel, "warn_if_padding_and_no_attention_mask", _look_for_padding),
     ):
         yield known
