@@ -30,6 +30,23 @@ MODELS: dict[str, tuple[Any, Any]] = {
 }
 LAYERS = 3
 
+TILED = {
+    "llama": (2, 5),
+    "qwen3": (2, 9),
+    "gemma2": (2, 9),
+    "phi3": (2, 5),
+    "phi": (2, 0),  # torch's own norms, one kernel each
+    "falcon": (2, 0),
+    "gpt_neox": (2, 0),
+    "olmo2": (2, 9),
+    "cohere": (2, 3),
+    "starcoder2": (2, 0),
+    "granite": (2, 5),
+    "glm4": (2, 9),
+    "deepseek_v2": (1, 7),  # the other layer is a mixture of experts
+}
+"""Families of `support.architectures`, with how many MLPs and norms of their two layers are tiled."""
+
 
 def decoder(kind: str = "llama", *, dropout: float = 0.0, lora: bool = False) -> PreTrainedModel:
     """One of three layers, in training mode; the same weights at each call."""
