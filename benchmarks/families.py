@@ -112,7 +112,6 @@ def write_recipes(home: Path) -> None:
 
     write_tiny_data(home / "data.jsonl")
     (home / "stop.py").write_text(STOP, encoding="utf-8")
-    stages: list[Json] = [{"use": "chat"}]
     for file, more in (
         ("recipe.toml", []),
         ("packed.toml", [{"use": "tokenize"}, {"use": "truncate"}, {"use": "pack"}]),

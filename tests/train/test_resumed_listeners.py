@@ -280,9 +280,19 @@ def test_numbers_that_are_none_are_not_logged(
     assert logged[0]["train/tokens"] == 20
 
 
+def make_older(directory: Path) -> None:
+    """Give tensorboard's files the names of a start a minute ago: it reads them in the order of their names, and of two
+    of one process and second that is no order of time.
+    """
+    for file in list(directory.rglob("events.out.tfevents.*")):
+        *before, second, host, process, number = file.name.rsplit(".", 4)
+        file.rename(file.with_name(".".join([*before, str(int(second) - 60), host, process, number])))
+
+
 def test_tensorboard_has_one_value_a_step_over_a_start(tmp_path: Path) -> None:
     go(made_run(tmp_path), first := Tracker("tensorboard"), 1, 2, 3)
     first.ft_run_finished()
+    make_older(tmp_path)
     run = made_run(tmp_path, resumed=2)
     go(run, second := Tracker("tensorboard"), 3, 4)
     second.ft_run_finished()
