@@ -78,6 +78,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """By transformers' `model_type`."""
 
+ENCODERS: dict[str, dict[str, Any]] = {"megatron-bert": BASE, "roformer": BASE}
+"""Encoders that have a head of a language model, too."""
+
 REFUSED: dict[str, dict[str, Any]] = {
     "dbrx": {
         "vocab_size": VOCABULARY,
@@ -144,7 +147,7 @@ micro_batch = {rows}
 def write_config(directory: Path, name: str, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a model's configuration and no weights; gives `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": name, **{**CONFIGS, **REFUSED}[name], **(changes or {})}
+    config = {"model_type": name, **{**CONFIGS, **ENCODERS, **REFUSED}[name], **(changes or {})}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 

@@ -106,9 +106,11 @@ def test_adapters_on_experts_are_traced_in_every_type(tmp_path: Path, name: str,
     assert {found.log.blocks[n - 1].kind for n in _left(found.log)} <= STANDING
 
 
-@pytest.mark.parametrize("name", ["gpt2", "jetmoe"])
+@pytest.mark.parametrize("name", ["gpt2", "jetmoe", "megatron-bert", "roformer"])
 def test_what_asks_for_values_that_change_nothing_is_traced(tmp_path: Path, name: str) -> None:
-    """GPT-2 warns of padding where it sees a pad token; JetMoE splits its rows by expert, one of which may take all."""
+    """GPT-2 warns of padding where it sees a pad token; JetMoE splits its rows by expert, one of which may take all;
+    encoders ask whether their mask leaves a token out.
+    """
     found = _trace(recipe_of(tmp_path, name))
     assert {"adapter", "saved activations", "loss"} <= _kinds(found.log)
 

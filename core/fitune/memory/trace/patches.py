@@ -24,6 +24,9 @@ from fitune.memory.trace.functional import functions
 from fitune.memory.trace.meta import DEVICE
 from fitune.memory.trace.outputs import prepare
 
+SKIP = "_ignore_bidirectional_mask_sdpa"
+"""Asks whether an encoder's mask leaves no token out."""
+
 
 @contextlib.contextmanager
 def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
@@ -94,6 +97,7 @@ def as_with_values() -> Iterator[Known]:
     known = Known()
     masks = transformers.masking_utils
     find = masks.find_packed_sequence_indices
+    skip: Any = getattr(masks, SKIP, None)
 
     def asked(sequences: Tensor) -> bool:
         (sequences[:, -1] == 0).all()  # the question itself, which takes memory too
@@ -107,9 +111,15 @@ def as_with_values() -> Iterator[Known]:
     def whole(mask: Tensor) -> bool:
         return not known.padded
 
+    def skipped(mask: Tensor | None, *given: Any, **named: Any) -> bool:
+        if mask is not None:
+            mask.all()  # the question itself
+        return not known.padded and bool(skip(None, *given, **named))
+
     with (
         replaced(masks, "find_packed_sequence_indices", documents),
         replaced(masks, "fast_all", whole),
+        replaced(masks, SKIP, skipped),
         replaced(PreTrainedModel, "warn_if_padding_and_no_attention_mask", _look_for_padding),
     ):
         yield known
