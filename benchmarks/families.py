@@ -22,7 +22,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -193,12 +192,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     start, rows = time.perf_counter(), []
-    pool = ProcessPoolExecutor(asked.processes, mp_context=context, max_tasks_per_child=1)
-    jobs = [(name, pool.submit(tried, name)) for name in asked.only or families()]
+    pool = context.Pool(asked.processes, maxtasksperchild=1)
+    jobs = [(name, pool.apply_async(tried, (name,))) for name in asked.only or families()]
     for name, job in jobs:
         left = 60 * asked.minutes - (time.perf_counter() - start)
         try:
-            rows.append(job.result(timeout=max(left, 0.1)))
+            rows.append(job.get(timeout=max(left, 0.1)))
         except BaseException as error:
             rows.append(
                 {"family": name, "not made": f"{type(error).__name__}: no time was left, or it ended its process"}

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fitune.checkpoint.manifest import FORMAT, NAME, damage, digest_of, write_manifest
+from fitune.checkpoint.manifest import FORMAT, NAME, damage, write_manifest
+from fitune.plugin.digest import digest_of
 
 
 @pytest.fixture

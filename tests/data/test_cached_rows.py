@@ -55,7 +55,7 @@ def test_rows_are_found_across_the_borders_of_batches(tmp_path: Path) -> None:
     rows = stored(2 * ROWS_IN_BATCH + 5, tmp_path)
     for at in (0, 1, 1023, 1024, 1025, 2047, 2048, 2052, -1, -5, -6, -2053):
         assert rows[at].origin.row == (at % len(rows)) + 1
-        assert rows[np.int64(at)].input_ids.tolist() == [at % len(rows)] * 3  # type: ignore[call-overload]
+        assert rows[np.int64(at)].input_ids.tolist() == [at % len(rows)] * 3
     assert [row.origin.row for row in rows[1022:1027]] == [1023, 1024, 1025, 1026, 1027]
     assert [row.origin.row for row in rows[::-1024]] == [2053, 1029, 5]
     assert rows[5:5] == []

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from fitune import Fit, Lever, MemoryStrategy, NoOptions, PluginError, Recipe, hookimpl
+from fitune.compose.model import built
 from fitune.memory.cards.cards import find_card
 from fitune.memory.changes import strategy_options, with_strategy, without_strategy
 from fitune.memory.forecast import forecast
 from fitune.memory.levers import Measured, Plant, Refused, levers, measure
 from fitune.memory.report import recipe_lines
 from fitune.memory.shapes import of_recipe
-from fitune.memory.trace.run import built
 from fitune.plugin.strategy import Strategy
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry

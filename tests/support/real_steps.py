@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fitune import IGNORED, Batch
-from fitune.compose.model import adapted, planned
+from fitune.compose.model import adapted, built, planned
 from fitune.memory.shapes import Shapes, shapes_of_recipe
 from fitune.memory.trace import tracer as trace
 from fitune.memory.trace.generation import generate
@@ -22,7 +22,7 @@ from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values, replaced
-from fitune.memory.trace.run import built, follow
+from fitune.memory.trace.run import follow
 from fitune.memory.trace.tracer import Tracer, without_values
 from fitune.plugin.recipe import Recipe
 

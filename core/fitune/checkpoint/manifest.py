@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+from fitune.plugin.digest import digest_of
 
 NAME = "manifest.json"
 
@@ -53,15 +54,6 @@ def damage(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{NAME} cannot be read: {error}"
     return None
-
-
-def digest_of(file: Path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal. Raises `OSError`."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(partial(stream.read, 1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _wrong(file: Path, said: dict[str, Any]) -> str | None:

@@ -40,10 +40,10 @@ def _of_lengths(recipe: Recipe) -> tuple[str, ...]:
     """What the model makes of rows as long as the data's, which are looked at only where it matters."""
     if recipe.train.length <= _made_for(recipe):
         return ()
-    from fitune.compose.positions import built, position_notices
+    from fitune.compose.positions import built_or_none, position_notices
     from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
 
-    model = built(recipe)
+    model = built_or_none(recipe)
     if model is None:
         return ()
     context = context_of(recipe, tokenizer_of(recipe))

@@ -51,9 +51,9 @@ def notices_of(
     recipe: Recipe, context: DataContext, data: Prepared | None, held_out: Prepared | None
 ) -> tuple[str, ...]:
     """What the model makes of these rows' lengths. Raises `DataError` if it cannot take them."""
-    from fitune.compose.positions import built, position_notices
+    from fitune.compose.positions import built_or_none, position_notices
 
-    model = built(recipe)
+    model = built_or_none(recipe)
     return () if model is None else position_notices(recipe, context, model, data, held_out)
 
 

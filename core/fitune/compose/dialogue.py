@@ -54,6 +54,12 @@ def end_at(model: PreTrainedModel, tokens: Iterable[int]) -> None:
     settings.eos_token_id = found[0] if len(found) == 1 else found or None
 
 
+def end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None) -> None:
+    """Let a model's answers end where those of conversations were trained to end; of texts, nothing is changed."""
+    if dialogue is not None:
+        end_at(model, ends(tokenizer, dialogue)[0])
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None, directory: Path) -> None:
     """Write a tokenizer whose own template is the one that was trained with; the one given stays as it is."""
     whole: Any = tokenizer

@@ -98,6 +98,17 @@ def make_model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: 
     return model
 
 
+def built(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's base model on the meta device, without weights. Raises `ModelError`."""
+    record = recipe.model.record
+    if record.build_model is None:
+        raise ModelError(
+            f'the model loader "{record.name}" cannot build its model without weights (ModelLoader.build_model), so a '
+            "run with it cannot be forecast"
+        )
+    return call_plugin(recipe.model, record.build_model, recipe.model.options)
+
+
 def base_model(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
     """The base model, quantised as the plan says. Raises `ModelError` if its loader cannot quantise."""
     record, options = recipe.model.record, recipe.model.options

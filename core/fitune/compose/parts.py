@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from transformers import get_scheduler
 
 from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
-from fitune.compose.dialogue import dialogue_of, end_at, ends
+from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
@@ -111,8 +111,7 @@ def compose(
     behind = position_notices(recipe, run_data.context, model, data, held_out)
     plan = replace(plan, notices=(*plan.notices, *behind))
     dialogue = dialogue_of(recipe, run_data.context)
-    if dialogue is not None:
-        end_at(unwrapped(model), ends(run_data.tokenizer, dialogue)[0])  # before any of it is saved
+    end_as_trained(unwrapped(model), run_data.tokenizer, dialogue)  # before any of it is saved
     trainables = Trainables(model, masters=recipe.train.master_weights)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 

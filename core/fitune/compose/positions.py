@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitune.compose.model import built
 from fitune.data.prepare import Prepared, batch_maker
 from fitune.errors import DataError, FtError
-from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import IGNORED, DataContext, Example, Origin
 from fitune.plugin.recipe import Recipe
 
@@ -24,14 +24,10 @@ OFFSETS = 8
 """Most rows of a table that stand for no position."""
 
 
-def built(recipe: Recipe) -> PreTrainedModel | None:
+def built_or_none(recipe: Recipe) -> PreTrainedModel | None:
     """A recipe's model without weights; None where its loader cannot build it."""
-    record = recipe.model.record
-    if record.build_model is None:
-        return None
     try:
-        with blame(f'model loader "{record.name}"'):
-            return record.build_model(recipe.model.options)
+        return built(recipe)
     except FtError:  # whoever loads it says why
         return None
 

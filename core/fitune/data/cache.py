@@ -25,6 +25,7 @@ from platformdirs import user_cache_path
 
 from fitune.errors import DataError
 from fitune.plugin.dataflow import Example, Origin
+from fitune.plugin.digest import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,14 +210,9 @@ def _whole(entry: Path) -> Rows | None:
     try:
         rows = Rows(entry)
         said = dict(rows.meta)
-        return rows if (said.pop(META), said[ROWS]) == (_digest_of(said), _digest(entry / ROWS)) else None
+        return rows if (said.pop(META), said[ROWS]) == (_digest_of(said), digest_of(entry / ROWS)) else None
     except (DataError, OSError, KeyError):
         return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest_of(said: Mapping[str, Any]) -> str:
@@ -256,7 +252,7 @@ def _write(directory: Path, build: Build) -> None:
     rows, meta = directory / ROWS, directory / META
     writer = Writer(rows)
     said = {**build(writer), "files": list(writer.files), "digest": writer.digest}
-    said = json.loads(json.dumps({**said, ROWS: _digest(rows)}))  # as it is read back
+    said = json.loads(json.dumps({**said, ROWS: digest_of(rows)}))  # as it is read back
     meta.write_text(json.dumps({**said, META: _digest_of(said)}), encoding="utf-8")
     for file in (rows, meta):
         with file.open("rb") as written:

@@ -16,6 +16,7 @@ from typing import Any
 from fitune._version import __version__
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext
+from fitune.plugin.digest import digest_of
 from fitune.plugin.options import to_table
 from fitune.plugin.recipe import Use
 from fitune.plugin.records import DataStage
@@ -35,7 +36,7 @@ def key_of(
         [__version__, _own_code(), [_version(name) for name in LIBRARIES]],
         [contents, [use.weight for use in sources]],
         [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
-        [list(map(_digest, _files(use.options))) for use in stages],  # sources tell the content of theirs
+        [list(map(digest_of, _files(use.options))) for use in stages],  # sources tell the content of theirs
         [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
         [context.length, context.seed, context.skip_bad_rows],
         settings,
@@ -91,13 +92,13 @@ def _own_code() -> list[str]:
 
 def _code(place: str) -> str:
     """A digest of a file, or of all code below a directory."""
-    return _package(place) if Path(place).is_dir() else _digest(Path(place))
+    return _package(place) if Path(place).is_dir() else digest_of(Path(place))
 
 
 @cache  # a process loads a package once, but a recipe's single file anew with each registry
 def _package(place: str) -> str:
     sources = sorted(path for path in Path(place).rglob("*") if path.suffix in (".py", ".jinja"))
-    named = [f"{source.relative_to(place).as_posix()} {_digest(source)}" for source in sources]
+    named = [f"{source.relative_to(place).as_posix()} {digest_of(source)}" for source in sources]
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
@@ -114,11 +115,3 @@ def _files(options: Any) -> Iterator[Path]:
         value = getattr(options, field.name)
         values: Iterable[object] = value if isinstance(value, tuple) else (value,)
         yield from (path for path in values if isinstance(path, Path) and path.is_file())
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(partial(stream.read, 1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

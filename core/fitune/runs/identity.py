@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fitune.errors import RunError
 from fitune.plugin.options import flat, toml_text
@@ -17,9 +17,6 @@ from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
 from fitune.runs.base import base_text
 from fitune.runs.layout import IDENTITY
-
-if TYPE_CHECKING:
-    pass
 
 FREE = (
     "name",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fitune.compose.devices import free_memory
-from fitune.compose.dialogue import dialogue_of, end_at, ends, save_tokenizer
+from fitune.compose.dialogue import dialogue_of, end_as_trained, save_tokenizer
 from fitune.compose.model import call_plugin
 from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, training_data
 from fitune.errors import ModelError, RunError, cause
@@ -101,7 +101,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         if found.wrong is not None:
             raise RunError(_refusal(found, trained, asked))
         (partial / FIGURES).write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
-        write_card(trained.directory, partial, name=asked.to.name, parity=found.lines if found else ())
+        write_card(trained.directory, partial, name=asked.to.name, parity=found.lines)
         publish(partial, asked.to)
     except OSError as error:
         raise RunError(f"{asked.to} could not be written: {cause(error)}. Nothing is left there") from error
@@ -174,8 +174,7 @@ def write_merged(opened: Opened, directory: Path, asked: Merge, own: torch.dtype
     dialogue = dialogue_of(recipe, opened.context)
     mend_generation_config(model)
     forget_quantizer(model)
-    if dialogue is not None:
-        end_at(model, ends(opened.tokenizer, dialogue)[0])
+    end_as_trained(model, opened.tokenizer, dialogue)
     try:
         model.save_pretrained(str(directory), max_shard_size=asked.shard_size)
         save_tokenizer(opened.tokenizer, dialogue, directory)

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from fitune import MemoryStrategy, hookimpl
-from fitune.compose.model import planned
+from fitune.compose.model import built, planned
 from fitune.memory.cards.cards import find_card
 from fitune.memory.fit.choices import choices_for, composed
 from fitune.memory.fit.resolve import resolve, rows_of
 from fitune.memory.fit.result import Considered
 from fitune.memory.fit.space import Space
 from fitune.memory.forecast import margin_of
-from fitune.memory.trace.run import built
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from fitune import ModelError
-from fitune.compose.model import base_model, planned
+from fitune.compose.model import base_model, built, planned
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import forecast, margin_of
 from fitune.memory.trace.meta import tensors_of
-from fitune.memory.trace.run import built
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fitune.compose.model import built
 from fitune.errors import ModelError
 from fitune.memory.cards.cards import Card, find_card
 from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.run import Trace, built, trace
+from fitune.memory.trace.run import Trace, trace
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import (
     ATTENTION,

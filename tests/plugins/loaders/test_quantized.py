@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli
 import tomli_w
-import tomllib
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file
@@ -119,7 +119,7 @@ def test_a_missing_package_is_told_before_a_weight_is_read(
 @pytest.mark.parametrize("kind", ["4bit", "8bit", "fp8"])
 def test_full_fine_tuning_is_refused_with_its_line(tmp_path: Path, kind: str) -> None:
     recipe = write(tmp_path / "recipe", kind)
-    text = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    text = tomli.loads(recipe.read_text(encoding="utf-8"))
     recipe.write_text(tomli_w.dumps({**text, "adapter": {"use": "none"}}), encoding="utf-8")
     lines = recipe.read_text(encoding="utf-8").splitlines()
     line = next(number for number, text in enumerate(lines, 1) if '"none"' in text)

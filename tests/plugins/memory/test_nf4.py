@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from fitune import ModelError, Plan, RecipeError
-from fitune.compose.model import adapted, planned
-from fitune.memory.trace.run import built
+from fitune.compose.model import adapted, built, planned
 from fitune.plugin.model import unwrapped
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fitune.compose.model import planned
+from fitune.compose.model import built, planned
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
@@ -17,7 +17,6 @@ from fitune.memory.fit.result import Fitted
 from fitune.memory.fit.search import NothingFits, Search
 from fitune.memory.fit.space import MicroBatches, Space
 from fitune.memory.fit.tracing import Shape, Traces, Trial
-from fitune.memory.trace.run import built
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe

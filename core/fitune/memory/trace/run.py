@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
-from fitune.compose.model import Strategies, adapted, make_optimizer, planned, prepared, told
+from fitune.compose.model import Strategies, adapted, built, make_optimizer, planned, prepared, told
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.step import Phase, Step
-from fitune.errors import ModelError
 from fitune.memory.cards.cards import Card
 from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
 from fitune.memory.shapes import Shapes
@@ -36,7 +35,6 @@ from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import Work
 from fitune.memory.trace.tracer import Tracer
 from fitune.memory.trace.twins import in_place_of_kernels
-from fitune.plugin.contract import blame
 from fitune.plugin.recipe import Evaluation, Recipe
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.strategy import Plan
@@ -126,18 +124,6 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         config=base.config,
         notices=(*told(recipe, strategies, model), *notices),
     )
-
-
-def built(recipe: Recipe) -> PreTrainedModel:
-    """The recipe's model on the meta device. Raises `ModelError`."""
-    record = recipe.model.record
-    if record.build_model is None:
-        raise ModelError(
-            f'the model loader "{record.name}" cannot build its model without weights (ModelLoader.build_model), so a '
-            "run with it cannot be forecast"
-        )
-    with blame(f'model loader "{record.name}"'):
-        return record.build_model(recipe.model.options)
 
 
 def follow(

@@ -1,0 +1,19 @@
+"""The digest of a file, by which it is known again."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 digest of a file, in hexadecimal. Raises `OSError`."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:  # hashlib.file_digest came with Python 3.11
+        for block in iter(partial(stream.read, BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
