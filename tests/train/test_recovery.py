@@ -20,6 +20,7 @@ from fitune.testing import open_registry, write_recipe, write_tiny_data
 from fitune.train import run as run_module
 from fitune.train.out_of_memory import said_by
 from support import running_out
+from support.resuming import curve
 from support.running_out import MESSAGE, TRAP, Traps, checkpointed, run_trapped
 from support.states import assert_same
 from support.tiny import losses, metrics
@@ -42,15 +43,8 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def _curve(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run, without times and memory."""
-    timed = ("seconds", "tokens_per_second", "host_memory_peak")
-    lines = [*metrics(directory), *metrics(directory, "evaluation")]
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
-
-
 def _assert_equal_runs(found: Path, expected: Path) -> None:
-    assert _curve(found) == _curve(expected)
+    assert curve(found) == curve(expected)
     assert_same(_saved(found), _saved(expected))
 
 
