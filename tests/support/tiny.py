@@ -126,10 +126,12 @@ def loss_and_gradients(
     return value.detach(), list(torch.autograd.grad(value, trained))
 
 
-def with_lora(model: PreTrainedModel, *targets: str, dropout: float = 0.0, random: bool = True) -> PreTrainedModel:
-    """The model with a LoRA of rank 4, by plain peft; `random` gives it an effect from the start."""
+def with_lora(
+    model: PreTrainedModel, *targets: str, dropout: float = 0.0, random: bool = True, r: int = 4
+) -> PreTrainedModel:
+    """The model with a LoRA by plain peft; `random` gives it an effect from the start."""
     config = LoraConfig(
-        r=4,
+        r=r,
         lora_alpha=8,
         lora_dropout=dropout,
         target_modules="all-linear" if targets == ("all-linear",) else list(targets),

@@ -1,0 +1,113 @@
+"""A decoder layer that is computed in three pieces, in place of transformers' own `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fitune_plugins.speed.families import Parts, parts_of
+from fitune_plugins.speed.linears import join
+from fitune_plugins.speed.pieces import mlp, output, project
+
+
+class FastLayer:
+    """Stands for a layer's `forward`; attention itself is computed as the model is told to.
+
+    Where the layer is asked for something else than training or judging rows (with a cache, or its adapters off), its
+    own `forward` answers, from the same weights.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        """Take a layer apart. Raises `CannotGroup`; nothing is changed before `join`."""
+        self.layer = layer
+        self.parts: Parts = parts_of(layer)
+        self._adapted: Any = next((m for m in layer.modules() if hasattr(m, "lora_A")), None)
+
+    def join(self) -> None:
+        """Put the adapters of each group side by side, and take the layer's `forward` over."""
+        for one in self.parts.groups:
+            join(one)
+        self.layer.__dict__["forward"] = self
+
+    def recompute_mlp(self) -> bool:
+        """Have gate and up computed again in the backward pass; False where the MLP is not computed here."""
+        if self.parts.mlp is not None:
+            self.parts.mlp.recompute = True
+        return self.parts.mlp is not None
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: Any = None,
+        **named: Any,
+    ) -> Tensor:
+        """What the layer gives of hidden states `[B, S, H]`."""
+        layer, parts = self.layer, self.parts
+        if past_key_values is not None or self._is_plain():
+            plain: Callable[..., Tensor] = type(layer).forward
+            return plain(
+                layer,
+                hidden_states=hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **named,
+            )
+        training = layer.training
+        cos, sin = (None, None) if position_embeddings is None else position_embeddings
+        q, k, v, residual = project(hidden_states, cos, sin, parts.projections, training=training)
+        attended = self._attend(q, k, v, attention_mask, position_ids, use_cache, named)
+        between = output(attended, residual, parts.output, training=training)
+        if parts.mlp is not None:
+            return mlp(between, parts.mlp, training=training)
+        return self._plain_mlp(between)
+
+    def _is_plain(self) -> bool:
+        """Whether adapters are switched off, or part of the weights, just now."""
+        return self._adapted is not None and bool(self._adapted.disable_adapters or self._adapted.merged)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, use_cache: Any, named: dict[str, Any]
+    ) -> Tensor:
+        """Attention as the model's configuration names it, `[B, S, heads, D]`."""
+        attention, family = self.layer.self_attn, self.parts.family
+        more: dict[str, Any] = {}
+        if family.window is not None:
+            more["sliding_window"] = family.window(attention)
+        if family.softcap is not None:
+            more["softcap"] = getattr(attention, family.softcap)
+        compute: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            attention.config._attn_implementation, self.parts.eager
+        )
+        attended: Tensor = compute(
+            attention,
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            mask,
+            dropout=attention.attention_dropout if attention.training else 0.0,
+            scaling=attention.scaling,
+            position_ids=ids,
+            use_cache=use_cache,
+            **more,
+            **named,
+        )[0]
+        return attended
+
+    def _plain_mlp(self, x: Tensor) -> Tensor:
+        """The MLP by its own modules, which another strategy has changed."""
+        layer, family, factor = self.layer, self.parts.family, self.parts.output.multiplier
+        hidden = x if family.before_mlp is None else getattr(layer, family.before_mlp)(x)
+        made = layer.mlp(hidden)
+        if family.after_mlp is not None:
+            made = getattr(layer, family.after_mlp)(made)
+        return x + (made if factor == 1 else made * factor)  # type: ignore[no-any-return]

@@ -1,0 +1,62 @@
+"""What the Triton kernels share: low-rank parts, norms, activations, and how launches are sized."""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+def block(width: int) -> int:
+    """The power of two that holds `width` columns."""
+    return 1 << max(0, width - 1).bit_length()
+
+
+def cdiv(count: int, size: int) -> int:
+    """Blocks of `size` that hold `count`."""
+    return -(-count // size)
+
+
+@triton.jit
+def add_low(acc, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R: tl.constexpr):
+    """`acc [rows, cols] + low [rows, R] @ up [R, cols]`, in float32."""
+    for rank in tl.static_range(R):
+        left = tl.load(low + rows * low_stride + rank, mask=rows_in, other=0.0).to(tl.float32)
+        right = tl.load(up + rank * up_stride + cols, mask=cols_in, other=0.0).to(tl.float32)
+        acc += left[:, None] * right[None, :]
+    return acc
+
+
+@triton.jit
+def load_weight(weight, cols, cols_in, UNIT_OFFSET: tl.constexpr):
+    """The weight of a norm, in float32."""
+    gain = tl.load(weight + cols, mask=cols_in, other=0.0).to(tl.float32)
+    if UNIT_OFFSET:
+        gain += 1.0
+    return gain
+
+
+@triton.jit
+def weigh(scaled, gain, dtype: tl.constexpr, ROUND_FIRST: tl.constexpr):
+    """A norm's result from `x / rms` [rows, cols] and its weight [cols]."""
+    if ROUND_FIRST:
+        scaled = scaled.to(dtype).to(tl.float32)
+    return (scaled * gain[None, :]).to(dtype)
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """The activation of x, and its derivative (which costs nothing where it is not used)."""
+    if ACT == "silu":
+        s = tl.sigmoid(x)
+        value = x * s
+        slope = s * (1.0 + x * (1.0 - s))
+    elif ACT == "gelu_tanh":  # 0.5 (1 + tanh(u)) = sigmoid(2 u)
+        s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        value = x * s
+        slope = s + x * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
+    else:
+        s = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        value = x * s
+        slope = s + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+    return value, slope

@@ -1,0 +1,298 @@
+"""Linear layers that share one input, with their LoRA adapters side by side in two matrices.
+
+Ranks are small: at r = 4 a row of `x A^T` is 8 bytes, which cuBLAS multiplies by slow, misaligned kernels. So the
+adapters of all linears with one input (q, k and v; gate and up) stand in one pair of matrices whose rank is padded to a
+multiple of 16 with zeros, and are multiplied at once. peft's own parameters become views of these, so that nothing is
+copied: what an optimizer writes, or a checkpoint loads, is there. Shapes: M tokens, K inputs, N outputs of all linears
+of a group together, P padded rank of them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PAD = 16
+"""Columns that a low-rank matrix's are a multiple of: 32 bytes in bfloat16, what cuBLAS calls aligned."""
+
+FOLDED = 16
+"""The largest rank that kernels add as they go; larger ones are added by a product of their own."""
+
+
+@dataclass(slots=True, eq=False)
+class Linear:
+    """One linear of a group."""
+
+    module: Any
+    """The frozen layer: `torch.nn.Linear`, or bitsandbytes' in 4 bits."""
+    rows: slice
+    """Its outputs among those of the group."""
+    ranks: slice = field(default_factory=lambda: slice(0, 0))
+    """Its adapter's rows among the group's; empty without an adapter."""
+    dropout: float = 0.0
+    adapter: tuple[nn.Parameter, nn.Parameter] | None = None
+    """A `[r, K]` and B `[n, r]`."""
+
+    @property
+    def rank(self) -> int:
+        """Of its adapter; 0 without one."""
+        return self.ranks.stop - self.ranks.start
+
+    def weight(self) -> Tensor:
+        """The weight `[n, K]`, for the time of a product: one in 4 bits is dequantised, and given back behind it."""
+        weight: Tensor = self.module.weight
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            return weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        made: Tensor = dequantize_4bit(weight.data, state)
+        return made
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Linears with one input."""
+
+    linears: tuple[Linear, ...]
+    scaling: float = 1.0
+    """What adapters' results are multiplied by."""
+    down: Tensor | None = None
+    """A of all adapters, `[P, K]`; None where no linear has one."""
+    up: Tensor | None = None
+    """B of all adapters, transposed: `[P, N]`, zero but where an adapter's rows meet its linear's outputs."""
+    parameters: tuple[nn.Parameter, ...] = field(default=())
+    """A and B of each adapter, in the order of the linears."""
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.linears[-1].rows.stop
+
+    @property
+    def drops(self) -> bool:
+        """Whether an adapter's inputs are dropped in training."""
+        return any(linear.dropout for linear in self.linears)
+
+    # ------------------------------------------------------------------------------------------------- forward
+
+    def low(self, x_MK: Tensor, masks: Sequence[Tensor | None] = ()) -> Tensor | None:
+        """`scaling * x A^T`, `[M, P]`; of inputs that are dropped where there are masks. None without adapters."""
+        if self.down is None:
+            return None
+        if not any(mask is not None for mask in masks):
+            return _scaled_product(x_MK, self.down.t(), self.scaling)
+        low_MP = x_MK.new_zeros((x_MK.shape[0], self.down.shape[0]))
+        for linear, mask in zip(self.linears, masks, strict=True):
+            if linear.rank:
+                kept = x_MK if mask is None else _dropped(x_MK, mask, linear.dropout)
+                torch.mm(kept, self.down[linear.ranks].t(), out=low_MP[:, linear.ranks])
+        return low_MP.mul_(self.scaling)
+
+    def products(self, x_MK: Tensor) -> list[Tensor]:
+        """Each linear's own product and bias, `[M, n]`, without adapters."""
+        return [nn.functional.linear(x_MK, linear.weight(), linear.module.bias) for linear in self.linears]
+
+    def add(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
+        """Add one linear's adapter onto its product, in place."""
+        if low_MP is not None and self.linears[at].rank:
+            assert self.up is not None
+            y_Mn.addmm_(low_MP, self.up[:, self.linears[at].rows])
+        return y_Mn
+
+    def folded(self, low_MP: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
+        """One linear's part of `low` and its B `[r, n]`, for a kernel that adds their product; (None, None) where there
+        is none, or where it is too large for that.
+        """
+        linear = self.linears[at]
+        if low_MP is None or not 0 < linear.rank <= FOLDED:
+            return None, None
+        assert self.up is not None
+        return low_MP[:, linear.ranks], self.up[linear.ranks, linear.rows]
+
+    def add_if_large(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
+        """Add one linear's adapter where `folded` gives nothing of it."""
+        return self.add(y_Mn, low_MP, at) if self.linears[at].rank > FOLDED else y_Mn
+
+    def masks(self, x_MK: Tensor, *, training: bool) -> list[Tensor | None]:
+        """Which inputs of each adapter are kept, drawn anew: bytes `[M, K]`; None for all of them."""
+        drawn: list[Tensor | None] = []
+        for linear in self.linears:
+            one = None
+            if training and linear.rank and linear.dropout:
+                one = torch.empty_like(x_MK, dtype=torch.bool).bernoulli_(1 - linear.dropout)
+            drawn.append(one)
+        return drawn
+
+    # ------------------------------------------------------------------------------------------------- backward
+
+    def grad_of_low(self, grads: Sequence[Tensor]) -> Tensor | None:
+        """`scaling * dy B`, `[M, P]`, from the gradients of the linears' results: one `[M, N]`, or one of each."""
+        if self.up is None:
+            return None
+        if len(grads) == 1 and grads[0].shape[1] == self.outputs:
+            return _scaled_product(grads[0], self.up.t(), self.scaling)
+        total: Tensor | None = None
+        for linear, grad in zip(self.linears, grads, strict=True):
+            if linear.rank:
+                up = self.up[:, linear.rows].t()
+                total = grad @ up if total is None else total.addmm_(grad, up)
+        assert total is not None
+        return total.mul_(self.scaling)
+
+    def grad_of_input(self, grads: Sequence[Tensor]) -> Tensor:
+        """`dy W`, `[M, K]`, without adapters' part."""
+        total: Tensor | None = None
+        for linear, grad in zip(self.linears, grads, strict=True):
+            weight = linear.weight()
+            total = grad @ weight if total is None else total.addmm_(grad, weight)
+            del weight
+        assert total is not None
+        return total
+
+    def folds_down(self, masks: Sequence[Tensor | None] = ()) -> bool:
+        """Whether a kernel adds `dlow A` to a gradient as it goes."""
+        dropped = any(mask is not None for mask in masks)
+        return self.down is not None and not dropped and sum(linear.rank for linear in self.linears) <= FOLDED
+
+    def down_part(self, dlow_MP: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What such a kernel takes: `dlow [M, r]` and A `[r, K]`, without the padding."""
+        if dlow_MP is None or self.down is None:
+            return None, None
+        rank = max(linear.ranks.stop for linear in self.linears)
+        return dlow_MP[:, :rank], self.down[:rank]
+
+    def add_down(self, dx_MK: Tensor, dlow_MP: Tensor | None, masks: Sequence[Tensor | None] = ()) -> Tensor:
+        """Add adapters' part to the gradient of the input, in place."""
+        if dlow_MP is None or self.down is None:
+            return dx_MK
+        if not any(mask is not None for mask in masks):
+            return dx_MK.addmm_(dlow_MP, self.down)
+        for linear, mask in zip(self.linears, masks, strict=True):
+            if linear.rank:
+                part = dlow_MP[:, linear.ranks] @ self.down[linear.ranks]
+                dx_MK += part if mask is None else _dropped(part, mask, linear.dropout)
+        return dx_MK
+
+    def grads(
+        self,
+        x_MK: Tensor,
+        low_MP: Tensor | None,
+        dlow_MP: Tensor | None,
+        grads: Sequence[Tensor],
+        masks: Sequence[Tensor | None] = (),
+    ) -> list[Tensor]:
+        """Gradients of `parameters`."""
+        if low_MP is None or dlow_MP is None:
+            return []
+        whole = low_MP.t() @ grads[0] if len(grads) == 1 and grads[0].shape[1] == self.outputs else None
+        dropped = any(mask is not None for mask in masks)
+        of_down = None if dropped else dlow_MP.t() @ x_MK
+        made: list[Tensor] = []
+        for at, linear in enumerate(self.linears):
+            if not linear.rank:
+                continue
+            if of_down is not None:
+                made.append(of_down[linear.ranks])
+            else:
+                mask = masks[at]
+                kept = x_MK if mask is None else _dropped(x_MK, mask, linear.dropout)
+                made.append(dlow_MP[:, linear.ranks].t() @ kept)
+            of_up = low_MP.t() @ grads[at] if whole is None else whole[:, linear.rows]
+            made.append(of_up[linear.ranks].t())
+        return made
+
+
+def _scaled_product(x_MK: Tensor, right_KP: Tensor, scaling: float) -> Tensor:
+    """`scaling * x @ right`, as one product."""
+    made = x_MK.new_empty((x_MK.shape[0], right_KP.shape[1]))  # not read: beta is 0
+    return made.addmm_(x_MK, right_KP, beta=0, alpha=scaling)
+
+
+def _dropped(x: Tensor, mask: Tensor, share: float) -> Tensor:
+    return x * mask * (1 / (1 - share))
+
+
+class CannotGroup(Exception):
+    """Linears that cannot be computed here; says why, as the end of a sentence."""
+
+
+def group(modules: Sequence[nn.Module]) -> Group:
+    """The group of these layers, plain or with a LoRA adapter of peft. Raises `CannotGroup`; changes nothing yet:
+    `Group` is made ready by `join`.
+    """
+    linears: list[Linear] = []
+    scalings: set[float] = set()
+    outputs = ranks = 0
+    for module in modules:
+        base = _base(module)
+        linear = Linear(base, slice(outputs, outputs + base.out_features), slice(ranks, ranks))
+        if base is not module:
+            adapter = _adapter(module)
+            scalings.add(float(module.scaling[adapter]))
+            down, up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+            linear.adapter, linear.ranks = (down, up), slice(ranks, ranks + down.shape[0])
+            linear.dropout = float(getattr(module.lora_dropout[adapter], "p", 0.0))
+        outputs, ranks = linear.rows.stop, linear.ranks.stop
+        linears.append(linear)
+    if len(scalings) > 1:
+        raise CannotGroup("adapters with one input are scaled differently")
+    return Group(tuple(linears), *scalings)
+
+
+def join(one: Group) -> None:
+    """Put a group's adapters side by side; peft's parameters become views of the two matrices."""
+    adapted = [linear for linear in one.linears if linear.adapter is not None]
+    if not adapted:
+        return
+    first = _parameters(adapted[0])[0]
+    padded = -(-adapted[-1].ranks.stop // PAD) * PAD
+    one.down = torch.zeros((padded, first.shape[1]), dtype=first.dtype, device=first.device)
+    one.up = torch.zeros((padded, one.outputs), dtype=first.dtype, device=first.device)
+    for linear in adapted:
+        down, up = _parameters(linear)
+        for parameter, view in ((down, one.down[linear.ranks]), (up, one.up[linear.ranks, linear.rows].t())):
+            view.copy_(parameter.data)
+            parameter.data = view
+    one.parameters = tuple(parameter for linear in adapted for parameter in _parameters(linear))
+
+
+def _parameters(linear: Linear) -> tuple[nn.Parameter, nn.Parameter]:
+    assert linear.adapter is not None
+    return linear.adapter
+
+
+def _base(module: Any) -> Any:
+    """The frozen layer inside of a layer. Raises `CannotGroup`."""
+    base = module.base_layer if hasattr(module, "base_layer") else module
+    name = type(base).__name__
+    if type(base) is not nn.Linear and name != "Linear4bit":
+        raise CannotGroup(f"{name} is no linear layer that is known here")
+    if base is not module and type(module).__name__ not in ("Linear", "Linear4bit"):
+        raise CannotGroup(f"the adapter {type(module).__name__} is none that is known here")
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        raise CannotGroup("layers of the base train too")
+    if base._forward_hooks or base._forward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
+        raise CannotGroup("its layers have hooks, which would not be called")
+    if "forward" in module.__dict__ or ("forward" in base.__dict__ and name != "Linear4bit"):
+        raise CannotGroup("another strategy has changed what its layers compute")
+    return base
+
+
+def _adapter(module: Any) -> str:
+    """The name of a layer's one adapter. Raises `CannotGroup`."""
+    names = list(module.lora_A)
+    if len(names) != 1 or list(module.active_adapters) != names or module.merged:
+        raise CannotGroup("it has not just one adapter")
+    name = str(names[0])
+    if module.lora_variant or module.lora_bias[name] or getattr(module, "fan_in_fan_out", False):
+        raise CannotGroup("its adapter is of another kind than plain LoRA")
+    base = module.get_base_layer()
+    computes = base.weight.dtype if base.weight.is_floating_point() else base.compute_dtype
+    if module.lora_A[name].weight.dtype != computes:
+        raise CannotGroup(f"its adapters compute in {str(module.lora_A[name].weight.dtype)[6:]}")
+    return name

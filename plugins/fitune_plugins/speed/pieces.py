@@ -1,0 +1,353 @@
+"""The three pieces of a decoder layer, each one operation of autograd: projections, output, gated MLP.
+
+Each keeps what its backward pass cannot have cheaply, and computes what is pointwise again: of the projections the
+layer's input (and q and k before their norms, where a model has such), of the output what attention gave (which
+attention keeps anyway), of the MLP its input, gate and up. The input of a layer is passed through the projections, so
+that the residual's gradient comes back to where the norm's is, and both are added as one kernel writes them.
+
+Shapes: B rows, S tokens of each, M = B x S, H width, N outputs, I width of the MLP, D of a head, P padded rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitune_plugins.speed import kernels
+from fitune_plugins.speed.linears import Group
+
+
+@dataclass(slots=True, frozen=True)
+class Norm:
+    """An RMSNorm (arXiv 1910.07467); its weight is frozen."""
+
+    weight: Tensor
+    eps: float
+    unit_offset: bool
+    """Whether the weight is one less than the factor (Gemma)."""
+    round_first: bool
+    """Whether the result is rounded to the model's type before it is multiplied (Llama)."""
+
+    def __call__(self, x_MH: Tensor) -> Tensor:
+        """Norm of rows."""
+        return kernels.norm(x_MH, self.weight, self.eps, self.unit_offset, self.round_first)
+
+    def backward(
+        self,
+        dh_MH: Tensor,
+        x_MH: Tensor,
+        *,
+        low: tuple[Tensor | None, Tensor | None] = (None, None),
+        residual: Tensor | None = None,
+        again: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of `x` from `dh + dlow @ down`, plus the residual's; and the norm's result, where asked for again."""
+        return kernels.norm_backward(
+            dh_MH, *low, x_MH, self.weight, self.eps, self.unit_offset, self.round_first, residual, again
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Projections:
+    """q, k and v of an attention, with norm and rotary embedding."""
+
+    group: Group
+    """q, k, v; or one linear of all three (Phi-3)."""
+    norm: Norm | None
+    heads: int
+    key_heads: int
+    head_dim: int
+    rotary: bool
+    head_norms: tuple[Norm, Norm] | None = None
+    """Of each head of q and k (Qwen3, Gemma 3)."""
+    whole_norms: tuple[Norm, Norm] | None = None
+    """Of all heads of q, and of k, together (OLMo 2)."""
+
+    @property
+    def ends(self) -> tuple[int, int, int]:
+        """Where q, k and v end among the outputs."""
+        q, k = self.heads * self.head_dim, self.key_heads * self.head_dim
+        return q, q + k, q + 2 * k
+
+    def norms_of_heads(self) -> tuple[Any, ...]:
+        """As the rotary kernels take them."""
+        if self.head_norms is None:
+            return None, None, 0.0, False, False
+        q, k = self.head_norms
+        return q.weight, k.weight, q.eps, q.unit_offset, q.round_first
+
+
+@dataclass(slots=True, eq=False)
+class Output:
+    """Attention's output layer, and the residual."""
+
+    group: Group
+    norm: Norm | None
+    """Of the result, before it is added (Gemma 2 and 3, OLMo 2)."""
+    multiplier: float
+    """Of the result, before it is added (Granite)."""
+
+
+@dataclass(slots=True, eq=False)
+class Mlp:
+    """A gated MLP, and the residual."""
+
+    group: Group
+    """gate and up; or one linear of both (Phi-3)."""
+    down: Group
+    norm: Norm | None
+    after: Norm | None
+    multiplier: float
+    act: str
+    recompute: bool = False
+    """Whether gate and up are computed again in the backward pass."""
+
+    @property
+    def width(self) -> int:
+        """I."""
+        return self.group.outputs // 2
+
+
+def project(x: Tensor, cos: Tensor | None, sin: Tensor | None, part: Projections, *, training: bool) -> list[Tensor]:
+    """q `[B, S, heads, D]`, k and v `[B, S, key heads, D]`, and x itself, which stands for the residual."""
+    apply: Callable[..., Any] = _Project.apply
+    return list(apply(x, cos, sin, part, training, *part.group.parameters))
+
+
+def output(attended: Tensor, residual: Tensor, part: Output, *, training: bool) -> Tensor:
+    """`residual + o(attended)`, `[B, S, H]`."""
+    apply: Callable[..., Tensor] = _Output.apply
+    return apply(attended, residual, part, training, *part.group.parameters)
+
+
+def mlp(x: Tensor, part: Mlp, *, training: bool) -> Tensor:
+    """`x + down(act(gate(norm(x))) * up(norm(x)))`, `[B, S, H]`."""
+    apply: Callable[..., Tensor] = _Mlp.apply
+    return apply(x, part, training, *part.group.parameters, *part.down.parameters)
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor | None, sin: Tensor | None, part: Projections, training: bool, *parameters: Any
+    ) -> tuple[Tensor, ...]:
+        group, (rows, tokens) = part.group, x.shape[:2]
+        flat = x.reshape(rows * tokens, -1)
+        hidden = flat if part.norm is None else part.norm(flat)
+        masks = group.masks(hidden, training=training)
+        low = group.low(hidden, masks)
+        made = group.products(hidden)
+        del hidden
+        q, k, v = _three(part, made)
+        folds = [group.folded(low, 0), group.folded(low, 1)] if len(made) == 3 else [(None, None)] * 2
+        if len(made) == 3:
+            for at, one in enumerate(made):
+                (group.add_if_large if at < 2 and part.whole_norms is None else group.add)(one, low, at)
+            if part.whole_norms is not None:
+                folds = [(None, None)] * 2
+        else:
+            group.add(made[0], low, 0)
+        kept: list[Tensor | None] = [None, None]
+        if part.head_norms is not None or part.whole_norms is not None:
+            kept = [q, k]
+        if part.whole_norms is not None:
+            q, k = (norm(one) for norm, one in zip(part.whole_norms, (q, k), strict=True))
+        angles = _angles(cos, sin) if part.rotary else (None, None)
+        if part.rotary or part.head_norms is not None:
+            q, k = kernels.rope(q, k, *_turning(part, angles, q), *folds[0], *folds[1], *part.norms_of_heads(), part.head_dim)
+        else:
+            for at, one in enumerate((q, k)):
+                if folds[at][0] is not None:
+                    group.add(one, low, at)
+        ctx.part, ctx.shape = part, (rows, tokens)
+        ctx.save_for_backward(flat, low, *angles, *kept, *masks)
+        shaped = [t.reshape(rows, tokens, -1, part.head_dim) for t in (q, k, v)]
+        return (*shaped, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        part: Projections = ctx.part
+        group = part.group
+        flat, low, cos, sin, q, k, *masks = ctx.saved_tensors
+        dq, dk, dv = (g.reshape(flat.shape[0], -1, part.head_dim) for g in grads[:3])
+        dresidual = None if grads[3] is None else grads[3].reshape(flat.shape)
+        folds = [(None, None)] * 2
+        if len(group.linears) == 3 and part.whole_norms is None:
+            folds = [group.folded(low, 0), group.folded(low, 1)]
+        raw = (q, k) if part.head_norms is not None else (None, None)
+        if part.rotary or part.head_norms is not None:
+            angles = _turning(part, (cos, sin), flat)
+            norms = part.norms_of_heads()
+            dqkv = kernels.rope_backward(dq, dk, dv, *angles, *raw, *folds[0], *folds[1], *norms, part.head_dim)
+        else:
+            dqkv = torch.cat([one.flatten(1) for one in (dq, dk, dv)], dim=1)
+        del dq, dk, dv, grads
+        ends = part.ends
+        if part.whole_norms is not None:
+            for norm, one, columns in zip(
+                part.whole_norms, (q, k), (slice(0, ends[0]), slice(ends[0], ends[1])), strict=True
+            ):
+                dqkv[:, columns].copy_(norm.backward(dqkv[:, columns], one)[0])
+        dlow = group.grad_of_low([dqkv])
+        parts = [dqkv[:, linear.rows] for linear in group.linears]
+        if not ctx.needs_input_grad[0]:
+            hidden = flat if part.norm is None else part.norm(flat)
+            return None, None, None, None, None, *group.grads(hidden, low, dlow, [dqkv], masks)
+        dh = group.grad_of_input(parts)
+        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
+        if fold[0] is None:
+            dh = group.add_down(dh, dlow, masks)
+        if part.norm is None:
+            dx, hidden = (dh if dresidual is None else dh.add_(dresidual)), flat
+        else:
+            dx, hidden = part.norm.backward(dh, flat, low=fold, residual=dresidual, again=group.down is not None)
+        del dh
+        made = group.grads(hidden, low, dlow, [dqkv], masks)
+        return dx.view(*ctx.shape, -1), None, None, None, None, *made
+
+
+class _Output(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, attended: Tensor, residual: Tensor, part: Output, training: bool, *parameters: Any) -> Tensor:
+        group = part.group
+        flat, base = attended.reshape(-1, group.linears[0].module.in_features), residual.reshape(-1, group.outputs)
+        masks = group.masks(flat, training=training)
+        low = group.low(flat, masks)
+        made, kept = _onto(group, flat, low, base, part.norm, part.multiplier)
+        ctx.part, ctx.shape = part, attended.shape
+        ctx.save_for_backward(flat, low, kept, *masks)
+        return made.view(residual.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        part: Output = ctx.part
+        flat, low, kept, *masks = ctx.saved_tensors
+        d = _before(grads[0].reshape(-1, part.group.outputs), kept, part.norm, part.multiplier)
+        dlow = part.group.grad_of_low([d])
+        made = part.group.grads(flat, low, dlow, [d], masks)
+        dattended = part.group.add_down(part.group.grad_of_input([d]), dlow, masks)
+        return dattended.view(ctx.shape), grads[0], None, None, *made
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: Mlp, training: bool, *parameters: Any) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        hidden = flat if part.norm is None else part.norm(flat)
+        masks = part.group.masks(hidden, training=training)
+        low = part.group.low(hidden, masks)
+        gate, up, folds = _gate_and_up(part, hidden, low)
+        del hidden
+        act = kernels.gated(gate, up, *folds, part.act)
+        keep = not part.recompute
+        if not keep:
+            del gate, up
+        masks_down = part.down.masks(act, training=training)
+        low_down = part.down.low(act, masks_down)
+        made, kept = _onto(part.down, act, low_down, flat, part.after, part.multiplier)
+        ctx.part, ctx.masks = part, len(masks)
+        both = (gate, up) if keep else (None, None)
+        ctx.save_for_backward(flat, low, low_down, kept, *both, *masks, *masks_down)
+        return made.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        part: Mlp = ctx.part
+        flat, low, low_down, kept, gate, up, *masks = ctx.saved_tensors
+        masks, masks_down = masks[: ctx.masks], masks[ctx.masks :]
+        group, down = part.group, part.down
+        dz = grads[0].reshape(flat.shape)
+        d = _before(dz, kept, part.after, part.multiplier)
+        dlow = down.grad_of_low([d])
+        dact = down.grad_of_input([d])
+        fold = down.down_part(dlow) if down.folds_down(masks_down) else (None, None)
+        if fold[0] is None:
+            dact = down.add_down(dact, dlow, masks_down)
+        if part.recompute:
+            hidden = flat if part.norm is None else part.norm(flat)
+            gate, up, _ = _gate_and_up(part, hidden, low)
+            del hidden
+        folds = _folds(part, low)
+        dgu, act = kernels.gated_backward(dact, *fold, gate, up, *folds, part.act, down.down is not None)
+        del dact, gate, up
+        of_down = down.grads(act, low_down, dlow, [d], masks_down)
+        del act, d
+        dlow = group.grad_of_low([dgu])
+        dh = group.grad_of_input([dgu[:, linear.rows] for linear in group.linears])
+        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
+        if fold[0] is None:
+            dh = group.add_down(dh, dlow, masks)
+        if part.norm is None:
+            dx, hidden = dh.add_(dz), flat
+        else:
+            dx, hidden = part.norm.backward(dh, flat, low=fold, residual=dz, again=group.down is not None)
+        del dh
+        of_group = group.grads(hidden, low, dlow, [dgu], masks)
+        return dx.view(grads[0].shape), None, None, *of_group, *of_down
+
+
+def _three(part: Projections, made: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of three products, or of one."""
+    if len(made) == 3:
+        return made[0], made[1], made[2]
+    q, k, v = part.ends
+    return made[0][:, :q], made[0][:, q:k], made[0][:, k:v]
+
+
+def _angles(cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor]:
+    assert cos is not None and sin is not None
+    return cos.reshape(-1, cos.shape[-1]), sin.reshape(-1, sin.shape[-1])
+
+
+def _turning(part: Projections, angles: tuple[Any, Any], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines; of no column where nothing turns."""
+    if part.rotary:
+        return angles
+    return like.new_empty((1, 0)), like.new_empty((1, 0))
+
+
+def _folds(part: Mlp, low: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What the kernel of the activation adds to gate and up as it goes."""
+    if len(part.group.linears) == 1:
+        return None, None, None, None
+    return *part.group.folded(low, 0), *part.group.folded(low, 1)
+
+
+def _gate_and_up(part: Mlp, hidden: Tensor, low: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """Gate and up, without what the kernel adds."""
+    made = part.group.products(hidden)
+    if len(made) == 1:
+        both = part.group.add(made[0], low, 0)
+        return both[:, : part.width], both[:, part.width :], _folds(part, low)
+    for at, one in enumerate(made):
+        part.group.add_if_large(one, low, at)
+    return made[0], made[1], _folds(part, low)
+
+
+def _onto(
+    group: Group, x: Tensor, low: Tensor | None, residual: Tensor, norm: Norm | None, multiplier: float
+) -> tuple[Tensor, Tensor | None]:
+    """The residual plus a linear's result, and that result where a norm of it stands between them."""
+    y = group.add_if_large(group.products(x)[0], low, 0)
+    fold = group.folded(low, 0)
+    if norm is None:
+        kernels.onto_residual_(y, residual, *fold, multiplier)
+        return y, None
+    if fold[0] is not None:
+        group.add(y, low, 0)
+    made = norm(y)
+    kernels.onto_residual_(made, residual, None, None, multiplier)
+    return made, y
+
+
+def _before(grad: Tensor, kept: Tensor | None, norm: Norm | None, multiplier: float) -> Tensor:
+    """The gradient of a linear's result, from that of the sum that it was added to."""
+    d = grad if multiplier == 1 else grad * multiplier
+    if norm is None:
+        return d
+    assert kept is not None
+    return norm.backward(d, kept)[0]
