@@ -50,6 +50,20 @@ TINY: Json = {
     "pad_token_id": 258,
 }
 """What configurations are made of; each takes the keys that it knows."""
+LATENT: Json = {"head_dim": 8, "qk_head_dim": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+                "kv_lora_rank": 16, "q_lora_rank": 16, "num_key_value_heads": 4, "index_head_dim": 16}  # fmt: skip
+"""Heads of attention whose keys and values are made of fewer numbers."""
+MORE: dict[str, Json] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LATENT),
+    **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
+    **dict.fromkeys(("cwm", "modernbert-decoder"), {"bos_token_id": 1}),
+    "dots1": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 1},
+    "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+}
+"""What families need besides, or in place of these."""
 LARGEST = 30_000_000
 """Parameters above which a configuration did not become a tiny one."""
 STOP = """import os
@@ -87,7 +101,8 @@ def write_model(name: str, directory: Path) -> int:
 
     from fitune.testing import write_tiny_tokenizer
 
-    changes = {**TINY, **CONFIGS.get(name, {}), **{key: TINY[key] for key in TINY if key.endswith("_token_id")}}
+    tokens = {key: TINY[key] for key in TINY if key.endswith("_token_id")}
+    changes = {**(TINY if name not in CONFIGS else {}), **CONFIGS.get(name, {}), **tokens, **MORE.get(name, {})}
     config: Any = AutoConfig.for_model(name, **changes)
     with torch.device("meta"):
         size: int = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())

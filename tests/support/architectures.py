@@ -75,13 +75,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "aux_loss_coef": 0.0,
     },
-}
-"""By transformers' `model_type`."""
-
-ENCODERS: dict[str, dict[str, Any]] = {"megatron-bert": BASE, "roformer": BASE}
-"""Encoders that have a head of a language model, too."""
-
-REFUSED: dict[str, dict[str, Any]] = {
     "dbrx": {
         "vocab_size": VOCABULARY,
         "d_model": 64,
@@ -91,8 +84,32 @@ REFUSED: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "longcat_flash": {
+        **BASE,
+        "num_layers": 1,
+        "num_hidden_layers": 2,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "head_dim": 8,
+        "v_head_dim": 16,
+        "ffn_hidden_size": 128,
+        "expert_ffn_hidden_size": 32,
+        "n_routed_experts": 4,
+        "zero_expert_num": 2,
+        "moe_topk": 2,
+        "num_experts_per_tok": 2,
+    },
 }
-"""Those that cannot be traced."""
+"""By transformers' `model_type`."""
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "megatron-bert": BASE,
+    "roformer": BASE,
+    "xlm": {"vocab_size": VOCABULARY, "emb_dim": 64, "n_layers": 2, "n_heads": 4, "pad_index": 2, "pad_token_id": 2},
+}
+"""Encoders that have a head of a language model, too."""
 
 TARGETS = {
     # peft also adapts their experts, which are parameters without a layer, if all is asked for
@@ -147,7 +164,7 @@ micro_batch = {rows}
 def write_config(directory: Path, name: str, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a model's configuration and no weights; gives `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": name, **{**CONFIGS, **ENCODERS, **REFUSED}[name], **(changes or {})}
+    config = {"model_type": name, **{**CONFIGS, **ENCODERS}[name], **(changes or {})}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return directory
 

@@ -106,10 +106,10 @@ def test_adapters_on_experts_are_traced_in_every_type(tmp_path: Path, name: str,
     assert {found.log.blocks[n - 1].kind for n in _left(found.log)} <= STANDING
 
 
-@pytest.mark.parametrize("name", ["gpt2", "jetmoe", "megatron-bert", "roformer"])
+@pytest.mark.parametrize("name", ["gpt2", "jetmoe", "megatron-bert", "roformer", "xlm"])
 def test_what_asks_for_values_that_change_nothing_is_traced(tmp_path: Path, name: str) -> None:
     """GPT-2 warns of padding where it sees a pad token; JetMoE splits its rows by expert, one of which may take all;
-    encoders ask whether their mask leaves a token out.
+    encoders ask whether their mask leaves a token out; XLM asserts that its rows are no longer than they are.
     """
     found = _trace(recipe_of(tmp_path, name))
     assert {"adapter", "saved activations", "loss"} <= _kinds(found.log)
@@ -130,6 +130,16 @@ def _asks_a_value(hidden: Tensor) -> Tensor:
     return hidden * 2 if hidden.sum().item() > 0 else hidden
 
 
+def _compares_what_no_topk_gave(hidden: Tensor) -> Tensor:
+    mask = torch.nn.functional.one_hot(hidden[..., 0].long(), num_classes=4)
+    return hidden[torch.where(mask[..., 0])]
+
+
+def _asserts_what_is_wrong(hidden: Tensor) -> Tensor:
+    assert hidden.sum().item() > 1, "no sum"
+    return hidden
+
+
 def _finds_tokens(hidden: Tensor) -> Tensor:
     return hidden.index_add(1, torch.nonzero(hidden[0, :, 0])[:, 0], hidden)
 
@@ -143,6 +153,7 @@ def _mixes_devices(hidden: Tensor) -> Tensor:
     [
         (_asks_a_value, "aten._local_scalar_dense.default"),
         (_finds_tokens, "aten.nonzero.default"),
+        (_compares_what_no_topk_gave, "aten.nonzero.default"),
         (_mixes_devices, "aten.add.Tensor"),
     ],
 )
@@ -163,10 +174,27 @@ def test_what_cannot_be_traced_is_refused_in_words(
     assert len(caught.value.lines) == 1
 
 
-def test_experts_in_a_loop_are_refused(tmp_path: Path) -> None:
-    """DBRX asks which experts have tokens, and takes them one after the other: only values say how many each has."""
-    with pytest.raises(ModelError, match=r"its transformer\.blocks\.0\.ffn\.experts calls aten\.nonzero\.default"):
-        _trace(recipe_of(tmp_path, "dbrx", lora=False))
+@pytest.mark.parametrize("name", ["dbrx", "longcat_flash", "jetmoe"])
+def test_experts_in_a_loop_take_the_most_that_they_can_and_say_so(tmp_path: Path, name: str) -> None:
+    """Which experts have tokens, and how many, only values say: two have all tokens here, two a single one, and those
+    of LongCat that compute nothing too.
+    """
+    found = _trace(recipe_of(tmp_path, name, lora=False))
+    assert any("the most that there can be" in notice for notice in found.notices)
+    if name != "jetmoe":
+        tokens = [b.shape[0] for b in found.log.blocks if b.operation == "aten.nonzero.default" and b.shape[1:] == (2,)]
+        others = 2 if name == "dbrx" else 4
+        assert tokens == [128, 128, *[1] * others] * (len(tokens) // (2 + others))
+
+
+def test_what_is_known_whatever_the_values_says_nothing_of_a_bound(tmp_path: Path) -> None:
+    assert not any("the most that there can be" in notice for notice in _trace(recipe_of(tmp_path, "mixtral")).notices)
+
+
+def test_what_no_answer_makes_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: _asserts_what_is_wrong(_plain(self, x)))
+    with pytest.raises(ModelError, match=r"its model\.layers\.0\.mlp cannot be traced without values: no sum"):
+        _trace(recipe_of(tmp_path, "llama"))
 
 
 def test_a_failure_in_the_backward_pass_names_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ def index_table(gpu: Gpu) -> dict[str, Scratch]:
         "aten.index_put.default": index_put,
         "aten.index_put_.default": index_put,
         "aten._index_put_impl_.default": index_put,
+        "aten.nonzero.default": nonzero,
         "aten.nonzero_static.default": nonzero_static,
         "aten.sort.default": sort,
         "aten.sort.stable": stable_sort,
@@ -68,6 +69,12 @@ def index_put(args: Sequence[Any], results: Any) -> list[int]:
         rest *= size
     expanded = [items * rest * values.element_size()] if values.numel() < items * rest else []
     return [whole, whole, -1, *expanded, whole, whole, whole, radix_sort(items, 8, 8)]
+
+
+def nonzero(args: Sequence[Any], results: Any) -> list[int]:
+    """A copy of what is not contiguous, a counter, a temporary of CUB (aten/src/ATen/native/cuda/Nonzero.cu)."""
+    copied = [] if args[0].is_contiguous() else [args[0].numel() * args[0].element_size()]
+    return [*copied, 4, 1279]
 
 
 def nonzero_static(args: Sequence[Any], results: Any) -> list[int]:

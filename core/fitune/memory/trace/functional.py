@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fitune.memory.kernels.torch_version import Version
 from fitune.memory.trace.attention import attend, choose
+from fitune.memory.trace.values import mark_one_hot
 
 
 class FusedRmsNorm(torch.autograd.Function):
@@ -75,7 +76,8 @@ def functions(capability: tuple[int, int], version: Version) -> dict[str, Callab
     def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         if num_classes < 0:
             return plain_one_hot(tensor, num_classes)
-        return tensor.new_zeros((*tensor.shape, num_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
+        mask = tensor.new_zeros((*tensor.shape, num_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
+        return mark_one_hot(mask, tensor)
 
     return {
         "scaled_dot_product_attention": attention,

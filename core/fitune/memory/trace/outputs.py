@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,14 +46,6 @@ def grouped_mm(first: Tensor, second: Tensor, offs: Tensor | None = None, *rest:
 def _length(offsets: Tensor | None) -> int:
     assert offsets is not None
     return offsets.shape[0]
-
-
-def split_with_sizes(tensor: Tensor, sizes: Sequence[int], dim: int = 0) -> Any:
-    """Sizes that were asked of values, which are none here: one part takes all, which is the most that it can be."""
-    total = tensor.shape[dim]
-    if total and not any(sizes):
-        sizes = (total, *[0] * (len(sizes) - 1))
-    return aten.split_with_sizes(tensor, sizes, dim)
 
 
 def _added_in_place(operation: Any) -> Callable[..., Tensor]:
@@ -123,7 +115,6 @@ AS_KERNEL: dict[str, Callable[..., Any]] = {
     "aten._scaled_dot_product_efficient_attention.default": efficient_attention,
     "aten._scaled_dot_product_cudnn_attention.default": cudnn_attention,
     "aten._grouped_mm.default": grouped_mm,
-    "aten.split_with_sizes.default": split_with_sizes,
     "aten.index_put.default": _added_in_place(aten.index_put),
     "aten.index_add.default": _added_in_place(aten.index_add),
     "aten.add.Tensor": add,

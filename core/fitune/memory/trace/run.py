@@ -35,6 +35,7 @@ from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import Work
 from fitune.memory.trace.tracer import Tracer
 from fitune.memory.trace.twins import in_place_of_kernels
+from fitune.memory.trace.values import THE_MOST
 from fitune.plugin.recipe import Evaluation, Recipe
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.strategy import Plan
@@ -113,6 +114,8 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         stack.enter_context(in_place_of_kernels(twins, tracer))
         known.packed = packed
         trainables = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
+    if tracer.by_most:
+        notices.append(THE_MOST)
     return Trace(
         log=tracer.log,
         plan=plan,

@@ -19,6 +19,7 @@ from fitune.memory.trace.log import Block, Kind, MemoryLog
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.outputs import AS_KERNEL
 from fitune.memory.trace.step_time import Work, flops_of
+from fitune.memory.trace.values import ANSWERED, is_bound
 from fitune.plugin.strategy import times
 
 CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
@@ -74,6 +75,8 @@ class Tracer(TorchDispatchMode):
         """The operation that is running, or that has failed; empty between operations."""
         self.failed_in = ""
         """The module of the operation that has failed."""
+        self.by_most = False
+        """Whether a size that depends on values was taken for the most that it can be."""
         self.modules = modules
         self._on_card = on_card
         self._scratch = scratch
@@ -120,7 +123,7 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         """Run the operation and note what it takes."""
         self.failing = name = str(func)
-        as_kernel = AS_KERNEL.get(name)
+        as_kernel = AS_KERNEL.get(name) or ANSWERED.get(name)
         try:
             if crossing(name, args, kwargs or {}):
                 results = cross(func, name, args, kwargs or {})
@@ -135,6 +138,7 @@ class Tracer(TorchDispatchMode):
             self.failed_in = "" if self.modules is None else self.modules.now()[0]
             raise
         self.failing = ""
+        self.by_most |= name in ANSWERED and is_bound(name, args)
         if self._trains():
             flops = flops_of(func, name, args, kwargs or {}, results)
             self.flops += times() * flops
