@@ -16,9 +16,9 @@ IGNORED = -100
 def cross_entropy_(logits: Tensor, labels: Tensor, cap: float) -> Tensor:
     """Losses `[N]`, in float32, of `logits [N, V]` for `labels [N]`; `logits` become the gradient of the losses' sum.
 
-    With `cap` above 0 logits are first capped, `cap * tanh(logit / cap)` (Gemma 2, arXiv 2408.00118). Rows whose label is
-    -100 have no loss and no gradient; a label that is no column has an infinite loss. The label's own gradient, p - 1, is
-    made of the other columns' sum, so that it keeps its digits where p is near 1.
+    With `cap` above 0 logits are first capped, `cap * tanh(logit / cap)` (Gemma 2, arXiv 2408.00118), in float32. Rows
+    whose label is -100 have no loss and no gradient; a label that is no column has an infinite loss. The label's own
+    gradient, p - 1, is made of the other columns' sum, so that it keeps its digits where p is near 1.
     """
     return _cross_entropy(logits, labels, cap)  # type: ignore[no-any-return]
 

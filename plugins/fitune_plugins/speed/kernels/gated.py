@@ -122,15 +122,15 @@ def _gated_backward_meta(dact: Tensor, dlow: Any, down: Any, gate: Tensor, *rest
     return gate.new_empty(rows, 2 * width), gate.new_empty(gate.shape if rest[-1] else 0)
 
 
+_INPUTS = "Tensor gate, Tensor up, Tensor? low_gate, Tensor? up_gate_t, Tensor? low_up, Tensor? up_up_t, str act"
 _gated = operation(
-    "gated(Tensor gate, Tensor up, Tensor? low_gate, Tensor? up_gate_t, Tensor? low_up, Tensor? up_up_t, str act) -> Tensor",
+    f"gated({_INPUTS}) -> Tensor",
     cpu=_gated_cpu,
     meta=_gated_meta,
     cuda="triton_gated.gated",
 )
 _gated_backward = operation(
-    "gated_backward(Tensor dact, Tensor? dlow, Tensor? down, Tensor gate, Tensor up, Tensor? low_gate, Tensor? up_gate_t,"
-    " Tensor? low_up, Tensor? up_up_t, str act, bool again) -> (Tensor, Tensor)",
+    f"gated_backward(Tensor dact, Tensor? dlow, Tensor? down, {_INPUTS}, bool again) -> (Tensor, Tensor)",
     cpu=_gated_backward_cpu,
     meta=_gated_backward_meta,
     cuda="triton_gated.gated_backward",

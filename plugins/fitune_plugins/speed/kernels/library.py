@@ -22,8 +22,8 @@ _LIBRARY = torch.library.Library("fitune", "FRAGMENT")  # lives as long as the p
 def operation(schema: str, *, cpu: Callable[..., Any], meta: Callable[..., Any], cuda: str) -> Callable[..., Any]:
     """Register an operation, and give it.
 
-    `schema` is torch's, with the name in front; `cuda` is a module beside this one and its function, imported at the first
-    launch. A second copy of this package in one process gets the first's operation.
+    `schema` is torch's, with the name in front; `cuda` is a module beside this one and its function, imported at the
+    first launch. A second copy of this package in one process gets the first's operation.
     """
     name = schema.partition("(")[0]
     if not hasattr(torch.ops.fitune, name):
@@ -72,5 +72,7 @@ def ranks(low: Tensor | None, up_t: Tensor | None) -> int:
             raise ValueError("fitune: one half of a low-rank part is missing")
         return 0
     if low.shape[1] != up_t.shape[0] or low.shape[1] > RANKS:
-        raise ValueError(f"fitune: low-rank parts of {low.shape[1]} and {up_t.shape[0]} ranks; at most {RANKS}, the same")
+        raise ValueError(
+            f"fitune: low-rank parts of {low.shape[1]} and {up_t.shape[0]} ranks; at most {RANKS}, the same"
+        )
     return low.shape[1]

@@ -13,7 +13,8 @@ from fitune_plugins.speed.kernels.library import operation, wide, with_low
 def norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool, round_first: bool) -> Tensor:
     """RMSNorm of `x [M, H]` by `weight [H]`, in `x`'s type.
 
-    `round_first`: Llama's formula, `weight * (x / rms).to(type)`; else Gemma's and OLMo 2's, `(x / rms * weight).to(type)`.
+    `round_first`: Llama's formula, `weight * (x / rms).to(type)`; else Gemma's and OLMo 2's,
+    `(x / rms * weight).to(type)`, in float32.
     `unit_offset`: the weight is one more than what is given (Gemma).
     """
     return _norm(x, weight, eps, unit_offset, round_first)  # type: ignore[no-any-return]

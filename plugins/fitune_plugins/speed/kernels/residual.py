@@ -23,15 +23,9 @@ def _meta(y: Tensor, residual: Tensor, low: Tensor | None, up_t: Tensor | None, 
     pass
 
 
-def _cuda(y: Tensor, residual: Tensor, low: Tensor | None, up_t: Tensor | None, multiplier: float) -> None:
-    from fitune_plugins.speed.kernels.triton_residual import onto_residual_ as launch
-
-    launch(y, residual, low, up_t, multiplier)
-
-
 _onto_residual_ = operation(
     "onto_residual_(Tensor(a!) y, Tensor residual, Tensor? low, Tensor? up_t, float multiplier) -> ()",
     cpu=_cpu,
     meta=_meta,
-    cuda=_cuda,
+    cuda="triton_residual.onto_residual_",
 )

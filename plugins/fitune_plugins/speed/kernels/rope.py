@@ -34,8 +34,9 @@ def rope(
     """Queries `[M, heads, D]` and keys, turned, of `q [M, heads * D]` and `k`.
 
     Low-rank parts are added first; then each head is normed (as `norm` does) by `q_weight [D]` and `k_weight [D]` where
-    they are given; then it turns by `cos` and `sin` `[rows, columns that turn]`, token m by row `m % rows`. Each of these
-    is rounded to the type of `q`, and so are the two products of a turn where `cos` has that type, as in transformers.
+    they are given; then it turns by `cos` and `sin` `[rows, columns that turn]`, token m by row `m % rows`. Each of
+    these is rounded to the type of `q`, and so are the two products of a turn where `cos` has that type, as in
+    transformers.
     """
     return _rope(  # type: ignore[no-any-return]
         q, k, cos, sin, low_q, up_q_t, low_k, up_k_t, q_weight, k_weight, eps, unit_offset, round_first, head_dim
@@ -61,10 +62,10 @@ def rope_backward(
     round_first: bool,
     head_dim: int,
 ) -> Tensor:
-    """Gradients of queries, keys and values before `rope`, side by side `[M, (heads of q + heads of k) * D + width of v]`.
+    """Gradients of what `rope` took, and of values: `[M, heads of q * D | heads of k * D | heads of v * width of v]`.
 
-    `dq`, `dk`, `dv` are `[M, heads, D]`, of any strides but the last. `q` and `k`, as `rope` took them, and low-rank parts
-    are needed only where there are norms' weights.
+    `dq`, `dk`, `dv` are `[M, heads, D]`, of any strides but the last. `q` and `k`, as `rope` took them, and low-rank
+    parts are needed only where there are norms' weights.
     """
     return _rope_backward(  # type: ignore[no-any-return]
         *(dq, dk, dv, cos, sin, q, k, low_q, up_q_t, low_k, up_k_t, q_weight, k_weight),
@@ -78,7 +79,7 @@ def products_round(x: Tensor, cos: Tensor) -> bool:
 
 
 def _heads(x: Tensor, low: Tensor | None, up_t: Tensor | None, head_dim: int) -> Tensor:
-    return with_low(x, low, up_t).to(x.dtype).unflatten(1, (-1, head_dim))
+    return with_low(x, low, up_t).to(x.dtype).view(len(x), -1, head_dim)
 
 
 def _rows(table: Tensor, tokens: int) -> Tensor:
@@ -186,5 +187,5 @@ _rope_backward = operation(
     f" {_LOW}{_NORM}) -> Tensor",
     cpu=_rope_backward_cpu,
     meta=_rope_backward_meta,
-    cuda="triton_rope.rope_backward",
+    cuda="triton_rope_backward.rope_backward",
 )

@@ -1,4 +1,4 @@
-"""A gated MLP's product on CUDA: a program takes a block of rows and columns; a low-rank part's block serves its rows."""
+"""A gated MLP's product on CUDA: a program takes a block of rows and columns."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ from torch import Tensor
 
 from fitune_plugins.speed.kernels.gated import ACTIVATIONS
 from fitune_plugins.speed.kernels.library import ranks
-from fitune_plugins.speed.kernels.triton_parts import activate, add_low, cdiv
+from fitune_plugins.speed.kernels.triton_parts import activate, add_low, cdiv, stride
 
-ROWS, COLS, WARPS = 8, 256, 4
-"""Of a program: 16 numbers of each tensor a thread, two loads of 16 bytes in the halves' types."""
+ROWS, COLS, WARPS = 2, 1024, 4
+"""Of a program: 8 neighbouring numbers in each of its rows a thread, which are 16 bytes in the half types."""
+
+
+@triton.jit
+def _place(M, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A program's rows and columns. Those that run at one time have the same columns, for low-rank parts' sake."""
+    down = tl.cdiv(M, ROWS)
+    rows = (tl.program_id(0) % down).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return rows, (tl.program_id(0) // down) * COLS + tl.arange(0, COLS)
 
 
 @triton.jit
@@ -39,9 +47,7 @@ def _gated(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    across = tl.cdiv(WIDTH, COLS)
-    rows = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    cols = (tl.program_id(0) % across) * COLS + tl.arange(0, COLS)
+    rows, cols = _place(M, ROWS, COLS)
     rows_in, cols_in = rows < M, cols < WIDTH
     inside = rows_in[:, None] & cols_in[None, :]
     dtype: tl.constexpr = out.dtype.element_ty
@@ -86,9 +92,7 @@ def _gated_backward(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    across = tl.cdiv(WIDTH, COLS)
-    rows = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    cols = (tl.program_id(0) % across) * COLS + tl.arange(0, COLS)
+    rows, cols = _place(M, ROWS, COLS)
     rows_in, cols_in = rows < M, cols < WIDTH
     inside = rows_in[:, None] & cols_in[None, :]
     dtype: tl.constexpr = both.dtype.element_ty
@@ -125,9 +129,10 @@ def gated(
         return out
     _gated[(cdiv(M, ROWS) * cdiv(width, COLS),)](
         *(gate, up, low_gate, up_gate_t, low_up, up_up_t, out, M, width, gate.stride(0), up.stride(0)),
-        *(_stride(low_gate), _stride(up_gate_t), _stride(low_up), _stride(up_up_t)),
+        *(stride(low_gate), stride(up_gate_t), stride(low_up), stride(up_up_t)),
         *(_known(act), r_gate, r_up, ROWS, COLS),
         num_warps=WARPS,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -154,16 +159,13 @@ def gated_backward(
         return both, product
     _gated_backward[(cdiv(M, ROWS) * cdiv(width, COLS),)](
         *(dact, dlow, down, gate, up, low_gate, up_gate_t, low_up, up_up_t, both, product, M, width),
-        *(dact.stride(0), _stride(dlow), _stride(down), gate.stride(0), up.stride(0)),
-        *(_stride(low_gate), _stride(up_gate_t), _stride(low_up), _stride(up_up_t)),
+        *(dact.stride(0), stride(dlow), stride(down), gate.stride(0), up.stride(0)),
+        *(stride(low_gate), stride(up_gate_t), stride(low_up), stride(up_up_t)),
         *(_known(act), R, r_gate, r_up, again, ROWS, COLS),
         num_warps=WARPS,
+        enable_fp_fusion=False,
     )
     return both, product
-
-
-def _stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
 
 
 def _known(act: str) -> str:

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fitune_plugins.speed.kernels.library import ranks
-from fitune_plugins.speed.kernels.triton_parts import add_low, block, cdiv, load_weight, weigh
+from fitune_plugins.speed.kernels.triton_parts import add_low, block, cdiv, load_weight, stride, weigh
 
 FORWARD = 4096
 """Numbers that a program of `norm` holds of each of its tensors, if a row is not longer."""
@@ -108,6 +108,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool, round_first: 
         *(x, weight, out, M, H, x.stride(0), eps),
         *(unit_offset, round_first, rows, cols),
         num_warps=warps_of(cols),
+        enable_fp_fusion=False,
     )
     return out
 
@@ -135,9 +136,9 @@ def norm_backward(
     rows = max(1, (BACKWARD if R else FORWARD) // cols)
     _norm_backward[(cdiv(M, rows),)](
         *(dh, dlow, down, x, weight, dres, dx, h, M, H, dh.stride(0)),
-        *(dlow.stride(0) if dlow is not None else 0, down.stride(0) if down is not None else 0),
-        *(x.stride(0), dres.stride(0) if dres is not None else 0, eps),
+        *(stride(dlow), stride(down), x.stride(0), stride(dres), eps),
         *(R, unit_offset, round_first, dres is not None, again, rows, cols),
         num_warps=warps_of(cols),
+        enable_fp_fusion=False,
     )
     return dx, h

@@ -1,10 +1,15 @@
-"""What the Triton kernels share: low-rank parts, norms, activations, and how launches are sized."""
+"""What the Triton kernels share: low-rank parts, norms, activations, and how launches are sized.
+
+All are launched with `enable_fp_fusion=False`: what is rounded between a product and a sum does not hang on what stands
+around it, so that a result made again in the backward direction is the forward's, to the bit.
+"""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 def block(width: int) -> int:
@@ -17,13 +22,18 @@ def cdiv(count: int, size: int) -> int:
     return -(-count // size)
 
 
+def stride(x: Tensor | None) -> int:
+    """From row to row of a matrix; nothing for one that is not there."""
+    return 0 if x is None else x.stride(0)
+
+
 @triton.jit
 def add_low(acc, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R: tl.constexpr):
     """`acc [rows, cols] + low [rows, R] @ up [R, cols]`, in float32."""
     for rank in tl.static_range(R):
-        left = tl.load(low + rows * low_stride + rank, mask=rows_in, other=0.0).to(tl.float32)
-        right = tl.load(up + rank * up_stride + cols, mask=cols_in, other=0.0).to(tl.float32)
-        acc += left[:, None] * right[None, :]
+        left = tl.load(low + rows * low_stride + rank, mask=rows_in, other=0.0).to(tl.float32)[:, None]
+        right = tl.load(up + rank * up_stride + cols, mask=cols_in, other=0.0).to(tl.float32)[None, :]
+        acc = tl.fma(tl.broadcast_to(left, acc.shape), tl.broadcast_to(right, acc.shape), acc)
     return acc
 
 

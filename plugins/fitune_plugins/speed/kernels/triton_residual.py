@@ -1,8 +1,7 @@
 """Triton kernel of `residual.py`. Imported at its first launch on CUDA."""
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -17,9 +16,7 @@ ROWS = 4
 """Rows of a program, which read the adapter's B once."""
 
 
-def onto_residual_(
-    y: Tensor, residual: Tensor, low: Tensor | None, up_t: Tensor | None, multiplier: float
-) -> None:
+def onto_residual_(y: Tensor, residual: Tensor, low: Tensor | None, up_t: Tensor | None, multiplier: float) -> None:
     """Launch it."""
     rows, columns = y.shape
     rank = ranks(low, up_t)
@@ -34,8 +31,8 @@ def onto_residual_(
 
 @triton.jit
 def _add(
-    y: Any, residual: Any, low: Any, up_t: Any, rows: Any, columns: Any,
-    y_stride: Any, residual_stride: Any, low_stride: Any, up_stride: Any, multiplier: Any,
+    y, residual, low, up_t, rows, columns,
+    y_stride, residual_stride, low_stride, up_stride, multiplier,
     R: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
