@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fitune import Example
-from fitune.data.cache import Build, Rows, Writer, build_or_open, cache_directory
+from fitune.data.cache import Build, Rows, build_or_open, cache_directory
+from fitune.data.cache_writer import Writer
 from fitune.errors import DataError
 from support.examples import KEY, example, plain
 from support.paths import TESTS

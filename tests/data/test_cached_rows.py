@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitune import IGNORED, Example, Origin
-from fitune.data import cache as cache_module
-from fitune.data.cache import ROWS_IN_BATCH, Rows, Writer, build_or_open
+from fitune.data import cache_writer
+from fitune.data.cache import Rows, build_or_open
+from fitune.data.cache_writer import ROWS_IN_BATCH, Writer
 from support.examples import example, plain
 
 
@@ -77,7 +78,7 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 
 
 def test_batches_end_early_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "TOKENS_IN_BATCH", 10)
+    monkeypatch.setattr(cache_writer, "TOKENS_IN_BATCH", 10)
     rows = stored(23, tmp_path)
     assert [row.origin.row for row in rows] == list(range(1, 24))
     assert rows[-1].input_ids.tolist() == [22] * 3

@@ -4,6 +4,10 @@ An entry of the cache is a directory named by a key, with `rows.arrow` and `meta
 directory of another name that is renamed once it is whole: whoever finds an entry finds all of it, and processes that
 want the same one wait for a single build. An entry that cannot be read is built anew, so the disk need not know of the
 new name as a run's files have it known: an entry that the power took is made again.
+
+Whoever opens an entry reads all of it once: its rows must have the digest that `meta.json` gives them, and `meta.json`
+the seal of this user for this key (`seal.py`). One that was damaged, mixed up with another or made by somebody else is
+built anew.
 """
 
 from __future__ import annotations
@@ -16,31 +20,31 @@ import shutil
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from platformdirs import user_cache_path
 
-from fitune.errors import DataError
+from fitune.data.cache_writer import Writer
+from fitune.data.seal import is_sealed, key_file, seal_of, users_key
+from fitune.errors import DataError, cause
 from fitune.plugin.dataflow import Example, Origin
-from fitune.plugin.digest import digest_of
+from fitune.plugin.digest import BLOCK, digest_of
+from fitune.plugin.reading import open_file, read_json
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-ROWS_IN_BATCH = 1024
-"""Most rows in an Arrow record batch, which is what a writer holds in memory."""
-
-TOKENS_IN_BATCH = 2**22
-"""A record batch ends with the row that reaches so many tokens: long rows would fill the memory, and overflow Arrow's
-offsets of 32 bits."""
-
 ROWS, META = "rows.arrow", "meta.json"
-"""The files of an entry. What `META` says holds the SHA-256 of each, under its name: its own of all the rest of it."""
+"""The files of an entry. `META` holds the SHA-256 of the rows under their file's name, and the seal of all the rest of
+it under its own."""
+
+PARTIAL = ".partial"
+"""End of the name of what is being built."""
 
 Build = Callable[["Writer"], Mapping[str, Any]]
 """Writes the rows of an entry and gives what `meta.json` is to say of them."""
@@ -55,14 +59,14 @@ def cache_directory() -> Path:
 class Rows(Sequence[Example]):
     """The examples of an entry, read from the mapped file as they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
-        """Map an entry that is whole. Raises `DataError` if it cannot be read."""
+    def __init__(self, directory: Path, mapped: pa.MemoryMappedFile | None = None) -> None:
+        """Map an entry that is whole, if it is not `mapped` yet. Raises `DataError` if it cannot be read."""
         import pyarrow as pa
 
         self.directory = directory
         try:
-            self.meta: dict[str, Any] = json.loads((directory / META).read_text(encoding="utf-8"))
-            reader = pa.ipc.open_file(pa.memory_map(str(directory / ROWS)))
+            self.meta: dict[str, Any] = read_json(directory / META)
+            reader = pa.ipc.open_file(mapped or _mapped(directory / ROWS))
             batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
             self._files: list[str] = self.meta["files"]
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -108,60 +112,6 @@ class _Columns:
         self.row = batch.column("row").to_numpy(zero_copy_only=True)
 
 
-class Writer:
-    """Writes examples to an Arrow file, holding no more than a record batch of them."""
-
-    def __init__(self, file: Path) -> None:
-        import pyarrow as pa
-
-        self._tokens = pa.list_(pa.int32())
-        self._schema = pa.schema(
-            {
-                "input_ids": self._tokens,
-                "labels": self._tokens,
-                "lengths": self._tokens,
-                "file": pa.int32(),
-                "row": pa.int64(),
-            }
-        )
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.files: dict[str, int] = {}
-
-    def write(self, examples: Iterable[Example]) -> int:
-        """Write all examples; gives their number."""
-        import pyarrow as pa
-
-        written = 0
-        with pa.OSFile(str(self._file), "wb") as sink, pa.ipc.new_file(sink, self._schema) as out:
-            for part in _parts(examples):
-                out.write_batch(self._batch(part))
-                written += len(part)
-        return written
-
-    @property
-    def digest(self) -> str:
-        """Of the content of all rows that were written."""
-        return self._digest.hexdigest()
-
-    def _batch(self, part: Sequence[Example]) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        for example in part:
-            for values in (example.input_ids, example.labels):
-                self._digest.update(f"{len(values)} ".encode() + values.astype("<i4").tobytes())
-            self._digest.update(repr(tuple(map(int, example.lengths))).encode())
-        files = [self.files.setdefault(example.origin.file, len(self.files)) for example in part]
-        columns = [
-            _lists([example.input_ids for example in part]),
-            _lists([example.labels for example in part]),
-            pa.array([example.lengths for example in part], type=self._tokens),
-            pa.array(files, type=pa.int32()),
-            pa.array([example.origin.row for example in part], type=pa.int64()),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
-
-
 def build_or_open(
     key: str | None, build: Build, tell: Callable[[str], None] = lambda notice: None
 ) -> tuple[Rows, bool]:
@@ -174,15 +124,21 @@ def build_or_open(
         return _temporary(build), False
     root = cache_directory()
     try:
-        if (found := _whole(root / key)) is not None:  # no lock, so that a cache may be one that can only be read
+        sealing = users_key()
+    except OSError as error:  # without a seal they would not be known again
+        fix = "Set XDG_STATE_HOME to a directory of your own"
+        tell(f"prepared data are not kept: {key_file()} cannot be made: {cause(error)}. {fix}")
+        return _temporary(build), False
+    try:
+        if (found := _whole(root / key, sealing)) is not None:  # no lock, so that a cache may be one that is only read
             return found, True
         with _locked(root, key):
-            if (found := _whole(root / key)) is not None:  # built by another process while this one waited
+            if (found := _whole(root / key, sealing)) is not None:  # built by another process while this one waited
                 return found, True
-            if (root / key).exists():
+            if os.path.lexists(root / key):
                 tell(f"the prepared data in {root / key} are damaged, and are prepared anew")
-                shutil.rmtree(root / key)
-            return _built(root, key, build), False
+                _remove(root / key)
+            return _built(root, key, build, sealing), False
     except OSError as error:
         raise DataError(
             f"prepared data cannot be kept in {root}: {error.strerror or error}. Set FT_CACHE to another directory, "
@@ -194,7 +150,7 @@ def _temporary(build: Build) -> Rows:
     """Rows in a directory that lives as long as they do."""
     directory = Path(tempfile.mkdtemp(prefix="fitune-"))
     try:
-        _write(directory, build)
+        _write(directory, build, directory.name, b"")
         rows = Rows(directory)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
@@ -203,20 +159,49 @@ def _temporary(build: Build) -> Rows:
     return rows
 
 
-def _whole(entry: Path) -> Rows | None:
-    """An entry, if it is there, can be read, and is what was written: disks and copies flip bytes."""
-    if not entry.is_dir():
+def _whole(entry: Path, sealing: bytes) -> Rows | None:
+    """An entry, if it is there, can be read, and is what this user wrote under this name: disks and copies flip bytes,
+    and others may write into a cache that is shared. Nothing of it is taken for rows before that is known.
+    """
+    if not entry.is_dir() or entry.is_symlink():
         return None
     try:
-        rows = Rows(entry)
-        said = dict(rows.meta)
-        return rows if (said.pop(META), said[ROWS]) == (_digest_of(said), digest_of(entry / ROWS)) else None
-    except (DataError, OSError, KeyError):
+        said = dict(read_json(entry / META))
+        if not is_sealed(sealing, entry.name, said, said.pop(META)):
+            return None
+        mapped = _mapped(entry / ROWS)
+        if said[ROWS] != _digest_of(mapped):
+            return None
+        rows = Rows(entry, mapped)
+        return rows if {**said, META: rows.meta[META]} == rows.meta else None
+    except (DataError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _digest_of(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+def _mapped(file: Path) -> pa.MemoryMappedFile:
+    """A file, mapped into memory. Raises `OSError`, and pyarrow's own errors."""
+    import pyarrow as pa
+
+    open_file(file).close()  # what is none would be waited for
+    return pa.memory_map(str(file))
+
+
+def _digest_of(mapped: pa.MemoryMappedFile) -> str:
+    """The SHA-256 of what is mapped: of these very bytes, whatever becomes of the file's name."""
+    digest = hashlib.sha256()
+    size = mapped.size()
+    for start in range(0, size, BLOCK):
+        digest.update(mapped.read_buffer(min(BLOCK, size - start)))
+    mapped.seek(0)
+    return digest.hexdigest()
+
+
+def _remove(place: Path) -> None:
+    """Delete what stands in an entry's place. Raises `OSError`."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 @contextlib.contextmanager
@@ -234,12 +219,12 @@ def _locked(root: Path, key: str) -> Iterator[None]:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _built(root: Path, key: str, build: Build) -> Rows:
-    partial = root / f"{key}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    partial.mkdir()
+def _built(root: Path, key: str, build: Build, sealing: bytes) -> Rows:
+    for left in root.glob(f"{key}.*{PARTIAL}"):  # of a build that was killed
+        _remove(left)
+    partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=PARTIAL, dir=root))
     try:
-        _write(partial, build)
+        _write(partial, build, key, sealing)
         partial.replace(root / key)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -247,39 +232,16 @@ def _built(root: Path, key: str, build: Build) -> Rows:
     return Rows(root / key)
 
 
-def _write(directory: Path, build: Build) -> None:
-    """Write rows and what is said of them, down to the disk: an entry must not lose a part when the power fails."""
+def _write(directory: Path, build: Build, name: str, sealing: bytes) -> None:
+    """Write rows and what is said of them, sealed, down to the disk: no part must be lost when the power fails."""
     rows, meta = directory / ROWS, directory / META
     writer = Writer(rows)
     said = {**build(writer), "files": list(writer.files), "digest": writer.digest}
     said = json.loads(json.dumps({**said, ROWS: digest_of(rows)}))  # as it is read back
-    meta.write_text(json.dumps({**said, META: _digest_of(said)}), encoding="utf-8")
+    meta.write_text(json.dumps({**said, META: seal_of(sealing, name, said)}), encoding="utf-8")
     for file in (rows, meta):
         with file.open("rb") as written:
             os.fsync(written.fileno())
-
-
-def _parts(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """The examples of one record batch each."""
-    part: list[Example] = []
-    tokens = 0
-    for example in examples:
-        part.append(example)
-        tokens += len(example.input_ids)
-        if len(part) == ROWS_IN_BATCH or tokens >= TOKENS_IN_BATCH:
-            yield part
-            part, tokens = [], 0
-    if part:
-        yield part
-
-
-def _lists(arrays: Sequence[NDArray[np.int32]]) -> pa.ListArray:
-    import numpy as np
-    import pyarrow as pa
-
-    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
-    np.cumsum([len(a) for a in arrays], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), type=pa.int32()))
 
 
 def _lists_of(batch: pa.RecordBatch, name: str) -> Callable[[int], NDArray[np.int32]]:

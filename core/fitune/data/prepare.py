@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fitune.data.cache import Rows, Writer, build_or_open
+from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import contents_of, key_of
+from fitune.data.cache_writer import Writer
 from fitune.data.split import Part, side, weighted
 from fitune.data.targets import EMPTY, Taken, with_targets
 from fitune.errors import DataError

@@ -6,14 +6,16 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
+from fitune.plugin.reading import open_file
+
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
 
 
 def digest_of(file: Path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal. Raises `OSError`."""
+    """The SHA-256 digest of a file, in hexadecimal. Raises `OSError`, also for what is no file."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:  # hashlib.file_digest came with Python 3.11
+    with open_file(file) as stream:  # hashlib.file_digest came with Python 3.11
         for block in iter(partial(stream.read, BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
