@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.plugin.digest import digest_of
+from fitune.plugin.reading import json_of, read_file
 
 NAME = "manifest.json"
 
@@ -20,14 +21,15 @@ FORMAT = 1
 
 def write_manifest(directory: Path, step: int) -> int:
     """Write the manifest of all that is in a directory; gives the bytes of it all. Raises `OSError`."""
-    places = sorted(place for place in directory.rglob("*") if place.is_file())
+    own = directory / NAME
+    places = sorted(place for place in directory.rglob("*") if place.is_file() and place != own)
     files = {
         place.relative_to(directory).as_posix(): {"bytes": place.stat().st_size, "sha256": digest_of(place)}
         for place in places
     }
     values: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
     text = _text(values)
-    (directory / NAME).write_text(text, encoding="utf-8")
+    own.write_text(text, encoding="utf-8")
     return len(text.encode()) + sum(int(place.stat().st_size) for place in places)
 
 
@@ -37,8 +39,8 @@ def damage(directory: Path) -> str | None:
     Files that the manifest does not name are not looked at.
     """
     try:
-        text = (directory / NAME).read_text(encoding="utf-8")
-        values = json.loads(text)
+        text = read_file(directory / NAME).decode()
+        values = json_of(text)
         del values["sha256"]
         if values["format"] != FORMAT:
             return f"{NAME} is of format {values['format']}, and this release reads {FORMAT}"

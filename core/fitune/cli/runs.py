@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fitune.cli.settings import switches
+from fitune.errors import visible
 
 HERE = "runs"
 """Where runs are unless they were told where to be."""
@@ -50,7 +51,7 @@ def list_(directory: Path, states: tuple[str, ...], as_json: bool) -> None:
     elif found:
         _print(listing.table(found))
     else:
-        click.echo(f"no run{' in such a state' if states else ''} in {directory}")
+        _print([f"no run{' in such a state' if states else ''} in {directory}"])
 
 
 @runs_command.command()
@@ -85,7 +86,7 @@ def compare(directories: tuple[Path, ...], as_json: bool) -> None:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line)
+        click.echo(visible(line))  # names of directories, and what records say, may hold anything
 
 
 def _print_json(values: object) -> None:

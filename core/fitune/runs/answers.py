@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.plugin.events import Answer
+from fitune.plugin.reading import read_json
 from fitune.runs.atomic import write_file
 from fitune.runs.layout import ANSWERS
 
@@ -33,7 +34,7 @@ def first_answers(directory: Path, evaluated: int) -> Answered | None:
     made again. None where there are none that can be read.
     """
     try:
-        values = json.loads((directory / ANSWERS).read_text(encoding="utf-8"))
+        values = read_json(directory / ANSWERS)
         found = _read(values.get("before", values))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -17,7 +17,7 @@ import tomli_w
 from fitune.plugin.units import gib
 from fitune.runs.atomic import write_file
 from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE, read_json, read_toml
-from fitune.runs.metrics import readable_metrics
+from fitune.runs.lines import readable_metrics
 
 CARD = "README.md"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fitune.errors import RunError
 from fitune.plugin.options import flat, toml_text
+from fitune.plugin.reading import read_json
 from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
 from fitune.runs.base import base_text
@@ -66,7 +67,7 @@ class Difference:
 def read_identity(run: Path) -> Identity | None:
     """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
     try:
-        identity = Identity(**json.loads((run / IDENTITY).read_text(encoding="utf-8")))
+        identity = Identity(**read_json(run / IDENTITY))
         _must_be_sound(identity)
         return replace(identity, recipe=translated(identity.recipe))  # it may be of 0.1
     except FileNotFoundError:

@@ -5,11 +5,12 @@ Beside these files it holds what was trained, under the adapter's own name.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import tomli
+
+from fitune.plugin import reading
 
 RECIPE = "recipe.toml"
 """The recipe, every choice explicit; `ft run` takes it as it is."""
@@ -32,6 +33,9 @@ ANSWERS = "examples.json"
 MEMORY = "memory.json"
 """On a GPU, what was forecast beside what was measured."""
 
+LARGEST_RECIPE = 1 << 22
+"""Bytes of a recipe that is looked at."""
+
 TRACKER = "tracker.json"
 """The experiment tracker's own name for the run."""
 
@@ -42,7 +46,7 @@ CHECKPOINTS = "checkpoints"
 def read_json(file: Path) -> dict[str, Any]:
     """A file of one JSON object; nothing where it is not there or is damaged."""
     try:
-        found = json.loads(file.read_bytes())
+        found = reading.read_json(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -51,6 +55,6 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_toml(file: Path) -> dict[str, Any]:
     """A TOML file; nothing where it is not there or is damaged."""
     try:
-        return tomli.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return tomli.loads(reading.read_file(file, LARGEST_RECIPE).decode())
+    except (OSError, ValueError, RecursionError):
         return {}

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fitune.errors import RunError
+from fitune.plugin.reading import read_json
 from fitune.runs.atomic import PARTIAL, write_file
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def local_time(moment: str | None) -> str:
     """A moment in ISO 8601 as a person here reads it, to the minute; as it is, where it is no such thing."""
     try:
         return datetime.fromisoformat(moment or "").astimezone().strftime("%Y-%m-%d %H:%M")
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return moment or "unknown"
 
 
@@ -123,9 +124,9 @@ def _cannot(directory: Path, why: str) -> RunError:
 
 def _holder(directory: Path) -> Holder:
     try:
-        found = json.loads((directory / HOLDER).read_text(encoding="utf-8"))
+        found = read_json(directory / HOLDER)
         return Holder(process=int(found["process"]), host=str(found["host"]), since=str(found["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return Holder()
 
 
@@ -141,7 +142,7 @@ def _is_held(file: Path) -> bool:
             return True
     import fcntl
 
-    number = os.open(file, os.O_RDONLY)
+    number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
     try:
         # Shared, so that all may look at once, in a directory of somebody else's too.
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,12 +1,11 @@
-"""A run's `metrics.jsonl`: the listener that writes it, and its lines, read so that a damaged one harms no other."""
+"""A run's `metrics.jsonl`: the listener that writes it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -17,8 +16,10 @@ from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.records import Listener
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.answers import Answered, first_answers, write_answers
-from fitune.runs.json_lines import Complaints, LineFile
+from fitune.runs.gaps import KEPT, Filled, fill, known_lines, spacing_of
+from fitune.runs.json_lines import Complaints, LineFile, json_line
 from fitune.runs.layout import METRICS
+from fitune.runs.lines import Line, Metrics, line_of, read_metrics, until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,80 +42,13 @@ def ft_listeners() -> Iterable[Listener[MetricsOptions]]:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A whole line: its text, and what it says."""
-
-    text: str
-    event: str
-    step: int
-    """Steps that were made; 0 for a line that does not say."""
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """All that can be read of the file."""
-
-    lines: Sequence[Line] = ()
-    damaged: int = 0
-    """Lines that cannot be read. The last one, if its end is missing, is not among them: a killed run leaves it so."""
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """What the lines of one kind say, in their order."""
-        return [line.values for line in self.lines if line.event == event]
-
-
-def read_metrics(directory: Path) -> Metrics:
-    """Those of a run's directory; none where the file is not there. Raises `OSError` where it cannot be read."""
-    try:
-        *whole, _ = (directory / METRICS).read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return Metrics()
-    found = [line for text in whole if (line := _line(text)) is not None]
-    return Metrics(lines=found, damaged=len(whole) - len(found))
-
-
-def readable_metrics(directory: Path) -> Metrics:
-    """As `read_metrics`; none where they cannot be read."""
-    try:
-        return read_metrics(directory)
-    except OSError:
-        return Metrics()
-
-
-def until(metrics: Metrics, step: int, evaluated: int) -> list[Line]:
-    """Lines of what was made up to a step, and need not be made again: one for each step and each evaluation.
-
-    `evaluated` is the step of the last evaluation that need not be repeated.
-    """
-    kept: dict[object, Line] = {}
-    for number, line in enumerate(metrics.lines):
-        if line.step <= (evaluated if line.event == "evaluation" else step):
-            once = line.event in ("step", "evaluation")
-            kept[(line.event, line.step) if once else number] = line
-    return list(kept.values())
-
-
-def _line(text: str) -> Line | None:
-    try:
-        values = json.loads(text)
-    except ValueError:  # what a full disk or a power failure left of it
-        return None
-    if not isinstance(values, dict) or not isinstance(values.get("event"), str):
-        return None
-    step = values.get("step", 0)
-    if isinstance(step, bool) or not isinstance(step, int):
-        return None
-    return Line(text=text, event=values["event"], step=step, values=values)
-
-
 class MetricsFile:
     """Writes `metrics.jsonl`: a line a step and a line an evaluation, each flushed, so that a killed run keeps them.
 
     A rehearsal, a checkpoint and a notice have their lines, and a run that goes on after it ran out of memory. A run
     that goes on from a checkpoint keeps the lines up to there, so that a step has one line however often the run was
-    killed.
+    killed. The newest of them are in the checkpoint too: those that are damaged or missing in the file are put back,
+    and told of.
 
     `examples.json` holds the answers of the last evaluation that generated any, and of the first.
     """
@@ -125,6 +59,19 @@ class MetricsFile:
         self._file: LineFile | None = None
         self._first: Answered | None = None
         self._complaints = Complaints()
+        self._newest = {event: deque[str](maxlen=KEPT) for event in ("step", "evaluation")}
+        self._known: list[Line] = []
+        self._before = every
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the newest lines, and how many steps are between two."""
+        return {"every": self._every, "lines": [text for texts in self._newest.values() for text in texts]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what a checkpoint has kept."""
+        before = state.get("every")
+        self._before = before if isinstance(before, int) and before > 0 else self._every
+        self._known = known_lines(state.get("lines"))
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
@@ -137,9 +84,29 @@ class MetricsFile:
             metrics = read_metrics(run.directory)
         except OSError as error:  # it would be lost
             raise RunError(f"{file} cannot be read: {cause(error)}. Mend that, or move it away") from error
-        self._file = LineFile(file, [line.text for line in until(metrics, run.resumed, run.evaluated)])
+        found = self._filled(metrics, run.resumed, run.evaluated)
+        self._file = LineFile(file, [line.text for line in found.lines])
+        for line in found.lines:
+            self._remember(line)
         self._first = first_answers(run.directory, run.evaluated)
-        self._write({"event": "resume", "step": run.resumed})
+        before = {} if self._before == self._every else {"before": self._before}
+        self._write({"event": "resume", "step": run.resumed, "every": self._every, **before})
+        if found.wrong:
+            what = f"{file}: {', '.join(found.wrong)}. {found.outcome}"
+            self._complaints.tell("lines", what)
+            if found.filled or found.missing:
+                self._write({"event": "notice", "step": run.resumed, "kind": "damaged metrics", "what": what})
+
+    def _filled(self, metrics: Metrics, made: int, evaluated: int) -> Filled:
+        """The lines to go on with, up to so many steps."""
+        of = {"step": made, "evaluation": evaluated}
+        known = [line for line in self._known if line.step <= of[line.event]]
+        spacing = spacing_of(metrics, self._before)
+        return fill(metrics, until(metrics, made, evaluated), known, made, spacing or {0: made + 1})
+
+    def _remember(self, line: Line | None) -> None:
+        if line is not None and line.event in self._newest:
+            self._newest[line.event].append(line.text)
 
     @hookimpl
     def ft_rehearsed(self, report: RehearsalReport) -> None:
@@ -194,6 +161,8 @@ class MetricsFile:
     def _write(self, values: Mapping[str, Any]) -> None:
         assert self._file is not None
         self._file.append(values)
+        if values["event"] in self._newest:
+            self._remember(line_of(json_line(values).rstrip("\n")))
 
 
 def is_logged(run: Run, step: StepReport, every: int) -> bool:

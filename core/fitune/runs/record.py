@@ -6,16 +6,27 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Lt
 
 from fitune.errors import RunError, one_line
 from fitune.plugin.events import EvalReport
+from fitune.plugin.reading import read_json
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import finite
 from fitune.runs.layout import RECORD
 
 SCHEMA = 1
+
+Count: TypeAlias = Annotated[int, Ge(0), Lt(2**63)]
+"""Of steps, tokens, parameters or bytes: what a record can hold that was counted."""
+
+Figure: TypeAlias = Annotated[float, Gt(-1e39), Lt(1e39)]
+"""That was measured; float32 has none beyond."""
+
+Seconds: TypeAlias = Annotated[float, Ge(0), Lt(1e12)]
 
 State = Literal["running", "done", "stopped", "failed"]
 """As written. A run whose process was killed leaves "running", and a lock that nobody holds."""
@@ -30,7 +41,7 @@ class StartRecord:
 
     started: str
     """In ISO 8601, UTC, like every time here."""
-    from_step: int
+    from_step: Count
     """Steps that were made before."""
     ended: str | None = None
     """None while it is at work, or where it was killed."""
@@ -41,9 +52,9 @@ class StartRecord:
 class HeldOut:
     """Figures of one evaluation."""
 
-    step: int
-    loss: float | None = None
-    exact_match: float | None = None
+    step: Count
+    loss: Figure | None = None
+    exact_match: Figure | None = None
     """Share of exact answers, 0 to 1."""
 
     @classmethod
@@ -67,8 +78,8 @@ class MemoryRecord:
     """The most of all starts, measured, in bytes."""
 
     kind: Literal["gpu", "host"]
-    peak: int
-    reserved: int | None = None
+    peak: Count
+    reserved: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +87,8 @@ class ForecastRecord:
     """What the last composition of the run was forecast to take, in bytes."""
 
     card: str
-    allocated: int
-    reserved: int
+    allocated: Count
+    reserved: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +98,19 @@ class RunRecord:
     schema: int = SCHEMA
     name: str
     state: State
-    steps_made: int
-    steps: int
+    steps_made: Count
+    steps: Count
     """Optimizer steps that the run will make."""
     started: str
     updated: str
     """When this was written."""
     ended: str | None = None
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """From being ready to train to the end, over all starts; steps that had to be made again included."""
     starts: tuple[StartRecord, ...]
-    tokens: int = 0
+    tokens: Count = 0
     """That are not padding, over all starts; those of steps that had to be made again included."""
-    loss: float | None = None
+    loss: Figure | None = None
     """Of the last step; None before the first, or if it is not finite."""
     held_out: HeldOut | None = None
     """Of the last evaluation."""
@@ -112,9 +123,9 @@ class RunRecord:
     device: str
     model: str
     adapter: str
-    trainable: int
+    trainable: Count
     """Parameters that train."""
-    parameters: int
+    parameters: Count
     """Parameters in all."""
 
 
@@ -124,13 +135,17 @@ def write_record(directory: Path, record: RunRecord) -> None:
     write_file(directory / RECORD, json.dumps(values, allow_nan=False, indent=1) + "\n")
 
 
+LARGEST = 1 << 24
+"""Bytes of a record, at most; one of a thousand starts has a hundred thousand."""
+
+
 def read_record(directory: Path) -> RunRecord | None:
     """That of a run's directory; None where there is none. Raises `RunError` if it cannot be read."""
     from pydantic import TypeAdapter
 
     file = directory / RECORD
     try:
-        values = json.loads(file.read_bytes())
+        values = read_json(file, LARGEST)
         if isinstance(values, dict) and isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:
             raise RunError(f"{file} is of schema {values['schema']}, and this release reads {SCHEMA}. Update fitune")
         return TypeAdapter(RunRecord).validate_python(values)

@@ -17,7 +17,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Listener
 from fitune.runs.json_lines import Complaints, finite
 from fitune.runs.layout import RECORD
-from fitune.runs.metrics import read_metrics, until
+from fitune.runs.lines import read_metrics, until
 from fitune.runs.record import (
     ForecastRecord,
     HeldOut,

@@ -16,6 +16,7 @@ from fitune.errors import Problem, RunError, cause
 from fitune.plugin.events import EvalReport, Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.options import flat
+from fitune.plugin.reading import read_json
 from fitune.plugin.records import Listener
 from fitune.runs.atomic import write_file
 from fitune.runs.json_lines import Complaints, finite
@@ -150,7 +151,7 @@ def _own_name(name: str, accelerator: Any) -> str | None:
 def _read(directory: Path, name: str) -> str | None:
     """The tracker's name for a run that goes on; None for another tracker's, or where it is not known."""
     try:
-        values = json.loads((directory / TRACKER).read_text(encoding="utf-8"))
+        values = read_json(directory / TRACKER)
         return str(values["run"]) if values["tracker"] == name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

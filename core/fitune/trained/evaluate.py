@@ -15,7 +15,7 @@ from fitune.errors import RunError
 from fitune.plugin.events import EvalReport
 from fitune.plugin.registry import Registry
 from fitune.runs.layout import RECIPE
-from fitune.runs.metrics import readable_metrics
+from fitune.runs.lines import readable_metrics
 from fitune.trained.open import Trained, find, open_run
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def on_file(recipe: Recipe) -> Recipe:
 
 def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) -> EvalReport:
     """Evaluate what was trained, or the model before the first step. Raises the errors of `fitune.errors`."""
+    from fitune.compose.dialogue import dialogue_of
     from fitune.compose.evaluate import Evaluator
     from fitune.compose.loss import plain_loss
+    from fitune.compose.stopping import ends_of
     from fitune.data.prepare import batch_maker, held_out_data
 
     opened, recipe = open_run(trained, base=base), trained.recipe
@@ -75,6 +77,7 @@ def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) 
         model=opened.model,
         tokenizer=opened.tokenizer,
         accelerator=opened.accelerator,
+        ends=ends_of(opened.tokenizer, dialogue_of(recipe, opened.context)),
         length=recipe.train.length,
     )
     return evaluator.evaluate(0 if base else steps_of(trained))

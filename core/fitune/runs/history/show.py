@@ -66,7 +66,7 @@ def tell(directory: Path) -> Story:
     record: RunRecord | None = None
     with contextlib.suppress(RunError):  # the summary has noted it
         record = read_record(directory)
-    metrics, wrong = metrics_of(directory)
+    metrics, wrong = metrics_of(directory, record)
     home = directory / CHECKPOINTS
     checkpoints = [file for file in _files(home) if re.fullmatch(r"step-\d+", file.name)]
     losses = [(line.step, number(line.values.get("loss"))) for line in metrics.lines if line.event == "step"]

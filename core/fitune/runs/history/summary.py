@@ -9,11 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from fitune.errors import RunError
-from fitune.runs.json_lines import finite
+from fitune.errors import RunError, described
+from fitune.runs import gaps
 from fitune.runs.layout import ENVIRONMENT, IDENTITY, MEMORY, METRICS, RECIPE, RECORD, read_json, read_toml
+from fitune.runs.lines import Metrics, read_metrics
 from fitune.runs.lock import HOLDER, is_locked
-from fitune.runs.metrics import Metrics, read_metrics
 from fitune.runs.record import HeldOut, MemoryRecord, RunRecord, read_record
 
 State = Literal["starting", "running", "interrupted", "stopped", "failed", "done", "unknown"]
@@ -58,7 +58,7 @@ def find_runs(directory: Path) -> list[Summary]:
     Raises `RunError` if there is no such directory. What is damaged ends nothing: it is noted with its run.
     """
     try:
-        places = [place for place in directory.iterdir() if place.is_dir() and is_run(place)]
+        places = [place for place in directory.iterdir() if is_run(place)]
     except FileNotFoundError:
         raise RunError(f"{directory}: no such directory. Give the one that holds the runs: ft runs DIR") from None
     except OSError as error:
@@ -78,7 +78,17 @@ def is_run(directory: Path) -> bool:
 
 
 def summarise(directory: Path) -> Summary:
-    """What a run's directory tells. What cannot be read is noted."""
+    """What a run's directory tells. What cannot be read is noted, and so is what nobody has thought of: one run that is
+    damaged hides no other.
+    """
+    try:
+        return _summary(directory)
+    except Exception as error:
+        note = f"{directory}: what it holds cannot be told: {described(error)}"
+        return Summary(directory=directory, name=directory.name, state="unknown", notes=(note,))
+
+
+def _summary(directory: Path) -> Summary:
     holder = is_locked(directory)
     record: RunRecord | None = None
     notes: list[str] = []
@@ -96,6 +106,9 @@ def summarise(directory: Path) -> Summary:
 TRAINED = ("adapter", "model")
 """Directories, in a run's, of what it trained, saved last of all."""
 
+MOST = 2**63
+"""Above what anything is that was counted."""
+
 
 def must_be_run(directory: Path) -> None:
     """Raise `RunError` if a directory holds no run."""
@@ -105,28 +118,38 @@ def must_be_run(directory: Path) -> None:
         raise RunError(f"{directory} holds no run: there is no {RECORD} or {METRICS} in it. ft runs lists them")
 
 
-def metrics_of(directory: Path) -> tuple[Metrics, tuple[str, ...]]:
-    """A run's metrics, and what is wrong with them."""
+def metrics_of(directory: Path, record: RunRecord | None = None) -> tuple[Metrics, tuple[str, ...]]:
+    """A run's metrics, and what is wrong with them; its record tells how many steps there should be."""
     try:
         metrics = read_metrics(directory)
     except OSError as error:
         return Metrics(), (f"{directory / METRICS} cannot be read: {error.strerror}",)
-    if not metrics.damaged:
-        return metrics, ()
-    lines = "1 line of it is" if metrics.damaged == 1 else f"{metrics.damaged} lines of it are"
-    return metrics, (f"{directory / METRICS}: {lines} damaged, and left out",)
+    ended = record is not None and record.state != "running"
+    return metrics, gaps.notes(
+        directory,
+        metrics,
+        record.steps_made if record is not None and ended else None,
+        held=metrics.torn and is_locked(directory) is not None,
+    )
 
 
 def number(value: object) -> float | None:
     """A number as it was read; None for anything else, and for one that is not finite."""
-    return finite(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1e39:  # also of one that is none
+        return None
+    return float(value)
+
+
+def counted(value: object) -> int | None:
+    """A whole number that was counted, as it was read; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST else None
 
 
 def held_out_of(line: Mapping[str, Any]) -> HeldOut:
     """An evaluation's figures, of its line of the metrics."""
     step = line.get("step")
     return HeldOut(
-        step=step if isinstance(step, int) else 0,
+        step=counted(step) or 0,
         loss=number(line.get("loss")),
         exact_match=number(line.get("exact_match")),
     )
@@ -169,11 +192,11 @@ def _of_files(directory: Path) -> Summary:
         name=name if isinstance(name, str) else directory.name,
         state="unknown",
         steps_made=last.get("step"),
-        steps=asked if isinstance(asked, int) else None,
+        steps=counted(asked),
         loss=number(last.get("loss")),
         held_out=held_out_of(evaluations[-1]) if evaluations else None,
         memory=_memory_of(last),
-        forecast=allocated if isinstance(allocated, int) and allocated else None,
+        forecast=counted(allocated) or None,
         seconds=sum(number(line.get("seconds")) or 0.0 for line in (*steps, *evaluations)) or None,
         updated=_touched(directory),
         notes=notes,
@@ -184,8 +207,8 @@ def _memory_of(line: Mapping[str, Any]) -> MemoryRecord | None:
     kinds: tuple[Literal["gpu", "host"], ...] = ("gpu", "host")
     for kind in kinds:
         peak, reserved = line.get(f"{kind}_memory_peak"), line.get(f"{kind}_memory_reserved_peak")
-        if isinstance(peak, int):
-            return MemoryRecord(kind=kind, peak=peak, reserved=reserved if isinstance(reserved, int) else None)
+        if (found := counted(peak)) is not None:
+            return MemoryRecord(kind=kind, peak=found, reserved=counted(reserved))
     return None
 
 
@@ -197,4 +220,7 @@ def _touched(directory: Path) -> str | None:
             times.append((directory / name).stat().st_mtime)
     if not times:
         return None
-    return datetime.fromtimestamp(max(times), timezone.utc).isoformat(timespec="seconds")
+    try:
+        return datetime.fromtimestamp(max(times), timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # a year that no calendar has
+        return None
