@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from fitune import Example, Origin
-from fitune.compose.evaluate import Evaluator, ends_of, split_answer
+from fitune.compose.evaluate import Evaluator, split_answer
 from fitune.compose.parts import Parts
 from fitune.plugin.events import EvalReport
 from fitune.runs.metrics import eval_values
@@ -106,7 +106,7 @@ def test_padding_does_not_change_answers(learnt: tuple[Parts, EvalReport]) -> No
         settings = _with(evaluator.settings, micro_batch=micro_batch)
         one = Evaluator(
             settings=settings, examples=examples, make_batches=parts.make_batches, loss=parts.step.loss,
-            model=parts.run.model, tokenizer=parts.run.tokenizer, accelerator=parts.accelerator,
+            model=parts.run.model, tokenizer=parts.run.tokenizer, accelerator=parts.accelerator, ends=evaluator.ends,
         )  # fmt: skip
         answers.append(one.evaluate(0).answers)
     assert answers[0] == answers[1]
@@ -212,11 +212,29 @@ def test_turns_before_the_last_are_in_the_prompt(recipe: Path, tmp_path: Path) -
     assert answer.expected == "B"
 
 
-def test_all_turns_of_a_conversation_show_what_ends_answers() -> None:
-    assert ends_of(_row([5, 6, 1, 7, 8, 2], [-100, 6, 1, -100, 8, 2])) == {1, 2}
-    assert ends_of(_row([5, 6, 1, 7], [-100, -100, -100, -100])) == set()
-    assert ends_of(_row([5, 6], [5, 6])) == {6}
+TEXT_END = (
+    "{%- for m in messages -%}{{- m.role + ': ' + m.content + (' END' if m.role == 'assistant' else '') + '\\n' -}}\
+{%- endfor -%}{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
+)
+"""No special token ends an answer, but a text of several tokens."""
 
 
-def _row(ids: list[int], labels: list[int]) -> Example:
-    return Example(input_ids=np.asarray(ids, dtype=np.int32), labels=np.asarray(labels, dtype=np.int32), origin=ORIGIN)
+def test_answers_end_at_a_text_too(tmp_path: Path) -> None:
+    """As those of `ft generate` do: the text that ends them is no part of what is expected or generated."""
+    changes = {
+        "train": {"steps": 80, "learning_rate": 1e-2, "micro_batch": 12},
+        "eval": {"source": [{"use": "jsonl", "path": "held_out.jsonl"}], "before": False, "micro_batch": 2},
+    }
+    path = write_recipe(tmp_path / "recipe", changes)
+    write_tiny_data(path.parent / "held_out.jsonl", rows=5)
+    (path.parent / "end.jinja").write_text(TEXT_END, encoding="utf-8")
+    ended = f"data.stage=[{{use='chat', template_file='{path.parent / 'end.jinja'}'}}]"
+    parts = parts_of(path, 'adapter={use="none"}', "eval.exact_match=true", "eval.max_new_tokens=24", ended)
+    assert _evaluator(parts).ends.texts == (" END",)
+    *_, report = train(parts)
+    assert isinstance(report, EvalReport)
+    assert [a.expected for a in report.answers] == ["1", "1 2", "1 2 3", "1 2 3 4", "1 2 3 4 5"]
+    assert not any("END" in a.generated for a in report.answers)
+    assert report.exact_match is not None
+    assert report.exact_match >= 0.8
+    assert not any(a.cut for a in report.answers)

@@ -31,6 +31,15 @@ def test_what_cuts_an_answer(prompt: list[int], answer: list[int], most: int, le
     assert cut_by(example, ids[len(prompt) :], [END], most, length) == cut
 
 
+def test_a_text_that_ends_an_answer_is_to_be_generated_too() -> None:
+    ids = np.array([1, 2, 3, 4], dtype=np.int32)
+    example = Example(input_ids=ids, labels=ids, origin=Origin(file="a", row=1))
+    assert cut_by(example, ids[1:], [END], 2, None, by_text=True) == "max_new_tokens"
+    assert cut_by(example, ids[1:], [END], 3, None, by_text=True) == ""
+    assert cut_by(example, ids[1:], [END], 3, 4, by_text=True) == ""
+    assert cut_by(example, ids[1:], [END], 3, 4) == "length"
+
+
 def report(*answers: Answer) -> EvalReport:
     return EvalReport(step=3, loss=1.5, rows=len(answers), targets=9, seconds=0.25, answers=answers)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fitune.compose.dialogue import dialogue_of, ends
+from fitune.compose.dialogue import dialogue_of
+from fitune.compose.stopping import Ends, ends_of
 from fitune.plugin.records import Dialogue
 from fitune.testing import open_registry
 from fitune.trained.generate import Generator, Sampling
@@ -152,20 +153,35 @@ def test_ends(opened: Opened) -> None:
     dialogue = dialogue_of(opened.trained.recipe, opened.context)
     assert dialogue is not None
     assert dialogue.end == "<|end|>"
-    assert ends(opened.tokenizer, dialogue) == ([END], "")
-    assert ends(opened.tokenizer, Dialogue(prompt=str, end="\n### User", template="")) == ([END], "\n### User")
-    assert ends(opened.tokenizer, Dialogue(prompt=str, end=" <|pad|>", template="")) == ([END, 258], "")
-    assert ends(opened.tokenizer, None) == ([END], "")
+    assert ends_of(opened.tokenizer, dialogue) == Ends(tokens=(END,))
+    several = Dialogue(prompt=str, end="\n### User", ends=("\n### User", " <|pad|>", "END"), template="")
+    assert ends_of(opened.tokenizer, several) == Ends(tokens=(END, 258), texts=("\n### User", "END"))
+    assert ends_of(opened.tokenizer, None) == Ends(tokens=(END,))
 
 
-def test_a_text_that_ends_answers_is_no_part_of_them(opened: Opened, generator: Generator) -> None:
+def test_texts_that_end_answers_are_no_part_of_them(opened: Opened, generator: Generator) -> None:
+    """Of several tokens, each of them; nothing of one is told while the answer is written, either."""
     whole = generator.answer([_user("Count to 5.")], _nothing)
     assert len(whole) > 3
     own = dialogue_of(opened.trained.recipe, opened.context)
     assert own is not None
     mark = whole[2:4]
-    ending = Dialogue(prompt=own.prompt, end=mark, template=own.template)
-    assert _generator(opened, ending).answer([_user("Count to 5.")], _nothing) == whole[: whole.index(mark)]
+    for ends in ((mark,), ("never", mark), (mark, "never")):
+        ending = Dialogue(prompt=own.prompt, end=ends[0], ends=ends, template=own.template)
+        told: list[str] = []
+        answer = _generator(opened, ending).answer([_user("Count to 5.")], told.append)
+        assert answer == "".join(told) == whole[: whole.index(mark)]
+
+
+def test_what_only_begins_as_an_end_does_is_told(opened: Opened, generator: Generator) -> None:
+    whole = generator.answer([_user("Count to 5.")], _nothing)
+    own = dialogue_of(opened.trained.recipe, opened.context)
+    assert own is not None
+    for end in (whole[1:3] + "!", whole[-2:] + "!"):
+        told: list[str] = []
+        ending = Dialogue(prompt=own.prompt, end=end, template=own.template)
+        assert _generator(opened, ending).answer([_user("Count to 5.")], told.append) == whole
+        assert "".join(told) == whole
 
 
 def test_what_cannot_be_asked_is_told(run: Path) -> None:

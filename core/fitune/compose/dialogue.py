@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune.compose.model import call_plugin
-from fitune.compose.special import special_ids
+from fitune.compose.stopping import ends_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,21 +23,6 @@ def dialogue_of(recipe: Recipe, context: DataContext) -> Dialogue | None:
         if use.record.dialogue is not None:
             return call_plugin(use, use.record.dialogue, use.options, context)
     return None
-
-
-def ends(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None) -> tuple[list[int], str]:
-    """What ends an answer: special tokens, and, where the template has none for it, a text ("" for none)."""
-    stops = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    if dialogue is None:
-        return sorted(stops), ""
-    whole: Any = tokenizer
-    special = special_ids(tokenizer)
-    bare = []
-    for end in filter(None, dict.fromkeys((dialogue.end, *dialogue.ends))):
-        marks = [token for token in whole(end, add_special_tokens=False)["input_ids"] if token in special]
-        stops.update(map(int, marks[-1:]))
-        bare += [] if marks else [end]
-    return sorted(stops), bare[0] if bare else ""
 
 
 def end_at(model: PreTrainedModel, tokens: Iterable[int]) -> None:
@@ -57,7 +42,7 @@ def end_at(model: PreTrainedModel, tokens: Iterable[int]) -> None:
 def end_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None) -> None:
     """Let a model's answers end where those of conversations were trained to end; of texts, nothing is changed."""
     if dialogue is not None:
-        end_at(model, ends(tokenizer, dialogue)[0])
+        end_at(model, ends_of(tokenizer, dialogue).tokens)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue | None, directory: Path) -> None:

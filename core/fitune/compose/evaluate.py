@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fitune.compose.positions import table_of
 from fitune.compose.reachable import cut_by
-from fitune.compose.special import special_ids
+from fitune.compose.stopping import Ends
 from fitune.data.prepare import batches
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.events import Answer, EvalReport
@@ -44,13 +44,15 @@ class Evaluator:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        ends: Ends,
         to_the_end: bool = False,
         length: int | None = None,
     ) -> None:
-        """`to_the_end` has each answer take as many tokens as it may, whatever the model says; `length` is what rows
-        were cut to, where that is known.
+        """Answers end at `ends`; `to_the_end` has each answer take as many tokens as it may, whatever the model says;
+        `length` is what rows were cut to, where that is known.
         """
         self.length = length
+        self.ends = ends
         self.to_the_end = to_the_end
         self._stop: Callable[[], bool] = lambda: False
         self.settings = settings
@@ -110,39 +112,31 @@ class Evaluator:
 
         parts = [split_answer(example) for example in self.examples]
         by_length = sorted(range(len(parts)), key=lambda row: len(parts[row][0]))
-        stops = self._stops()
         found: list[tuple[int, Answer]] = []
         with no_defaults(self.model):
             for pick in self._picks(by_length):
                 self._go_on()
                 prompts = [parts[row][0] for row in pick]
-                for row, text in zip(pick, self._generate(prompts, stops), strict=True):
-                    found.append((int(row), self._answer(int(row), parts[row], text, stops)))
+                for row, text in zip(pick, self._generate(prompts), strict=True):
+                    found.append((int(row), self._answer(int(row), parts[row], text)))
         everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
         return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
 
-    def _answer(
-        self, row: int, parts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], generated: str, stops: list[int]
-    ) -> Answer:
-        prompt, expected = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
-        cut = cut_by(self.examples[row], parts[1], stops, self.settings.max_new_tokens, self.length)
+    def _answer(self, row: int, parts: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], generated: str) -> Answer:
+        prompt, whole = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
+        expected = self.ends.without(whole)
+        most, by_text = self.settings.max_new_tokens, expected != whole
+        cut = cut_by(self.examples[row], parts[1], self.ends.tokens, most, self.length, by_text=by_text)
         return Answer(prompt=prompt, expected=expected, generated=generated, cut=cut)
 
-    def _stops(self) -> list[int]:
-        """Tokens that end an answer: end of text, and the special tokens that end any of the data's own answers."""
-        ends = set().union(*map(ends_of, self.examples)) & special_ids(self.tokenizer)
-        if self.tokenizer.eos_token_id is not None:
-            ends.add(self.tokenizer.eos_token_id)
-        return sorted(ends)
-
-    def _generate(self, prompts: Sequence[np.ndarray[Any, Any]], stops: list[int]) -> list[str]:
+    def _generate(self, prompts: Sequence[np.ndarray[Any, Any]]) -> list[str]:
         from transformers import GenerationConfig
 
         longest, most = max(len(p) for p in prompts), self.settings.max_new_tokens
         table = table_of(self.model)
         if table is not None and longest + most > table:  # each to the table's end, which is elsewhere for each
             if len(prompts) > 1:
-                return [text for prompt in prompts for text in self._generate([prompt], stops)]
+                return [text for prompt in prompts for text in self._generate([prompt])]
             most = max(1, table - longest)
         pad = self.tokenizer.pad_token_id
         ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
@@ -154,15 +148,17 @@ class Evaluator:
             do_sample=False,
             max_new_tokens=most,
             min_new_tokens=most if self.to_the_end else None,
-            eos_token_id=stops or None,
+            eos_token_id=list(self.ends.tokens) or None,
             pad_token_id=pad,
         )
         out = cast(Any, self.model).generate(
             input_ids=ids.to(self.accelerator.device),
             attention_mask=mask.to(self.accelerator.device),
             generation_config=config,
+            **({} if self.to_the_end else self.ends.arguments(self.tokenizer, longest)),
         )
-        return [str(text) for text in self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        return [self.ends.cut(str(text)) for text in texts]
 
 
 @contextlib.contextmanager
@@ -178,12 +174,6 @@ def no_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         inner.generation_config = before
-
-
-def ends_of(example: Example) -> set[int]:
-    """The tokens that its runs of trained tokens end with: not all turns of a conversation need end in one way."""
-    trained = example.labels != IGNORED
-    return set(example.input_ids[trained & ~np.append(trained[1:], False)].tolist())
 
 
 def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -24,6 +24,7 @@ from fitune.compose.model import Strategies, make_model, make_optimizer, planned
 from fitune.compose.optimizer import Trainables
 from fitune.compose.positions import position_notices
 from fitune.compose.step import Step
+from fitune.compose.stopping import ends_of
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
 from fitune.data.run_data import RunData, gather
 from fitune.plugin.dataflow import DataContext, Example
@@ -155,7 +156,7 @@ def compose(
         step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
         scheduler=scheduler,
         settings=settings_of(optimizer),
-        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator),
+        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator, dialogue),
         run_data=run_data,
         dialogue=dialogue,
     )
@@ -192,7 +193,9 @@ def make_step(
     )
 
 
-def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: Accelerator) -> Evaluator:
+def _evaluator(
+    run: Run, held_out: Prepared, make_batches: Stage, accelerator: Accelerator, dialogue: Dialogue | None
+) -> Evaluator:
     return Evaluator(
         settings=run.recipe.evaluation,
         examples=held_out.rows,
@@ -201,6 +204,7 @@ def _evaluator(run: Run, held_out: Prepared, make_batches: Stage, accelerator: A
         model=run.model,
         tokenizer=run.tokenizer,
         accelerator=accelerator,
+        ends=ends_of(run.tokenizer, dialogue),
         length=run.recipe.train.length,
     )
 

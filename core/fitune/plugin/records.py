@@ -177,7 +177,8 @@ class Dialogue:
     template: str
     """The chat template, as Jinja."""
     ends: tuple[str, ...] = ()
-    """All that may end an answer, `end` among them, where a template ends the last in another way than those before."""
+    """All that may end an answer, `end` among them: a template may end the last in another way than those before, and
+    one that calls a tool in yet another. A text that holds no special token ends it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ def _evaluator(whole: Evaluator, rows: Sequence[Example], *, loss: bool) -> Eval
         model=whole.model,
         tokenizer=whole.tokenizer,
         accelerator=whole.accelerator,
+        ends=whole.ends,
         to_the_end=True,
     )
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from fitune.compose.dialogue import ends
 from fitune.compose.positions import known_by, table_of
+from fitune.compose.stopping import Ends, added_behind, ends_of
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Generator:
     ) -> None:
         """Without a dialogue, the model goes on with plain text."""
         self.model, self.tokenizer, self.dialogue, self.sampling = model, tokenizer, dialogue, sampling
-        self._stops, self._ending = ends(tokenizer, dialogue)
+        self._ends = ends_of(tokenizer, dialogue)
 
     def answer(self, messages: Messages, tell: Callable[[str], None]) -> str:
         """The model's answer to messages, or what it writes behind the last one; `tell` gets it piece by piece.
@@ -62,11 +62,10 @@ class Generator:
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=self._config(room),
-                streamer=_streamer(self.tokenizer, tell),
-                **({"tokenizer": self.tokenizer} if self._ending else {}),
+                streamer=_streamer(self.tokenizer, self._ends, tell),
+                **self._ends.arguments(self.tokenizer, len(ids)),
             )
-        text = str(self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
-        return text.removesuffix(self._ending) if self._ending else text
+        return self._ends.cut(str(self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)))
 
     def tokens(self, messages: Messages) -> list[int]:
         """What the model is given, tokenized as in training."""
@@ -74,8 +73,7 @@ class Generator:
         if self.dialogue is not None:  # the template has written the special tokens
             return list(tokenizer(self.dialogue.prompt(messages), add_special_tokens=False)["input_ids"])
         ids = list(tokenizer(messages[-1]["content"])["input_ids"])
-        ends_itself = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
-        ids = ids[:-1] if ends_itself else ids
+        ids = ids[: len(ids) - len(added_behind(tokenizer))]
         if not ids and tokenizer.bos_token_id is None:
             raise RunError("the prompt is empty, and the tokenizer has no token that begins a text. Write something")
         return ids or [tokenizer.bos_token_id]
@@ -97,9 +95,8 @@ class Generator:
         return GenerationConfig(
             max_new_tokens=room,
             do_sample=sampling.temperature > 0,
-            eos_token_id=self._stops or None,
+            eos_token_id=list(self._ends.tokens) or None,
             pad_token_id=self.tokenizer.pad_token_id,
-            stop_strings=[self._ending] if self._ending else None,
             **(drawn if sampling.temperature > 0 else {}),
         )
 
@@ -109,14 +106,21 @@ class Generator:
         return no_defaults(self.model)
 
 
-def _streamer(tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]) -> BaseStreamer:
-    """Tells of whole words: the bytes of one character may come in several tokens."""
+def _streamer(tokenizer: PreTrainedTokenizerBase, ends: Ends, tell: Callable[[str], None]) -> BaseStreamer:
+    """Tells of whole words, since one character may come in several tokens, and not of what ends the answer."""
     from transformers import TextStreamer
 
     class Telling(TextStreamer):
+        held = ""
+        """What may be the beginning of an end."""
+
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             """Hand the text on; transformers' own prints it."""
-            if text:
-                tell(text)
+            whole = self.held + text
+            known = ends.cut(whole)
+            kept = 0 if known != whole or stream_end else ends.begun(whole)
+            self.held = whole[len(known) - kept :]
+            if known[: len(known) - kept]:
+                tell(known[: len(known) - kept])
 
     return Telling(cast(Any, tokenizer), skip_prompt=True, skip_special_tokens=True)

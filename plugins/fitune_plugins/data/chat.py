@@ -21,6 +21,7 @@ from fitune import (
     nearest,
     sentences,
 )
+from fitune_plugins.data.call_ends import call_ends
 from fitune_plugins.data.chat_template import DAY, Choice, Messages, Refused, Value, names
 from fitune_plugins.data.plain_text import end_of_text
 from fitune_plugins.data.rendering import Renderer, Settings, fix_of, with_system
@@ -157,7 +158,9 @@ def _dialogue(options: ChatOptions, context: DataContext) -> Dialogue | None:
             what = f"{template.place} refuses these messages: {error}"
             raise DataError(sentences(what, fix_of(template, asked, ()))) from error
 
+    of_calls = call_ends(Renderer(_settings(options), context, tools=True).masker)
     ends = tuple(dict.fromkeys([*marks, *(options.end or ())]))
+    ends += tuple(dict.fromkeys(end for end in of_calls if not any(known.endswith(end) for known in ends)))
     return Dialogue(prompt=prompt, end=ends[0] if ends else "", ends=ends, template=template.saved)
 
 

@@ -82,11 +82,9 @@ class Renderer:
         except Refused:
             if not called:
                 raise
-            written = list(map(_written, messages))
-            return self._reading(written, tools)
+            return self._reading(list(map(written, messages)), tools)
         if called and any(str(dict(of)) in reading.text for of in _arguments(messages) if of):  # as Python writes it
-            written = list(map(_written, messages))
-            return self._reading(written, tools)
+            return self._reading(list(map(written, messages)), tools)
         return reading
 
     def _reading(self, messages: Messages, tools: Tools) -> Reading:
@@ -203,7 +201,7 @@ def _arguments(messages: Messages) -> Iterator[Mapping[str, Any]]:
                 yield call["function"]["arguments"]
 
 
-def _written(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+def written(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     """A turn with the arguments of its calls as JSON text: as the row has it, where it has a text."""
     if not turn.get("tool_calls"):
         return turn

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fitune import Conversation, DataError, Dialogue, Document, Origin
-from fitune.compose.dialogue import ends
+from fitune.compose.stopping import Ends, ends_of
 from fitune.plugin.options import parse
 from fitune_plugins.data import chat
 from fitune_plugins.data.chat_template import Template
@@ -153,13 +154,34 @@ def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
 def test_a_model_stops_at_all_that_may_end_its_answers() -> None:
     of_channels = dialogue(CHANNELS.template, CHANNELS.family)
     assert of_channels is not None
-    assert (of_channels.end, of_channels.ends) == ("<|return|>", ("<|return|>", "<|end|>"))
+    marks = ("<|return|>", "<|end|>", "<|call|>")
+    assert (of_channels.end, of_channels.ends) == ("<|return|>", marks)
     made = tokenizer(CHANNELS.family)
-    assert ends(made, of_channels) == (sorted(map(made.convert_tokens_to_ids, ("<|return|>", "<|end|>"))), "")
+    assert ends_of(made, of_channels) == Ends(tokens=tuple(sorted(map(made.convert_tokens_to_ids, marks))))
     named = dialogue(HEADERS_NAMED.template, HEADERS_NAMED.family, **HEADERS_NAMED.options)
     made = tokenizer(HEADERS_NAMED.family)
     stops = ("<|endoftext|>", "<|user|>", "<|tool|>")
-    assert ends(made, named) == (sorted(map(made.convert_tokens_to_ids, stops)), "")
+    assert ends_of(made, named) == Ends(tokens=tuple(sorted(map(made.convert_tokens_to_ids, stops))))
+
+
+CALLS = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' -}}"
+    "{%- if m.tool_calls -%}{% generation %}{{- m.tool_calls[0].function | tojson -}}"
+    "{{- '<|endoftext|>' if loop.last else '<|fim_pad|>' -}}{% endgeneration %}"
+    "{%- elif m.role == 'assistant' -%}{% generation %}{{- m.content + '<|im_end|>' -}}{% endgeneration %}"
+    "{%- else -%}{{- m.content + '<|im_end|>' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+def test_the_ends_of_calls_are_ends_too() -> None:
+    """At the end of a conversation and within it; and nothing is said of a template that knows no tools."""
+    found = dialogue(CALLS, replace(CHATML, others=(*CHATML.others, "<|endoftext|>", "<|fim_pad|>")))
+    assert found is not None
+    assert found.ends == ("<|im_end|>", "<|endoftext|>", "<|fim_pad|>")
+    without = dialogue(NOTHING_BUT_CONTENT.template)
+    assert without is not None
+    assert without.ends == ("<|im_end|>",)
 
 
 def test_an_end_that_is_not_a_text_is_refused() -> None:
