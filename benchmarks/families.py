@@ -53,14 +53,20 @@ TINY: Json = {
 LATENT: Json = {"head_dim": 8, "qk_head_dim": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
                 "kv_lora_rank": 16, "q_lora_rank": 16, "num_key_value_heads": 4, "index_head_dim": 16}  # fmt: skip
 """Heads of attention whose keys and values are made of fewer numbers."""
+MAMBA: Json = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_d_ssm": 128,
+               "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
+               "mamba_chunk_size": 16, "chunk_size": 16}  # fmt: skip
+"""Narrow ones: transformers' own operations take minutes on the CPU for those of its defaults."""
 MORE: dict[str, Json] = {
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LATENT),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h"), MAMBA),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LATENT),
     **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
     **dict.fromkeys(("cwm", "modernbert-decoder"), {"bos_token_id": 1}),
     "dots1": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 1},
+    "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 1, "chunk_size": 16},
+    "axk1": {**LATENT, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
 }
 """What families need besides, or in place of these."""
