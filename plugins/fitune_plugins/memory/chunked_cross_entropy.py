@@ -30,7 +30,7 @@ def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
     head = inner.get_output_embeddings()
     parameters = [p for p in head.parameters() if p.requires_grad and torch.is_grad_enabled()]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply
-    return apply(hidden_NH, labels[chosen], _Head(inner), chunk, *parameters)
+    return apply(hidden_NH, labels[chosen], Head(inner), chunk, *parameters)
 
 
 def must_match(model: nn.Module) -> None:
@@ -61,7 +61,7 @@ def must_match(model: nn.Module) -> None:
         if handle is not None:
             handle.remove()
     one_head = len(seen) == 1
-    close = [_close(seen[0][0], hidden), _close(found, _Head(inner).cap(seen[0][1]))] if one_head else []
+    close = [_close(seen[0][0], hidden), _close(found, Head(inner).cap(seen[0][1]))] if one_head else []
     if not has_values(inner):
         return  # a forecast: it takes the same memory, and proves nothing
     same = one_head and all(close)
@@ -77,11 +77,11 @@ def _close(one: Tensor, other: Tensor) -> Tensor | bool:
     return one.shape == other.shape and torch.isclose(one.float(), other.float(), rtol=tolerance, atol=tolerance).all()
 
 
-class _Head:
+class Head:
     """Hidden states `[..., H]` to logits `[..., V]` in float32, as the model itself gives them."""
 
     def __init__(self, inner: PreTrainedModel) -> None:
-        self.module = inner.get_output_embeddings()
+        self.module: Any = inner.get_output_embeddings()
         self.limit: float | None = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class _Head:
         return logits.float()
 
 
-def _chunks(labels_N: Tensor, chunk: int) -> list[tuple[slice, int]]:
+def chunks(labels_N: Tensor, chunk: int) -> list[tuple[slice, int]]:
     """Each chunk, and how many it stands for; without values not all of them are there."""
     chunks = [(slice(start, start + chunk), 1) for start in range(0, len(labels_N), chunk)]
     if labels_N.is_meta and len(chunks) > ALIKE:
@@ -107,13 +107,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, labels_N: Tensor, head: _Head, chunk: int, *parameters: nn.Parameter
+        ctx: Any, hidden_NH: Tensor, labels_N: Tensor, head: Head, chunk: int, *parameters: nn.Parameter
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         wants = ctx.needs_input_grad[0] or bool(parameters)
         grad_NH = torch.empty_like(hidden_NH) if wants else None
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for part, times in _chunks(labels_N, chunk):
+        for part, times in chunks(labels_N, chunk):
             with standing_for(times):
                 with torch.set_grad_enabled(wants):
                     piece = hidden_NH[part].detach().requires_grad_(wants)

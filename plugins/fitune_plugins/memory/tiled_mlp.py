@@ -118,7 +118,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[TiledMlpOptions]]:
         summary="MLPs and norms in tiles of tokens: nothing that is tokens x intermediate wide stands whole",
         options=TiledMlpOptions,
         make=TiledMlp,
-        before=("recompute-pointwise",),
+        before=("fast-layers", "recompute-pointwise"),
         exact=True,
         fit=Fit(needs="gradient-checkpointing", halves=("tokens",), words={"tokens": "tiles of"}),
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitune_plugins.speed.families import Parts, parts_of
 from fitune_plugins.speed.linears import join
 from fitune_plugins.speed.pieces import mlp, output, project
+
+CHECKPOINTED_OUTSIDE = "__call__" in GradientCheckpointingLayer.__dict__
+"""Whether transformers checkpoints a layer around its `forward`; from 5.20 on it does so in that of the class."""
 
 
 class FastLayer:
@@ -49,7 +54,7 @@ class FastLayer:
         **named: Any,
     ) -> Tensor:
         """What the layer gives of hidden states `[B, S, H]`."""
-        layer, parts = self.layer, self.parts
+        layer = self.layer
         if past_key_values is not None or self._is_plain():
             plain: Callable[..., Tensor] = type(layer).forward
             return plain(
@@ -62,10 +67,19 @@ class FastLayer:
                 position_embeddings=position_embeddings,
                 **named,
             )
-        training = layer.training
+        forward = partial(self._forward, attention_mask, position_ids, position_embeddings, named)
+        if layer.gradient_checkpointing and layer.training and not CHECKPOINTED_OUTSIDE:
+            made: Tensor = layer._gradient_checkpointing_func(forward, hidden_states)
+            return made
+        return forward(hidden_states)
+
+    def _forward(
+        self, mask: Tensor | None, ids: Tensor | None, position_embeddings: Any, named: dict[str, Any], hidden: Tensor
+    ) -> Tensor:
+        parts, training = self.parts, self.layer.training
         cos, sin = (None, None) if position_embeddings is None else position_embeddings
-        q, k, v, residual = project(hidden_states, cos, sin, parts.projections, training=training)
-        attended = self._attend(q, k, v, attention_mask, position_ids, use_cache, named)
+        q, k, v, residual = project(hidden, cos, sin, parts.projections, training=training)
+        attended = self._attend(q, k, v, mask, ids, named)
         between = output(attended, residual, parts.output, training=training)
         if parts.mlp is not None:
             return mlp(between, parts.mlp, training=training)
@@ -76,7 +90,7 @@ class FastLayer:
         return self._adapted is not None and bool(self._adapted.disable_adapters or self._adapted.merged)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, use_cache: Any, named: dict[str, Any]
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, named: dict[str, Any]
     ) -> Tensor:
         """Attention as the model's configuration names it, `[B, S, heads, D]`."""
         attention, family = self.layer.self_attn, self.parts.family
@@ -97,7 +111,6 @@ class FastLayer:
             dropout=attention.attention_dropout if attention.training else 0.0,
             scaling=attention.scaling,
             position_ids=ids,
-            use_cache=use_cache,
             **more,
             **named,
         )[0]

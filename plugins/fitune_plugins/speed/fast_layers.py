@@ -83,7 +83,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[NoOptions]]:
         summary="Decoder layers of Llama's relations with their LoRA in few kernels: faster, keeps less",
         options=NoOptions,
         make=FastLayers,
-        before=("fused-lora", "fused-rms-norm", "recompute-pointwise", "gradient-checkpointing"),
+        before=("fused-lora", "recompute-pointwise", "gradient-checkpointing"),
         exact=True,
         fit=Fit(free=True, suits=_suits),
     )

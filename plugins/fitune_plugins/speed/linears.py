@@ -1,9 +1,9 @@
 """Linear layers that share one input, with their LoRA adapters side by side in two matrices.
 
 Ranks are small: at r = 4 a row of `x A^T` is 8 bytes, which cuBLAS multiplies by slow, misaligned kernels. So the
-adapters of all linears with one input (q, k and v; gate and up) stand in one pair of matrices whose rank is padded to a
-multiple of 16 with zeros, and are multiplied at once. peft's own parameters become views of these, so that nothing is
-copied: what an optimizer writes, or a checkpoint loads, is there. Shapes: M tokens, K inputs, N outputs of all linears
+adapters of all linears with one input (q, k and v; gate and up) stand side by side, their ranks together padded to a
+multiple of 16 with zeros. peft's own parameters become views of these matrices, so that nothing is copied: what an
+optimizer writes, or a checkpoint loads, is there. Shapes: M tokens, K inputs, N outputs of all linears
 of a group together, P padded rank of them all.
 """
 
@@ -36,6 +36,9 @@ class Linear:
     dropout: float = 0.0
     adapter: tuple[nn.Parameter, nn.Parameter] | None = None
     """A `[r, K]` and B `[n, r]`."""
+    up: Tensor | None = None
+    """B transposed, `[P, n]`: zero but in its own ranks; None without an adapter. A matrix for each linear, so that
+    each B is dense: its gradient and the optimizer's state then have its strides."""
 
     @property
     def rank(self) -> int:
@@ -63,8 +66,6 @@ class Group:
     """What adapters' results are multiplied by."""
     down: Tensor | None = None
     """A of all adapters, `[P, K]`; None where no linear has one."""
-    up: Tensor | None = None
-    """B of all adapters, transposed: `[P, N]`, zero but where an adapter's rows meet its linear's outputs."""
     parameters: tuple[nn.Parameter, ...] = field(default=())
     """A and B of each adapter, in the order of the linears."""
 
@@ -99,20 +100,17 @@ class Group:
 
     def add(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
         """Add one linear's adapter onto its product, in place."""
-        if low_MP is not None and self.linears[at].rank:
-            assert self.up is not None
-            y_Mn.addmm_(low_MP, self.up[:, self.linears[at].rows])
-        return y_Mn
+        up = self.linears[at].up
+        return y_Mn if low_MP is None or up is None else y_Mn.addmm_(low_MP, up)
 
     def folded(self, low_MP: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
         """One linear's part of `low` and its B `[r, n]`, for a kernel that adds their product; (None, None) where there
         is none, or where it is too large for that.
         """
         linear = self.linears[at]
-        if low_MP is None or not 0 < linear.rank <= FOLDED:
+        if low_MP is None or linear.up is None or linear.rank > FOLDED:
             return None, None
-        assert self.up is not None
-        return low_MP[:, linear.ranks], self.up[linear.ranks, linear.rows]
+        return low_MP[:, linear.ranks], linear.up[linear.ranks]
 
     def add_if_large(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
         """Add one linear's adapter where `folded` gives nothing of it."""
@@ -131,18 +129,16 @@ class Group:
     # ------------------------------------------------------------------------------------------------- backward
 
     def grad_of_low(self, grads: Sequence[Tensor]) -> Tensor | None:
-        """`scaling * dy B`, `[M, P]`, from the gradients of the linears' results: one `[M, N]`, or one of each."""
-        if self.up is None:
-            return None
-        if len(grads) == 1 and grads[0].shape[1] == self.outputs:
-            return _scaled_product(grads[0], self.up.t(), self.scaling)
+        """`scaling * dy B`, `[M, P]`, from the gradients of the linears' results, `[M, n]` each."""
         total: Tensor | None = None
         for linear, grad in zip(self.linears, grads, strict=True):
-            if linear.rank:
-                up = self.up[:, linear.rows].t()
-                total = grad @ up if total is None else total.addmm_(grad, up)
-        assert total is not None
-        return total.mul_(self.scaling)
+            if linear.up is None:
+                continue
+            if total is None:
+                total = _scaled_product(grad, linear.up.t(), self.scaling)
+            else:
+                total.addmm_(grad, linear.up.t(), alpha=self.scaling)
+        return total
 
     def grad_of_input(self, grads: Sequence[Tensor]) -> Tensor:
         """`dy W`, `[M, K]`, without adapters' part."""
@@ -189,7 +185,6 @@ class Group:
         """Gradients of `parameters`."""
         if low_MP is None or dlow_MP is None:
             return []
-        whole = low_MP.t() @ grads[0] if len(grads) == 1 and grads[0].shape[1] == self.outputs else None
         dropped = any(mask is not None for mask in masks)
         of_down = None if dropped else dlow_MP.t() @ x_MK
         made: list[Tensor] = []
@@ -202,8 +197,7 @@ class Group:
                 mask = masks[at]
                 kept = x_MK if mask is None else _dropped(x_MK, mask, linear.dropout)
                 made.append(dlow_MP[:, linear.ranks].t() @ kept)
-            of_up = low_MP.t() @ grads[at] if whole is None else whole[:, linear.rows]
-            made.append(of_up[linear.ranks].t())
+            made.append((low_MP.t() @ grads[at])[linear.ranks].t())
         return made
 
 
@@ -252,10 +246,10 @@ def join(one: Group) -> None:
     first = _parameters(adapted[0])[0]
     padded = -(-adapted[-1].ranks.stop // PAD) * PAD
     one.down = torch.zeros((padded, first.shape[1]), dtype=first.dtype, device=first.device)
-    one.up = torch.zeros((padded, one.outputs), dtype=first.dtype, device=first.device)
     for linear in adapted:
         down, up = _parameters(linear)
-        for parameter, view in ((down, one.down[linear.ranks]), (up, one.up[linear.ranks, linear.rows].t())):
+        linear.up = torch.zeros((padded, up.shape[0]), dtype=first.dtype, device=first.device)
+        for parameter, view in ((down, one.down[linear.ranks]), (up, linear.up[linear.ranks].t())):
             view.copy_(parameter.data)
             parameter.data = view
     one.parameters = tuple(parameter for linear in adapted for parameter in _parameters(linear))

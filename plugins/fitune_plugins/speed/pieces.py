@@ -192,11 +192,11 @@ class _Project(torch.autograd.Function):
                 part.whole_norms, (q, k), (slice(0, ends[0]), slice(ends[0], ends[1])), strict=True
             ):
                 dqkv[:, columns].copy_(norm.backward(dqkv[:, columns], one)[0])
-        dlow = group.grad_of_low([dqkv])
         parts = [dqkv[:, linear.rows] for linear in group.linears]
+        dlow = group.grad_of_low(parts)
         if not ctx.needs_input_grad[0]:
             hidden = flat if part.norm is None else part.norm(flat)
-            return None, None, None, None, None, *group.grads(hidden, low, dlow, [dqkv], masks)
+            return None, None, None, None, None, *group.grads(hidden, low, dlow, parts, masks)
         dh = group.grad_of_input(parts)
         fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
         if fold[0] is None:
@@ -206,7 +206,7 @@ class _Project(torch.autograd.Function):
         else:
             dx, hidden = part.norm.backward(dh, flat, low=fold, residual=dresidual, again=group.down is not None)
         del dh
-        made = group.grads(hidden, low, dlow, [dqkv], masks)
+        made = group.grads(hidden, low, dlow, parts, masks)
         return dx.view(*ctx.shape, -1), None, None, None, None, *made
 
 
@@ -276,8 +276,9 @@ class _Mlp(torch.autograd.Function):
         del dact, gate, up
         of_down = down.grads(act, low_down, dlow, [d], masks_down)
         del act, d
-        dlow = group.grad_of_low([dgu])
-        dh = group.grad_of_input([dgu[:, linear.rows] for linear in group.linears])
+        parts = [dgu[:, linear.rows] for linear in group.linears]
+        dlow = group.grad_of_low(parts)
+        dh = group.grad_of_input(parts)
         fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
         if fold[0] is None:
             dh = group.add_down(dh, dlow, masks)
@@ -286,7 +287,7 @@ class _Mlp(torch.autograd.Function):
         else:
             dx, hidden = part.norm.backward(dh, flat, low=fold, residual=dz, again=group.down is not None)
         del dh
-        of_group = group.grads(hidden, low, dlow, [dgu], masks)
+        of_group = group.grads(hidden, low, dlow, parts, masks)
         return dx.view(grads[0].shape), None, None, *of_group, *of_down
 
 
