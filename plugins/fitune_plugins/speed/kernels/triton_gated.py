@@ -10,18 +10,7 @@ from torch import Tensor
 
 from fitune_plugins.speed.kernels.gated import ACTIVATIONS
 from fitune_plugins.speed.kernels.library import ranks
-from fitune_plugins.speed.kernels.triton_parts import activate, add_low, cdiv, stride
-
-ROWS, COLS, WARPS = 2, 1024, 4
-"""Of a program: 8 neighbouring numbers in each of its rows a thread, which are 16 bytes in the half types."""
-
-
-@triton.jit
-def _place(M, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """A program's rows and columns. Those that run at one time have the same columns, for low-rank parts' sake."""
-    down = tl.cdiv(M, ROWS)
-    rows = (tl.program_id(0) % down).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return rows, (tl.program_id(0) // down) * COLS + tl.arange(0, COLS)
+from fitune_plugins.speed.kernels.triton_parts import COLS, ROWS, WARPS, activate, add_low, cdiv, place, stride
 
 
 @triton.jit
@@ -47,7 +36,7 @@ def _gated(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    rows, cols = _place(M, ROWS, COLS)
+    rows, cols = place(M, ROWS, COLS)
     rows_in, cols_in = rows < M, cols < WIDTH
     inside = rows_in[:, None] & cols_in[None, :]
     dtype: tl.constexpr = out.dtype.element_ty
@@ -92,7 +81,7 @@ def _gated_backward(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    rows, cols = _place(M, ROWS, COLS)
+    rows, cols = place(M, ROWS, COLS)
     rows_in, cols_in = rows < M, cols < WIDTH
     inside = rows_in[:, None] & cols_in[None, :]
     dtype: tl.constexpr = both.dtype.element_ty

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+ROWS, COLS, WARPS = 2, 1024, 4
+"""Of a program that takes a block: 8 neighbours in each of its rows a thread, which are 16 bytes in the half types."""
+
 
 def block(width: int) -> int:
     """The power of two that holds `width` columns."""
@@ -28,12 +31,31 @@ def stride(x: Tensor | None) -> int:
 
 
 @triton.jit
-def add_low(acc, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R: tl.constexpr):
-    """`acc [rows, cols] + low [rows, R] @ up [R, cols]`, in float32."""
+def place(M, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A program's rows and columns. Those that run at one time have the same columns, for low-rank parts' sake."""
+    down = tl.cdiv(M, ROWS)
+    rows = (tl.program_id(0) % down).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return rows, (tl.program_id(0) // down) * COLS + tl.arange(0, COLS)
+
+
+@triton.jit
+def add_low(
+    acc, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R: tl.constexpr, EACH: tl.constexpr = False
+):
+    """`acc [rows, cols] + low [rows, R] @ up [R, cols]`, in float32.
+
+    Columns of `up` are read once for all rows of a thread. That takes 8 columns a thread, to be read as 16 bytes; with
+    `EACH` they are read for each row, for blocks of fewer columns.
+    """
     for rank in tl.static_range(R):
-        left = tl.load(low + rows * low_stride + rank, mask=rows_in, other=0.0).to(tl.float32)[:, None]
-        right = tl.load(up + rank * up_stride + cols, mask=cols_in, other=0.0).to(tl.float32)[None, :]
-        acc = tl.fma(tl.broadcast_to(left, acc.shape), tl.broadcast_to(right, acc.shape), acc)
+        left = tl.load(low + rows * low_stride + rank, mask=rows_in, other=0.0).to(tl.float32)
+        if EACH:
+            at = tl.broadcast_to((up + rank * up_stride + cols)[None, :], acc.shape)
+            right = tl.load(at, mask=tl.broadcast_to(cols_in[None, :], acc.shape), other=0.0).to(tl.float32)
+        else:
+            right = tl.load(up + rank * up_stride + cols, mask=cols_in, other=0.0).to(tl.float32)
+            right = tl.broadcast_to(right[None, :], acc.shape)
+        acc = tl.fma(tl.broadcast_to(left[:, None], acc.shape), right, acc)
     return acc
 
 

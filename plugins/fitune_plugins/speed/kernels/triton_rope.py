@@ -18,8 +18,15 @@ from fitune_plugins.speed.kernels.library import ranks
 from fitune_plugins.speed.kernels.rope import products_round
 from fitune_plugins.speed.kernels.triton_parts import add_low, block, cdiv, load_weight, stride, weigh
 
-TOKENS, HEADS, WARPS = 16, 4, 4
+HEADS, WARPS = 4, 4
 """Of a program; fewer heads where the model's number of them is no multiple of 4."""
+NUMBERS = 1024
+"""Of a half of a head that a program holds at one time: 8 neighbours a thread, which are 16 bytes in the half types."""
+
+
+def tokens_of(cols: int, rest: int) -> int:
+    """Tokens of a program: 16 for heads of 128."""
+    return max(1, NUMBERS // max(cols, rest))
 
 
 @triton.jit
@@ -38,9 +45,8 @@ def part(x, low, low_stride, up, up_stride, rows, rows_in, at, cols, cols_in, R:
     """Some columns of a head [tokens, cols]: read at `at`, the low-rank part added, rounded; in float32."""
     values = tl.load(x + at, mask=rows_in[:, None] & cols_in[None, :], other=0.0).to(tl.float32)
     if R > 0:
-        values = (
-            add_low(values, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R).to(dtype).to(tl.float32)
-        )
+        values = add_low(values, low, low_stride, up, up_stride, rows, rows_in, cols, cols_in, R, EACH=True)
+        values = values.to(dtype).to(tl.float32)
     return values
 
 
@@ -202,13 +208,15 @@ def rope(
         return q_out, k_out
     q_group, k_group = math.gcd(q_heads, HEADS), math.gcd(k_heads, HEADS)
     half = cos.shape[1] // 2
-    _rope[(cdiv(M, TOKENS) * (q_heads // q_group + k_heads // k_group),)](
+    cols, rest = block(half), block(D - 2 * half)
+    tokens = tokens_of(cols, rest)
+    _rope[(cdiv(M, tokens) * (q_heads // q_group + k_heads // k_group),)](
         *(q, k, cos, sin, low_q, up_q_t, low_k, up_k_t, q_weight, k_weight, q_out, k_out),
         *(M, len(cos), q_heads, k_heads, q.stride(0), k.stride(0), cos.stride(0), sin.stride(0)),
         *(stride(low_q), stride(up_q_t), stride(low_k), stride(up_k_t), eps),
         *(ranks(low_q, up_q_t), ranks(low_k, up_k_t), q_weight is not None, k_weight is not None),
-        *(unit_offset, round_first, products_round(q, cos), D, half, block(half), block(D - 2 * half)),
-        *(TOKENS, q_group, k_group),
+        *(unit_offset, round_first, products_round(q, cos), D, half, cols, rest),
+        *(tokens, q_group, k_group),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fitune_plugins.speed.kernels.library import ranks
 from fitune_plugins.speed.kernels.triton_parts import block, cdiv, load_weight, stride
-from fitune_plugins.speed.kernels.triton_rope import HEADS, TOKENS, WARPS, part, table
+from fitune_plugins.speed.kernels.triton_rope import HEADS, WARPS, part, table, tokens_of
 
 
 @triton.jit
@@ -205,14 +205,16 @@ def rope_backward(
         return out
     q_group, k_group, v_group = (math.gcd(heads, HEADS) for heads in (q_heads, k_heads, v_heads))
     half = cos.shape[1] // 2
-    _rope_backward[(cdiv(M, TOKENS) * (q_heads // q_group + k_heads // k_group + v_heads // v_group),)](
+    cols, rest = block(half), block(D - 2 * half)
+    tokens = tokens_of(cols, rest)
+    _rope_backward[(cdiv(M, tokens) * (q_heads // q_group + k_heads // k_group + v_heads // v_group),)](
         *(dq, dk, dv, cos, sin, q, k, low_q, up_q_t, low_k, up_k_t, q_weight, k_weight, out),
         *(M, len(cos), q_heads, k_heads, v_heads),
         *(dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1), dv.stride(0), dv.stride(1)),
         *(cos.stride(0), sin.stride(0), stride(q), stride(k)),
         *(stride(low_q), stride(up_q_t), stride(low_k), stride(up_k_t), eps),
         *(ranks(low_q, up_q_t), ranks(low_k, up_k_t), q_weight is not None, k_weight is not None, unit_offset),
-        *(D, half, block(half), block(D - 2 * half), v_width, block(v_width), TOKENS, q_group, k_group, v_group),
+        *(D, half, cols, rest, v_width, block(v_width), tokens, q_group, k_group, v_group),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
