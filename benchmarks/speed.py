@@ -167,7 +167,8 @@ class Session:
                         trace.unlink()
                     best = possible(self.config, files.attended, self.told["flops"])
                     told = {"session": self.told["session"], "row": name, "stack": stack, "checkpointing": again}
-                    result = {**told, **result_of(found, best)}
+                    text = json.dumps({**told, **result_of(found, best)}).replace(str(self.home), "RUNS")
+                    result = json.loads(text)
                     print(
                         json.dumps({k: v for k, v in result.items() if k not in ("kernels", "raw")})[:700], flush=True
                     )

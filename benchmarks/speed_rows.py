@@ -52,11 +52,11 @@ ROWS = {
 def recipe(row: Row, model: Path, data: Path, *, length: int, fit: str | bool, steps: int) -> Json:
     """What `ft run` is given; with `fit`, it chooses the strategies, but for 4 bits where the row has them."""
     named: list[Json] = [{"use": "accumulation", "steps": ACCUMULATION}]
-    memory: Json = {"strategy": [{"use": "nf4"}, *named] if row.nf4 else named}
+    if row.nf4 or (row.fp8 and not fit):
+        named.insert(0, {"use": "nf4" if row.nf4 else "fp8"})
+    memory: Json = {"strategy": named}
     if fit:
-        memory["fit"] = fit
-    if row.fp8:
-        memory["allow"] = ["fp8"]
+        memory |= {"fit": fit, "allow": ["fp8"] if row.fp8 else []}
     packing = [{"use": "truncate"}, {"use": "pack"}] if row.packed else []
     stages = [{"use": "plain-text"}, {"use": "tokenize"}, *packing]
     return {
