@@ -131,13 +131,14 @@ def run(
     """Do what `ft run` does, and leave the same files; gives the run's directory.
 
     `recipe` is one that was read, its file, or the directory of a run, which then goes on. `out` is where a new run is
-    to be, by default `runs/NAME-TIME`; `overrides` are what `--set` takes; `resume`, `allow_changed` and `force` are
-    the switches of these names. The plugins are those that are installed, unless a registry is given. Raises the errors
-    of `fitune.errors`; `Interrupted` is one.
+    to be, by default `runs/NAME-TIME`; `overrides` are what `--set` takes; `resume`, `allow_changed`, `force` and
+    `allow_plugins` are the switches of these names. The plugins are those that are installed, unless a registry is
+    given. Raises the errors of `fitune.errors`; `Interrupted` is one.
     """
     from rich.console import Console
 
     from fitune.cli.progress import Progress
+    allow_plugins: bool = False,
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.plugin.registry import Registry
@@ -145,7 +146,9 @@ def run(
     from fitune.train.start import start_of
 
     if registry is None:
-        registry = Registry.open()
+        # A recipe that was read had its plugins allowed.
+        allowed = Trust(allow=True, remember=allow_plugins) if allow_plugins or isinstance(recipe, Recipe) else None
+        registry = Registry.open(trust=allowed)
         for file in recipe.general.plugins if isinstance(recipe, Recipe) else ():
             registry.load_file(file)
     if isinstance(recipe, Recipe) and overrides:
@@ -153,5 +156,6 @@ def run(
     given = recipe if isinstance(recipe, Recipe) else Path(recipe)
     place = None if out is None else Path(out)
     start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
+    from fitune.plugin.trust import Trust
     begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)
     return start.directory

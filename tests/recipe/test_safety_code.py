@@ -161,6 +161,45 @@ def test_a_kernel_of_the_hub_is_not_loaded(recipe_path: Path, key: str, inside: 
         _loader().load_model(HfOptions(path=model, dtype="float32"), CPU)
 
 
+KERNEL = "someone/kernel"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": {"": KERNEL}},
+        {"attn_implementation": {"text_config": KERNEL}},
+        {"_attn_implementation": {"": {"": KERNEL}}},
+        {"_attn_implementation_internal": KERNEL},
+        {"text_config": {"_attn_implementation_internal": KERNEL}},
+        {"_Attn_Implementation": KERNEL},
+        {"experts_implementation": [KERNEL]},
+        {"per_layer_config": [{"attn_implementation": KERNEL}]},
+        {"per_layer_config": {"0": {"_experts_implementation": {"": f"{KERNEL}@v1:flash"}}}},
+        {"attribute_map": {"innocent": "_attn_implementation"}, "innocent": KERNEL},
+        {"text_config": {"attribute_map": {"innocent": "_attn_implementation"}, "innocent": KERNEL}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("action", ["load", "build"])
+def test_a_kernel_is_found_at_any_depth_under_any_spelling(
+    recipe_path: Path, config: dict[str, Any], action: str
+) -> None:
+    """On 0.1 only a text as the value of one of four keys was looked at."""
+    model = recipe_path.parent / "model"
+    _rewrite(model / "config.json", **config)
+    options = HfOptions(path=model, dtype="float32")
+    with pytest.raises(ModelError, match="which is code of the hub and is not run"):
+        _loader().load_model(options, CPU) if action == "load" else _loader().build_model(options)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["eager", "sdpa", {"": "sdpa"}])
+def test_attention_that_transformers_has_may_be_named(recipe_path: Path, value: object) -> None:
+    model = recipe_path.parent / "model"
+    _rewrite(model / "config.json", attn_implementation=value, attribute_map={"width": "hidden_size"})
+    assert _loader().load_model(HfOptions(path=model, dtype="float32"), CPU) is not None
+
+
 def test_an_adapter_is_no_model(recipe_path: Path) -> None:
     """transformers would fetch the base that it names, and read the adapter."""
     model = recipe_path.parent / "model"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fitune.runs.git import state_of
 from fitune.testing import write_recipe
 from support.tiny import losses, train
 
@@ -50,21 +52,114 @@ def test_the_environment(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.
     assert "A_SECRET_OF_MINE" not in text
 
 
-@pytest.mark.parametrize("change", ["nothing", "a tracked file", "the recipe is new", "another file is new"])
-def test_the_state_of_the_recipes_repository(tmp_path: Path, change: str) -> None:
-    recipe = write_recipe(tmp_path / "recipe")
-    _git(recipe.parent, "init", "-q")
-    _git(recipe.parent, "add", "data.jsonl" if change == "the recipe is new" else ".")
-    _git(recipe.parent, "commit", "-q", "-m", "first")
-    if change == "a tracked file":
-        with (recipe.parent / "data.jsonl").open("a", encoding="utf-8") as data:
-            data.write("\n")
-    if change == "another file is new":
-        (recipe.parent / "notes").touch()
+def _committed(home: Path) -> Path:
+    """A recipe in a repository of its own, with one commit on the branch `main`."""
+    recipe = write_recipe(home)
+    _git(home, "init", "-q", "-b", "main")
+    _git(home, "add", ".")
+    _git(home, "commit", "-q", "-m", "first")
+    return recipe
+
+
+def test_the_commit_of_the_recipes_repository(tmp_path: Path) -> None:
+    recipe = _committed(tmp_path / "recipe")
     train(recipe, tmp_path / "run")
     commit = _git(recipe.parent, "rev-parse", "HEAD")
-    changed = change in ("a tracked file", "the recipe is new")
-    assert _environment(tmp_path / "run")["git"] == {"commit": commit, "changed": changed}
+    assert _environment(tmp_path / "run")["git"] == {"commit": commit, "branch": "main"}
+
+
+@pytest.mark.parametrize("form", ["packed", "detached", "worktree", "packed worktree", "below", "tag", "linked"])
+def test_every_form_of_a_repository(tmp_path: Path, form: str) -> None:
+    home = tmp_path / "home"
+    _committed(home)
+    commit, place, branch = _git(home, "rev-parse", "HEAD"), home, {"branch": "main"}
+    if "packed" in form:
+        _git(home, "pack-refs", "--all")
+        assert not (home / ".git" / "refs" / "heads" / "main").exists()
+    if form == "detached":
+        _git(home, "checkout", "-q", "--detach")
+        branch = {}
+    if "worktree" in form:
+        place, branch = tmp_path / "other", {"branch": "side"}
+        _git(home, "worktree", "add", "-q", "-b", "side", str(place))
+        _git(home, "pack-refs", "--all") if "packed" in form else None
+    if form == "below":
+        place = home / "a" / "b"
+        place.mkdir(parents=True)
+    if form == "tag":
+        _git(home, "tag", "--annotate", "-m", "one", "v1")
+        _git(home, "pack-refs", "--all")
+    if form == "linked":  # a branch that stands for another
+        _git(home, "symbolic-ref", "refs/heads/alias", "refs/heads/main")
+        _git(home, "symbolic-ref", "HEAD", "refs/heads/alias")
+        branch = {"branch": "alias"}
+    assert state_of(place) == {"commit": commit, **branch}
+
+
+HOSTILE_CONFIG = """\
+[core]
+    fsmonitor = "touch {ran}; echo"
+    hooksPath = hooks
+    pager = touch {ran}
+[filter "odd"]
+    clean = touch {ran}
+    process = touch {ran}
+[diff "odd"]
+    textconv = touch {ran}
+[include]
+    path = more
+"""
+
+
+def test_nothing_that_a_repository_names_is_run(tmp_path: Path) -> None:
+    """On 0.1 the monitor's command ran, by `git status`."""
+    recipe, ran = _committed(tmp_path / "recipe"), tmp_path / "ran"
+    commit = _git(recipe.parent, "rev-parse", "HEAD")
+    (recipe.parent / ".gitattributes").write_text("* filter=odd diff=odd\n", encoding="utf-8")
+    (recipe.parent / "data.jsonl").touch()
+    with (recipe.parent / ".git" / "config").open("a", encoding="utf-8") as config:
+        config.write(HOSTILE_CONFIG.format(ran=ran))
+    train(recipe, tmp_path / "run")
+    assert not ran.exists()
+    assert _environment(tmp_path / "run")["git"]["commit"] == commit
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "ref: refs/heads/../../../secret",
+        "ref: /etc/passwd",
+        "ref: refs/heads/main",  # which stands for itself
+        "ref: refs/heads/none",
+        "g" * 40,
+        "",
+        "ref: refs/heads/\0",
+        "a" * 70_000,
+    ],
+)
+def test_a_head_that_leads_nowhere(tmp_path: Path, head: str) -> None:
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text(head, encoding="utf-8")
+    (git / "refs" / "heads" / "main").write_text("ref: refs/heads/main\n", encoding="utf-8")
+    (tmp_path / "secret").write_text("a" * 40, encoding="utf-8")
+    assert state_of(tmp_path) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes with a name")
+@pytest.mark.parametrize("name", ["HEAD", "packed-refs", "commondir", "refs/heads/main"])
+def test_a_pipe_in_a_repository_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n", encoding="utf-8")
+    (git / name).unlink(missing_ok=True)
+    os.mkfifo(git / name)
+    assert state_of(tmp_path) is None
+
+
+def test_a_worktree_file_that_names_itself(tmp_path: Path) -> None:
+    (tmp_path / ".git").write_text("gitdir: .git\n", encoding="utf-8")
+    assert state_of(tmp_path) is None
 
 
 def test_a_repository_without_a_commit(tmp_path: Path) -> None:
@@ -74,7 +169,10 @@ def test_a_repository_without_a_commit(tmp_path: Path) -> None:
     assert _environment(tmp_path / "run")["git"] is None
 
 
-def test_without_git(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git need not be installed: it is not asked."""
+    recipe = _committed(tmp_path / "recipe")
+    commit = _git(recipe.parent, "rev-parse", "HEAD")
     monkeypatch.setenv("PATH", str(tmp_path))
-    train(recipe_path, tmp_path / "run")
-    assert _environment(tmp_path / "run")["git"] is None
+    train(recipe, tmp_path / "run")
+    assert _environment(tmp_path / "run")["git"] == {"commit": commit, "branch": "main"}

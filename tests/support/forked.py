@@ -61,7 +61,7 @@ class Forks:
         paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("FT_", "COV_"))}
         environment = {**kept, **SERIAL, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-        environment["XDG_STATE_HOME"] = str(home / "state")
+        environment |= {"XDG_STATE_HOME": str(home / "state"), "FT_ALLOW_PLUGINS": "1"}
         self._errors = (home / "server.log").open("w")
         self._server = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import serve; serve()"],

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fitune.plugin.trust import FLAG as ALLOW_PLUGINS
+from fitune.plugin.trust import VARIABLE
 from fitune.recipe.checks import FLAG
 
 if TYPE_CHECKING:
@@ -28,16 +30,21 @@ class Settings:
     third_party: bool = True
     trace: bool = False
     trusts_remote_code: bool = False
+    allows_plugins: bool = False
     _registry: Registry | None = field(default=None, repr=False)
 
     def registry(self) -> Registry:
         """The plugins, loaded once."""
+        from fitune.cli.allow import trust_of
         from fitune.plugin.registry import Registry
 
         if self._registry is None:
             trace = partial(click.echo, err=True) if self.trace else None
             self._registry = Registry.open(
-                third_party=self.third_party, trace=trace, trusts_remote_code=self.trusts_remote_code
+                third_party=self.third_party,
+                trace=trace,
+                trusts_remote_code=self.trusts_remote_code,
+                trust=trust_of(allowed=self.allows_plugins),
             )
         return self._registry
 
@@ -62,9 +69,15 @@ def switches(command: F) -> F:
 
 
 def loading_switches(command: F) -> F:
-    """The switches of a command that may load a model. What trusts code is said each time: no variable says it."""
+    """The switches of a command that reads a recipe and may load a model. What trusts a model's code is said each time:
+    no variable says it.
+    """
     help_text = "Let the model run Python code of its own, as the recipe says (trust_remote_code)."
-    return _switch(FLAG, None, "trusts_remote_code", True, help_text)(switches(command))
+    command = _switch(FLAG, None, "trusts_remote_code", True, help_text)(switches(command))
+    help_text = (
+        f"Run the single-file plugins that the recipe names, and know them from then on; ${VARIABLE}=1 for once."
+    )
+    return _switch(ALLOW_PLUGINS, None, "allows_plugins", True, help_text)(command)
 
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))

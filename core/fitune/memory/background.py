@@ -33,6 +33,14 @@ from fitune.recipe.checks import KEY
 PATIENCE = 600
 """Seconds that a run waits for its forecast once its weights are there."""
 
+PROGRAM = """\
+import sys
+sys.path[:] = [place for place in sys.path if place]
+import runpy
+runpy.run_module("fitune.memory.worker", run_name="__main__")
+"""
+"""What the process runs. `python -m` would import from the working directory first, which may be a stranger's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -41,6 +49,8 @@ class Request:
     recipe: Path
     third_party: bool
     trusts_remote_code: bool
+    granted: frozenset[str]
+    """Digests of single-file plugins that may run."""
     shapes: Shapes
     card: Card
 
@@ -48,9 +58,12 @@ class Request:
 class Beside:
     """Forecasts one run on one card, beside it."""
 
-    def __init__(self, card: Card, *, third_party: bool, force: bool) -> None:
+    def __init__(
+        self, card: Card, *, third_party: bool, granted: frozenset[str] = frozenset(), force: bool = False
+    ) -> None:
         self.card = card
         self._third_party = third_party
+        self._granted = granted
         self._force = force
         self._process: subprocess.Popen[bytes] | None = None
         self._failure = "it was not started"
@@ -68,6 +81,7 @@ class Beside:
             recipe=path,
             third_party=self._third_party,
             trusts_remote_code=bool(getattr(recipe.model.options, KEY, False)),  # or it could not have been read here
+            granted=self._granted,
             shapes=shapes,
             card=self.card,
         )
@@ -78,7 +92,7 @@ class Beside:
 
     def _begin(self, request: bytes) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fitune.memory.worker"],
+            [sys.executable, "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,13 +148,16 @@ class Beside:
 
 
 @contextlib.contextmanager
-def beside_run(*, third_party: bool, force: bool) -> Iterator[Beside | None]:
-    """A forecaster for a run on this machine's GPU, whose process does not outlive the run; None without a GPU."""
+def beside_run(*, third_party: bool, granted: frozenset[str], force: bool) -> Iterator[Beside | None]:
+    """A forecaster for a run on this machine's GPU, whose process does not outlive the run; None without a GPU.
+
+    `granted` are the digests of the single-file plugins that may run in it.
+    """
     card = local_card()
     if card is None:
         yield None
         return
-    beside = Beside(better_known(card), third_party=third_party, force=force)
+    beside = Beside(better_known(card), third_party=third_party, granted=granted, force=force)
     try:
         yield beside
     finally:

@@ -12,6 +12,7 @@ from fitune.memory.forecast import forecast
 from fitune.memory.report import json_of
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.registry import Registry
+from fitune.plugin.trust import Trust
 from fitune.recipe.reader import read_recipe
 
 
@@ -19,7 +20,11 @@ def main() -> None:
     """Answer one request, which the run that started this process has written."""
     request: Request = pickle.loads(sys.stdin.buffer.read())
     try:
-        registry = Registry.open(third_party=request.third_party, trusts_remote_code=request.trusts_remote_code)
+        registry = Registry.open(
+            third_party=request.third_party,
+            trusts_remote_code=request.trusts_remote_code,
+            trust=Trust(granted=set(request.granted)),
+        )
         recipe = read_recipe(request.recipe, registry)
         found = forecast(recipe, request.shapes, request.card, twins_of(registry))
     except FtError as error:

@@ -10,17 +10,14 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, TypeVar, cast
 
 import pluggy
@@ -31,6 +28,8 @@ from fitune.plugin import contract
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Provider
+from fitune.plugin.single_file import import_file, source_of
+from fitune.plugin.trust import Trust
 
 GROUP = "fitune"
 
@@ -89,11 +88,19 @@ def built_in() -> tuple[str, ...]:
 class Registry:
     """The plugins of one process; made once and passed on, never global."""
 
-    def __init__(self, *, trace: Callable[[str], None] | None = None, trusts_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        trace: Callable[[str], None] | None = None,
+        trusts_remote_code: bool = False,
+        trust: Trust | None = None,
+    ) -> None:
         """An empty registry. `trace` is told of every hook call: hook, plugin, seconds. With `trusts_remote_code`
-        recipes may have models run code of their own (`fitune.recipe.checks`).
+        recipes may have models run code of their own (`fitune.recipe.checks`); `trust` says which files of recipes
+        may run, by default those that are known on this machine.
         """
         self.trusts_remote_code = trusts_remote_code
+        self.trust = Trust() if trust is None else trust
         self.third_party = False
         """Whether installed plugins were loaded."""
         self._manager = _new_manager()
@@ -110,9 +117,10 @@ class Registry:
         third_party: bool = True,
         trace: Callable[[str], None] | None = None,
         trusts_remote_code: bool = False,
+        trust: Trust | None = None,
     ) -> Registry:
         """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
-        registry = cls(trace=trace, trusts_remote_code=trusts_remote_code)
+        registry = cls(trace=trace, trusts_remote_code=trusts_remote_code, trust=trust)
         registry.third_party = third_party
         entries = _entries() if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
@@ -125,9 +133,13 @@ class Registry:
         return registry
 
     def load_file(self, path: Path) -> None:
-        """Load the single-file plugin that a recipe names. Raises `PluginError` if it is broken: it was asked for."""
+        """Load the single-file plugin that a recipe names. Raises `PluginError` if it is broken: it was asked for; and
+        `fitune.plugin.trust.UnknownCode`, before any of it has run, if it is not known on this machine.
+        """
         name = os.path.normpath(path)
-        plugin = self.plugins.get(name) or self._load(name, "file", None, lambda: _import_file(path))
+        if (plugin := self.plugins.get(name)) is None:
+            source = source_of(path, self.trust)
+            plugin = self._load(name, "file", None, partial(import_file, path, source))
         if plugin.cause is not None:
             raise PluginError(f"plugin {path}: {plugin.cause}") from self._errors.get(name)
 
@@ -275,20 +287,3 @@ def _entries() -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:
 
     found = [(entry, *origin(entry)) for entry in importlib.metadata.entry_points(group=GROUP)]
     return sorted(found, key=lambda e: (e[0].name, e[1]))
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise PluginError("no such file")
-    name = f"fitune_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -11,6 +11,7 @@ from fitune.errors import PluginError, Problem
 from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Recipe, Train, Use
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
 from fitune.plugin.registry import Registry
+from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import fit_problems, name_problem
 from fitune.recipe.listeners import with_defaults
@@ -84,6 +85,7 @@ class _Reader:
         return general
 
     def _load_plugins(self, general: General | None) -> None:
+        unknown_code = False
         for file in general.plugins if general else ():
             if not file.is_file():
                 self.tables.add(
@@ -94,6 +96,9 @@ class _Reader:
                 self.registry.load_file(file)
             except PluginError as error:
                 self.tables.add(("plugins",), Problem(what=error.message))
+                unknown_code = unknown_code or isinstance(error, UnknownCode)
+        if unknown_code:  # what such code would offer is unknown to what comes next
+            self.tables.raise_problems()
 
     def _train(self) -> Train | None:
         train = self.tables.parse(Train, self.tables.table("train"), ("train",))

@@ -1,11 +1,10 @@
-"""What a run came from, written beside it: the resolved recipe, the environment, and the state of the recipe's git."""
+"""What a run came from, written beside it: the resolved recipe, the environment, and the commit of the recipe's git."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
+from fitune.runs.git import state_of
 from fitune.runs.layout import ENVIRONMENT, RECIPE
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
@@ -38,7 +38,7 @@ def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, mo
         "command": sys.argv[1:],
         "recipe": str(recipe.path),
         "model_commit": model_commit,
-        "git": _git(recipe.path.resolve()),
+        "git": state_of(recipe.path.resolve().parent),
         "devices": _devices(),
     }
     write_file(directory / ENVIRONMENT, json.dumps(redacted_values(values), indent=2) + "\n")
@@ -54,25 +54,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(recipe: Path) -> dict[str, object] | None:
-    """Commit of the repository that holds the recipe, and whether the recipe or its tree differs from it; else None."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(recipe.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return None
-    tracked = git("ls-files", "--error-unmatch", recipe.name) is not None
-    return {"commit": commit, "changed": not tracked or bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def _devices() -> list[dict[str, object]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.registry import Registry
+from fitune.plugin.trust import Trust
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -25,8 +26,8 @@ CHAT_TEMPLATE = """\
 
 
 def open_registry(*plugins: object) -> Registry:
-    """A registry of the built-in plugins and these; installed ones are not loaded."""
-    registry = Registry.open(third_party=False)
+    """A registry of the built-in plugins and these; installed ones are not loaded, and recipes' own files may run."""
+    registry = Registry.open(third_party=False, trust=Trust(allow=True))
     for number, plugin in enumerate(plugins, 1):
         registry.register(plugin, getattr(plugin, "__name__", f"plugin-{number}"))
     return registry

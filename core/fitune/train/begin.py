@@ -31,7 +31,10 @@ def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch
             forecaster = None
             if main_process:
                 stack.enter_context(RunLock(start.directory))
-                forecaster = stack.enter_context(beside_run(third_party=registry.third_party, force=force))
+                granted = frozenset(registry.trust.granted)
+                forecaster = stack.enter_context(
+                    beside_run(third_party=registry.third_party, granted=granted, force=force)
+                )
             run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume)
     finally:
         remove_if_empty(made)

@@ -20,7 +20,12 @@ NEEDED = (
     "a commit as its revision, and --trust-remote-code on the command line"
 )
 
-KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+KERNEL = "implementation"
+"""What every key has in its name that names what computes attention or experts: `attn_implementation`,
+`_attn_implementation_internal`, `experts_implementation` ..."""
+
+ALIASES = "attribute_map"
+"""The key under which a configuration may give its keys other names."""
 
 
 def code_problems(
@@ -62,19 +67,30 @@ def must_name_no_kernel(source: str, arguments: Mapping[str, Any]) -> None:
         values, _ = PreTrainedConfig.get_config_dict(source, **arguments)
     except Exception:  # whoever loads it says what is wrong with it
         return
-    for key, value in _pairs(values):
-        if key in KERNEL_KEYS and isinstance(value, str) and "/" in value:
-            raise ModelError(
-                f'the model {source} cannot be loaded: its config.json has {key} = "{value}", which is code of the hub '
-                "and is not run. Remove it from there"
-            )
+    for key, value in _named_kernels(values):
+        raise ModelError(
+            f'the model {source} cannot be loaded: its config.json has {key} = "{value}", which is code of the hub '
+            "and is not run. Remove it from there"
+        )
 
 
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield key, inner
-            yield from _pairs(inner)
+def _named_kernels(values: Any) -> Iterator[tuple[str, str]]:
+    """Kernels of the hub that a configuration names, at any depth: for the whole model, for parts of it, in tables and
+    lists, and under a key that stands for another. Each as (key, what it says).
+    """
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                if key == ALIASES and isinstance(inner, str) and KERNEL in inner.lower():
+                    yield f"{ALIASES}.{name}", inner
+                named = key if KERNEL in key.lower() else str(name)  # what is inside of such a table is of that table
+                waiting.append((named, inner))
+        elif isinstance(value, list | tuple):
+            waiting += [(key, inner) for inner in value]
+        elif isinstance(value, str) and "/" in value and KERNEL in key.lower():
+            yield key, value
 
 
 def _repositories(path: Path) -> set[str]:
