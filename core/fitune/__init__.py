@@ -54,7 +54,16 @@ from fitune.plugin.model import decay_groups, has_values, mend_generation_config
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, Listener, MemoryStrategy, MemoryTwin, ModelLoader
-from fitune.plugin.strategy import OptimizerSettings, Plan, StoredQuantization, Strategy, standing_for
+from fitune.plugin.strategy import (
+    CannotRecord,
+    MicroBatch,
+    OptimizerSettings,
+    Plan,
+    Recorder,
+    StoredQuantization,
+    Strategy,
+    standing_for,
+)
 
 if TYPE_CHECKING:
     from fitune.plugin.registry import Registry
@@ -64,6 +73,7 @@ __all__ = [
     "Adapter",
     "Answer",
     "Batch",
+    "CannotRecord",
     "CheckpointReport",
     "Conversation",
     "DataContext",
@@ -83,6 +93,7 @@ __all__ = [
     "MemoryReport",
     "MemoryStrategy",
     "MemoryTwin",
+    "MicroBatch",
     "ModelError",
     "ModelLoader",
     "NoOptions",
@@ -94,6 +105,7 @@ __all__ = [
     "Problem",
     "Recipe",
     "RecipeError",
+    "Recorder",
     "Recovery",
     "RehearsalReport",
     "Row",
@@ -126,6 +138,7 @@ def run(
     resume: bool = False,
     allow_changed: Sequence[str] = (),
     force: bool = False,
+    allow_plugins: bool = False,
     registry: Registry | None = None,
 ) -> Path:
     """Do what `ft run` does, and leave the same files; gives the run's directory.
@@ -138,10 +151,10 @@ def run(
     from rich.console import Console
 
     from fitune.cli.progress import Progress
-    allow_plugins: bool = False,
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.plugin.registry import Registry
+    from fitune.plugin.trust import Trust
     from fitune.train.begin import begin
     from fitune.train.start import start_of
 
@@ -156,6 +169,4 @@ def run(
     given = recipe if isinstance(recipe, Recipe) else Path(recipe)
     place = None if out is None else Path(out)
     start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
-    from fitune.plugin.trust import Trust
-    begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)
-    return start.directory
+    return begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)

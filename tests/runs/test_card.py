@@ -11,6 +11,8 @@ import pytest
 import tomli
 from huggingface_hub import ModelCard
 
+from fitune.plugin.paths import located
+from fitune.recipe.renamed import place_of_run
 from fitune.runs.card import published, write_card
 from support.after_runs import evaluations, finished, ft
 
@@ -66,7 +68,7 @@ def test_the_recipe_is_whole_and_names_no_place_of_this_machine(run: Path) -> No
     card = _card(run)
     recipe = tomli.loads(card.text.partition("```toml\n")[2].partition("```")[0])
     own = tomli.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-    assert own["model"]["path"] == str(Path(own["model"]["path"]).resolve())
+    assert own["model"]["path"] == "../recipe/model"
     assert recipe["model"]["path"] == "model"
     assert recipe["data"]["source"][0]["path"] == "data.jsonl"
     assert recipe == published(own)
@@ -108,13 +110,14 @@ def test_it_never_fails_a_run(run: Path) -> None:
 def test_the_license_and_name_of_the_base_model(run: Path, tmp_path: Path) -> None:
     recipe = run / "recipe.toml"
     values = tomli.loads(recipe.read_text(encoding="utf-8"))
-    base = Path(values["model"]["path"])
+    base = located(run, Path(values["model"]["path"]), place_of_run(recipe))
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n", encoding="utf-8")
     card = _card(run)
     assert card.data.license == "apache-2.0"
     assert "Its license: apache-2.0." in card.text
     (base / "README.md").unlink()
-    text = recipe.read_text(encoding="utf-8").replace(f'path = "{base}"', 'id = "somebody/some-model"')
+    named = f'path = "{values["model"]["path"]}"'
+    text = recipe.read_text(encoding="utf-8").replace(named, 'id = "somebody/some-model"')
     recipe.write_text(text, encoding="utf-8")
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     (run / "environment.json").write_text(json.dumps({**environment, "model_commit": "abc123"}), encoding="utf-8")

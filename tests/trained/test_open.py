@@ -194,6 +194,8 @@ def test_what_no_tensor_tells_must_be_as_it_was_trained(run: Path) -> None:
     with pytest.raises(ModelError, match=r"trained with alpha = 8, but the run's recipe\.toml says 16"):
         open_run(_find(run))
     (run / "adapter" / "adapter_config.json").write_text("{", encoding="utf-8")
+    (run / "adapter" / "manifest.json").unlink()
+    write_manifest(run / "adapter", 3)
     with pytest.raises(ModelError, match=r"adapter_config\.json is damaged"):
         open_run(_find(run))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ NAME = "manifest.json"
 FORMAT = 1
 
 
-def write_manifest(directory: Path, step: int) -> int:
-    """Write the manifest of all that is in a directory; gives the bytes of it all. Raises `OSError`."""
-    own = directory / NAME
-    places = sorted(place for place in directory.rglob("*") if place.is_file() and place != own)
+def write_manifest(directory: Path, step: int, without: Collection[str] = ()) -> int:
+    """Write the manifest of all that is in a directory, but for files of these names; gives the bytes of it all. Raises
+    `OSError`.
+    """
+    own, left = directory / NAME, {directory / name for name in (NAME, *without)}
+    places = sorted(place for place in directory.rglob("*") if place.is_file() and place not in left)
     files = {
         place.relative_to(directory).as_posix(): {"bytes": place.stat().st_size, "sha256": digest_of(place)}
         for place in places

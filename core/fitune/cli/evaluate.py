@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fitune.cli.places import model_option
 from fitune.cli.settings import (
     Settings,
     base_option,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="eval.KEY=VALUE", help="Override a key of [eval].")
 @base_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_option
 @loading_switches
 @click.pass_obj
 def eval_command(
@@ -42,11 +44,12 @@ def eval_command(
     overrides: Sequence[str],
     base: bool,
     as_json: bool,
+    model: Path | None,
 ) -> None:
     """Measure loss and exact match of what RUN trained on its held-out data, as its recipe says."""
     from fitune.trained.evaluate import evaluate, find_to_evaluate
 
-    trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data)
+    trained = find_to_evaluate(run, settings.registry(), checkpoint, overrides, data, model)
     tell_of(trained)
     report = evaluate(trained, base=base, watch=watch())
     _print_evaluation(trained, report, base, as_json)

@@ -119,7 +119,8 @@ def _log_of(directory: Path) -> Path:
     if not (directory / RECIPE).is_file():
         raise RunError(f"{directory} holds no {RECIPE}, so it is no run's directory. {USAGE}")
     found = [path for name in LOGS if (path := directory / name).is_file()]
-    found += sorted(path for path in directory.iterdir() if path.suffix in (".log", ".txt") and path not in found)
+    others = (path for path in directory.iterdir() if path.suffix in (".log", ".txt") and path.is_file())
+    found += sorted(path for path in others if path not in found)
     for path in found:
         if b"out of memory" in _bytes_of(path):
             return path
@@ -129,7 +130,10 @@ def _log_of(directory: Path) -> Path:
 
 def _bytes_of(source: Path) -> bytes:
     if str(source) == "-":
-        return sys.stdin.buffer.read(LARGEST)
+        try:
+            return sys.stdin.buffer.read(LARGEST)
+        except OSError as error:
+            raise RunError(f"standard input cannot be read: {error.strerror}. Give the log as a file") from error
     try:
         with source.open("rb") as file:
             return file.read(LARGEST)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.settings import Settings, base_option, checkpoint_option, loading_switches, run_argument, tell_of
+from fitune.cli.places import model_option
+from fitune.cli.settings import (
+    Settings,
+    base_option,
+    checkpoint_option,
+    loading_switches,
+    run_argument,
+    tell_of,
+)
+from fitune.cli.streams import argument_text, read_line, read_text
 from fitune.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -56,21 +65,24 @@ class Asked:
 @click.option("--seed", type=int, help="Draw the same each time.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
 @base_option
+@model_option
 @loading_switches
 @click.pass_obj
-def generate_command(settings: Settings, /, run: Path, checkpoint: str | None, **asked: Any) -> None:
+def generate_command(
+    settings: Settings, /, run: Path, checkpoint: str | None, model: Path | None, **asked: Any
+) -> None:
     """Answer prompts with the model that RUN trained, in the chat template that it was trained with.
 
     Without --prompt, the prompt is read from standard input.
     """
-    _generate(settings, run, checkpoint, Asked(**asked))
+    _generate(settings, run, checkpoint, model, Asked(**asked))
 
 
-def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Asked) -> None:
+def _generate(settings: Settings, run: Path, checkpoint: str | None, model: Path | None, asked: Asked) -> None:
     from fitune.trained.open import find, open_run
 
     prompts = _prompts(asked)
-    trained = find(run, settings.registry(), checkpoint)
+    trained = find(run, settings.registry(), checkpoint, model=model)
     tell_of(trained)
     opened = open_run(trained, base=asked.base)
     generator = _generator(opened, asked)
@@ -83,7 +95,7 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, asked: Aske
 
         converse(generator, asked.system, _read_line, _write, lambda what: click.echo(f"note: {what}", err=True))
         return
-    system = [] if asked.system is None else [{"role": "system", "content": asked.system}]
+    system = [] if asked.system is None else [{"role": "system", "content": argument_text(asked.system, "--system")}]
     for number, prompt in enumerate(prompts):
         _write("\n" if number else "")
         generator.answer([*system, {"role": "user", "content": prompt}], _write)
@@ -95,13 +107,10 @@ def _prompts(asked: Asked) -> tuple[str, ...]:
     if asked.interactive and asked.prompts:
         raise RunError("--interactive reads its questions line by line, and takes no --prompt. Leave one of them out")
     if asked.interactive or asked.prompts:
-        return asked.prompts
+        return tuple(argument_text(prompt, "--prompt") for prompt in asked.prompts)
     if sys.stdin.isatty():
         raise RunError("nothing to answer. Give --prompt TEXT, --interactive, or the prompt on standard input")
-    try:
-        text = sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError:
-        raise DataError("standard input is not UTF-8. Save the prompt as UTF-8") from None
+    text = read_text().rstrip("\n")
     if not text:
         raise RunError("standard input is empty: nothing to answer. Give --prompt TEXT")
     return (text,)
@@ -127,8 +136,9 @@ def _read_line() -> str | None:
             return input("> ")
     except EOFError:
         return None
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
+    except UnicodeDecodeError:
+        raise DataError("what was typed is not UTF-8. Set the terminal to UTF-8") from None
+    return read_line()
 
 
 def _write(text: str) -> None:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.settings import Settings, checkpoint_option, loading_switches, run_argument, tell_of, watch
+from fitune.cli.places import model_option
+from fitune.cli.settings import (
+    Settings,
+    checkpoint_option,
+    loading_switches,
+    run_argument,
+    tell_of,
+    watch,
+)
+
+if TYPE_CHECKING:
+    from fitune.trained.open import Trained
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -30,6 +41,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 )
 @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Compare on rows of this file.")
 @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of weights.")
+@model_option
 @loading_switches
 @click.pass_obj
 def merge_command(
@@ -40,6 +52,7 @@ def merge_command(
     checkpoint: str | None,
     dtype: str,
     data: Path | None,
+    model: Path | None,
     **asked: Any,
 ) -> None:
     """Write what RUN trained as a plain model of transformers, and prove that it is the same.
@@ -47,24 +60,25 @@ def merge_command(
     The merged model is read back and compared with the base and its adapter, on held-out rows or else on rows that
     were trained on. If they differ by more than rounding, nothing is written.
     """
-    _merge(settings, run, to, checkpoint, dtype, data, asked)
-
-
-def _merge(
-    settings: Settings, run: Path, to: Path, checkpoint: str | None, dtype: str, data: Path | None, asked: Any
-) -> None:
     from fitune.trained.evaluate import find_to_evaluate
     from fitune.trained.open import find
 
     registry = settings.registry()
-    trained = find(run, registry, checkpoint) if data is None else find_to_evaluate(run, registry, checkpoint, (), data)
+    if data is None:
+        trained = find(run, registry, checkpoint, model=model)
+    else:
+        trained = find_to_evaluate(run, registry, checkpoint, (), data, model)
+    _merge(trained, to, dtype, data is not None, asked)
+
+
+def _merge(trained: Trained, to: Path, dtype: str, file: bool, asked: Any) -> None:
     tell_of(trained)
     import torch
 
     from fitune.trained.merge import Merge, merge
 
     to = to if to.name not in ("", "..") else to.resolve()  # what is written needs a name to stand beside
-    found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=data is not None, **asked), watch())
+    found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=file, **asked), watch())
     for line in found.lines:
         click.echo(line)
     click.echo(f"merged {to}")

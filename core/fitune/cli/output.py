@@ -17,13 +17,13 @@ class Lenient:
 
     def write(self, text: str) -> int:
         """Write it, if that is possible."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the latter of one that is closed
             return self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Hand it to the system, if that is possible."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -42,14 +42,14 @@ def lenient_output() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = streams
         for stream in streams:
-            _give_up(stream)
+            give_up(stream)
 
 
-def _give_up(stream: TextIO) -> None:
+def give_up(stream: TextIO) -> None:
     """Write what waits in a stream, or drop it."""
     try:
         stream.flush()
-    except OSError:
+    except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())

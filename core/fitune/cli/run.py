@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fitune.cli.places import data_option, model_option
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
 
 
@@ -24,13 +25,18 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
     help="Go on though this key of the recipe, or its data or model, has changed; may be repeated.",
 )
 @click.option("--force", is_flag=True, help="Run even if the forecast says that the card is too small.")
+@model_option
+@data_option
+@click.option("--keep-going", is_flag=True, help="Go on where the terminal or its connection is lost (SIGHUP).")
 @loading_switches
 @click.pass_obj
-def run_command(settings: Settings, /, recipe: Path, overrides: Sequence[str], force: bool, **asked: Any) -> None:
+def run_command(
+    settings: Settings, /, recipe: Path, overrides: Sequence[str], force: bool, keep_going: bool, **asked: Any
+) -> None:
     """Train as RECIPE says. On a GPU its memory is forecast first; a run that will not fit is refused.
 
     RECIPE may be the directory of a run, which then goes on from its newest checkpoint. Exit codes: 0 if it is done, 2
-    for an error, 3 if it was asked to stop (SIGINT, SIGTERM), has saved and can go on.
+    for an error, 3 if it was asked to stop (SIGINT, SIGTERM, SIGHUP), has saved and can go on.
     """
     from rich.console import Console
 
@@ -39,8 +45,11 @@ def run_command(settings: Settings, /, recipe: Path, overrides: Sequence[str], f
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.train.begin import begin
+    from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
 
+    if keep_going:
+        ignore_hangup()
     registry = settings.registry()
     start = start_of(recipe, registry, overrides, **asked)
     with lenient_output():

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import annotated_types
 
 from fitune.errors import Problem, nearest, sentences
+from fitune.plugin.paths import seen_from
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -77,11 +78,13 @@ def parse(
         return None, list(found.values())
 
 
-def to_table(value: object) -> dict[str, object]:
-    """An options value as a TOML table: every option explicit, except those that are None."""
+def to_table(value: object, base: Path | None = None) -> dict[str, object]:
+    """An options value as a TOML table: every option explicit, except those that are None; paths as they are seen from
+    a directory, where one is given.
+    """
     table: dict[str, object] = {}
     for f in _fields(type(value)):
-        item = _plain(getattr(value, f.name))
+        item = _plain(getattr(value, f.name), base)
         if item is not None:
             table[f.name] = item
     return table
@@ -134,13 +137,13 @@ def _default(field: dataclasses.Field[Any]) -> str | None:
     return None
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, base: Path | None = None) -> object:
     if isinstance(value, Path):
-        return str(value)
+        return seen_from(value, base)
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [_plain(v, base) for v in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_table(value)
+        return to_table(value, base)
     return value
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from fitune.plugin.options import to_table
+from fitune.plugin.paths import seen_from
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
 
 R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]")
@@ -156,10 +157,10 @@ class Use(Generic[R]):
     weight: float | None = None
     """Of a data source: how often each of its rows occurs in an epoch; None where the table does not say."""
 
-    def table(self) -> dict[str, object]:
-        """The table as TOML, every option explicit."""
+    def table(self, base: Path | None = None) -> dict[str, object]:
+        """The table as TOML, every option explicit; paths as they are seen from a directory, where one is given."""
         weight = {} if self.weight is None else {"weight": self.weight}
-        return {"use": self.record.name, **weight, **to_table(self.options)}
+        return {"use": self.record.name, **weight, **to_table(self.options, base)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,29 +184,33 @@ class Recipe:
     listeners: tuple[Use[Listener[Any]], ...] = ()
     """Those that a run has by default among them; events come to them in this order."""
 
-    def to_toml(self) -> dict[str, object]:
-        """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe."""
-        sources = {"source": [s.table() for s in self.eval_sources]} if self.eval_sources else {}
+    def to_toml(self, base: Path | None = None) -> dict[str, object]:
+        """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe. For a
+        file in the directory `base` paths are relative to that, where they can be.
+        """
+        sources = {"source": [s.table(base) for s in self.eval_sources]} if self.eval_sources else {}
         held_out = {"eval": {**to_table(self.evaluation), **sources}}
         return {
-            **to_table(self.general),
-            "model": self.model.table(),
-            "adapter": self.adapter.table(),
-            "memory": {**self._memory(), "strategy": [s.table() for s in self.strategies]},
+            **to_table(self.general, base),
+            "model": self.model.table(base),
+            "adapter": self.adapter.table(base),
+            "memory": {**self._memory(base), "strategy": [s.table(base) for s in self.strategies]},
             "data": {
-                **to_table(self.data),
-                "source": [s.table() for s in self.sources],
-                "stage": [s.table() for s in self.stages],
+                **to_table(self.data, base),
+                "source": [s.table(base) for s in self.sources],
+                "stage": [s.table(base) for s in self.stages],
             },
             "train": self._train(),
             **(held_out if self.eval_sources or self.evaluation.fraction else {}),
             "checkpoint": to_table(self.checkpoint),
-            "listener": [use.table() for use in self.listeners],
+            "listener": [use.table(base) for use in self.listeners],
         }
 
-    def _memory(self) -> dict[str, object]:
+    def _memory(self, base: Path | None) -> dict[str, object]:
         """Without what only speaks of a choice, where none is left."""
         table = to_table(self.memory)
+        if isinstance(self.memory.fit, str) and Path(self.memory.fit).is_absolute():  # the description of a card
+            table["fit"] = seen_from(Path(self.memory.fit), base)
         return table if self.memory.fit else {k: v for k, v in table.items() if k not in ("fit", "allow")}
 
     def _train(self) -> dict[str, object]:

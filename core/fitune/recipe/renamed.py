@@ -8,6 +8,7 @@ from typing import Any
 
 from fitune.errors import Problem
 from fitune.plugin.options import toml_text
+from fitune.plugin.reading import read_json
 
 Table = dict[str, Any]
 
@@ -68,3 +69,12 @@ def translated(values: Mapping[str, Any]) -> Table:
 def is_of_run(path: Path) -> bool:
     """Whether a file lies in a run's directory, which an older version may have written."""
     return path.with_name("identity.json").is_file()
+
+
+def place_of_run(path: Path) -> Path | None:
+    """The directory that a run was in when it last began, by the file beside its recipe; None where it does not say."""
+    try:
+        found = read_json(path.with_name("identity.json"))["place"]
+        return Path(found) if isinstance(found, str) and Path(found).is_absolute() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -15,7 +15,7 @@ import tomli
 
 from fitune.errors import RecipeError
 from fitune.plugin.options import is_table
-from fitune.recipe.renamed import is_of_run, translated
+from fitune.recipe.renamed import is_of_run, place_of_run, translated
 
 Key = tuple["str | int", ...]
 """A path into a document: names of keys, and positions in arrays of tables."""
@@ -35,8 +35,10 @@ class TomlSource:
         except tomli.TOMLDecodeError as error:
             message = error.msg.replace("Cannot overwrite a value", "this key is given a second time")
             raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
+        self.was: Path | None = None
+        """Of a run's own recipe, the directory that it was written in; None where that is not known."""
         if is_of_run(path):
-            self.values = translated(self.values)
+            self.values, self.was = translated(self.values), place_of_run(path)
         self._overrides: dict[Key, str] = {}
         problems = [p for p in map(self._override, overrides) if p]
         if problems:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError, described
 from fitune.plugin.options import is_table, parse, toml_text
+from fitune.plugin.paths import located
 from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
 from fitune.plugin.registry import KINDS, Registry
@@ -76,17 +77,21 @@ class Tables:
         return None if value is None else self._anchor(value, at)
 
     def _anchor(self, value: T, at: Key) -> T:
-        """Make relative paths absolute: from the recipe's directory, or, given by `--set`, from the working one."""
+        """Make relative paths absolute: from the recipe's directory, or, given by `--set`, from the working one. Those
+        of a run that has moved are sought where they lie to it now, and where they were.
+        """
         changes: dict[str, object] = {}
         for field in dataclasses.fields(cast(Any, value)):
             item = getattr(value, field.name)
-            base = Path.cwd() if self.source.overridden((*at, field.name)) else self.source.path.parent.resolve()
+            given = self.source.overridden((*at, field.name))
+            base = Path.cwd() if given else self.source.path.parent.resolve()
+            was = None if given else self.source.was
             if isinstance(item, Path):
-                changes[field.name] = _absolute(base, item)
+                changes[field.name] = located(base, item, was)
             elif isinstance(value, Memory) and is_file(item):
-                changes[field.name] = str(_absolute(base, Path(item)))
+                changes[field.name] = str(located(base, Path(item), was))
             elif isinstance(item, tuple) and any(isinstance(part, Path) for part in item):
-                changes[field.name] = tuple(_absolute(base, p) if isinstance(p, Path) else p for p in item)
+                changes[field.name] = tuple(located(base, p, was) if isinstance(p, Path) else p for p in item)
         return cast(T, dataclasses.replace(cast(Any, value), **changes)) if changes else value
 
     # ---------------------------------------------------------------------------------------------- provided tables
@@ -165,13 +170,6 @@ class Tables:
         weight = self.parse(Weight, {"weight": table["weight"]}, at)
         use = self.use(record_type, at, look=look)
         return None if use is None or weight is None else dataclasses.replace(use, weight=weight.weight)
-
-
-def _absolute(base: Path, path: Path) -> Path:
-    try:
-        return base / path.expanduser()
-    except RuntimeError:  # the home of a user that there is not
-        return base / path
 
 
 def _a(noun: str) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 import tomli_w
 
+from fitune.plugin.paths import located
 from fitune.plugin.units import gib
+from fitune.recipe.renamed import place_of_run
 from fitune.runs.atomic import write_file
 from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE, read_json, read_toml
 from fitune.runs.lines import readable_metrics
@@ -46,7 +48,7 @@ class _Facts:
         self.memory = read_json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
         self.is_adapter = (target / "adapter_config.json").is_file()
-        self.license = _license(recipe.get("model"), self.environment.get("model_commit"))
+        self.license = _license(recipe.get("model"), self.environment.get("model_commit"), directory)
 
     def _table(self, name: str) -> Values:
         table = self.recipe.get(name)
@@ -188,17 +190,18 @@ def published(value: Any) -> Any:
         return value
     if "://" in value:
         return re.sub(r"://[^/@\s]*@", "://", value)
-    place = re.match(r"(/|~|[A-Za-z]:[\\/])", value)
+    place = re.match(r"(/|~|\.\.[\\/]|[A-Za-z]:[\\/])", value)
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if place else value
 
 
-def _license(model: Any, commit: object) -> str | None:
+def _license(model: Any, commit: object, directory: Path) -> str | None:
     """The base model's license, by its own card, if that is on this machine."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     with contextlib.suppress(Exception):  # a card is what anybody wrote
         if isinstance(model.get("path"), str):
-            file: object = Path(str(model["path"])) / CARD
+            was = place_of_run(directory / RECIPE)
+            file: object = located(directory.resolve(), Path(model["path"]), was) / CARD
         else:
             revision = commit if isinstance(commit, str) else None
             file = try_to_load_from_cache(str(model["id"]), CARD, revision=revision)

@@ -49,6 +49,9 @@ class Identity:
     versions: Mapping[str, str | None]
     base: str | None = None
     """The commit or a digest of the base model, as its loader tells it; None where it does not, and in older runs."""
+    place: str | None = None
+    """The run's directory as it last began: paths of the recipe are relative to it, where they can be. None in older
+    runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ def _must_be_sound(identity: Identity) -> None:
         "processes": int,
         "versions": dict,
         "base": (str, type(None)),
+        "place": (str, type(None)),
     }
     for name, kind in types.items():
         if not isinstance(getattr(identity, name), kind):
@@ -105,7 +109,7 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     found = []
     for key in keys:
         missing = object()
-        if one.get(key, missing) != other.get(key, missing) and not _is_under(key, FREE):
+        if one.get(key, missing) != other.get(key, missing) and not is_under(key, FREE):
             found.append(Difference(key=key, before=_shown(one, key), now=_shown(other, key)))
     return found
 
@@ -133,7 +137,7 @@ def content_differences(before: Identity, now: Identity) -> list[Difference]:
 
 def must_be_allowed(run: Path, differences: Sequence[Difference], allowed: Sequence[str]) -> None:
     """Raise `RunError`, with a line for each difference that was not allowed."""
-    refused = [one for one in differences if not _is_under(one.key, allowed)]
+    refused = [one for one in differences if not is_under(one.key, allowed)]
     if refused:
         flags = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(one.key for one in refused))
         error = RunError(f"{run} is another run: {'; '.join(map(str, refused))}. If that is meant: {flags}")
@@ -154,7 +158,8 @@ def must_keep_place(run: Path, before: Identity, now: Identity) -> None:
         )
 
 
-def _is_under(key: str, tables: Sequence[str]) -> bool:
+def is_under(key: str, tables: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or in a table that is."""
     return any(key == table or key.startswith(f"{table}.") for table in tables)
 
 

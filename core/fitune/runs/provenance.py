@@ -23,8 +23,8 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenize
 
 
 def write_recipe(recipe: Recipe, directory: Path) -> None:
-    """Write `recipe.toml`, every choice explicit; `ft run` takes it as it is."""
-    write_file(directory / RECIPE, tomli_w.dumps(recipe.to_toml()))
+    """Write `recipe.toml`, every choice explicit, paths as they are seen from there; `ft run` takes it as it is."""
+    write_file(directory / RECIPE, tomli_w.dumps(recipe.to_toml(directory.resolve())))
 
 
 def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fitune.checkpoint.module_state import module_state
 from fitune.checkpoint.state import restore
 from fitune.compose.parts import Forecaster, Parts, compose
-from fitune.errors import RunError
+from fitune.errors import RunError, cause
 from fitune.memory.fit.refit import Composition, Foreseen
 from fitune.plugin.events import Notice
 from fitune.runs.atomic import set_aside
@@ -52,7 +54,8 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
         restore(parts, context.state)
     context.keeper.begin(parts, context.loaded)
     if parts.accelerator.is_main_process:
-        write_recipe(composition.recipe, context.directory)
+        with _written(context):
+            write_recipe(composition.recipe, context.directory)
     if first and context.shortage is None:
         context.events.started(parts.run)
         for notice in context.notices:
@@ -85,12 +88,24 @@ def must_be_same(context: RunContext, parts: Parts) -> None:
             context.notices.append(Notice(step=context.position.step, kind="versions", what=what))
     if not parts.accelerator.is_main_process:
         return
-    write_identity(directory, identity)  # the first file of all: with it, a run can go on
-    write_environment(recipe, context.registry, directory, model_commit=commit_of(identity.base))
-    moved = set_aside(directory / recipe.adapter.record.directory)
+    with _written(context):
+        write_identity(directory, identity)  # the first file of all: with it, a run can go on
+        write_environment(recipe, context.registry, directory, model_commit=commit_of(identity.base))
+        moved = set_aside(directory / recipe.adapter.record.directory)
     if moved is not None:
         what = f"what this run had trained to its end before is now in {moved}"
         context.notices.append(Notice(step=context.position.step, kind="moved", what=what))
+
+
+@contextlib.contextmanager
+def _written(context: RunContext) -> Iterator[None]:
+    """Raise `RunError` where a file that the run cannot do without cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename if isinstance(error.filename, str) else context.directory
+        again = f"then: ft run {context.directory}" if context.position.step else "or give another --out"
+        raise RunError(f"{place} could not be written: {cause(error)}. Nothing is lost. Mend that, {again}") from error
 
 
 def name_revision(model: PreTrainedModel, commit: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from fitune.compose.processes import is_main_process
 from fitune.data.prepare import UNWATCHED, Watch
@@ -15,8 +16,9 @@ from fitune.train.run import run
 from fitune.train.start import Start, make_directory, remove_if_empty
 
 
-def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch = UNWATCHED) -> None:
-    """Train in the run's directory, which no other process may write to meanwhile; nothing, if the run is done.
+def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch = UNWATCHED) -> Path:
+    """Train in the run's directory, which no other process may write to meanwhile; nothing, if the run is done. Gives
+    that directory, which may have another name than `start` has if it was not named.
 
     On a GPU its memory is forecast beside it; without `force`, one that will not fit is refused. Raises the errors of
     `fitune.errors`.
@@ -24,8 +26,8 @@ def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch
     main_process = is_main_process()
     if start.done:
         _tidy(start)
-        return
-    made = make_directory(start) if main_process else []
+        return start.directory
+    start, made = make_directory(start) if main_process else (start, [])
     try:
         with contextlib.ExitStack() as stack:
             forecaster = None
@@ -38,6 +40,7 @@ def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch
             run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume)
     finally:
         remove_if_empty(made)
+    return start.directory
 
 
 def _tidy(start: Start) -> None:

@@ -35,6 +35,8 @@ class Resume:
     """Keys that may differ."""
     refit: bool = False
     """Whether the keys that `[memory] fit` depends on were changed, so that it chooses anew."""
+    damaged: str | None = None
+    """What is wrong with what it had trained to its end, where something is."""
 
     def must_be_same(self, run: Path, now: Identity) -> None:
         """Raise `RunError` if the data, the model or the processes are others, and that is not allowed."""
@@ -83,8 +85,9 @@ SAMPLES = 16
 def identity_of(parts: Parts, asked: Recipe) -> Identity:
     """Of a run that is composed."""
     held_out = parts.run_data.held_out
+    place = parts.run.directory.resolve()
     return Identity(
-        recipe=asked.to_toml(),
+        recipe=asked.to_toml(place),
         data=parts.run_data.data.digest,
         held_out=None if held_out is None else held_out.digest,
         model=fingerprint(parts.run.model),
@@ -92,6 +95,7 @@ def identity_of(parts: Parts, asked: Recipe) -> Identity:
         processes=parts.run.processes,
         versions=versions(),
         base=base_of(asked),
+        place=str(place),
     )
 
 

@@ -95,6 +95,9 @@ def go_back(context: RunContext) -> None:
         context.keeper, context.state = Keeper(progress, listeners=context.events.states), checkpoint.state
         context.events.restore(checkpoint.listeners)
         where = f"step {progress.step}"
+    if context.resume is not None and context.resume.damaged is not None:
+        what = f"{context.resume.damaged}. It is written again, by the run that goes on from {where}"
+        context.notices.append(Notice(step=context.position.step, kind="damaged", what=what))
     for what in damaged:
         what = f"{what}. It is left out, and the run goes on from {where}"
         context.notices.append(Notice(step=context.position.step, kind="damaged checkpoint", what=what))

@@ -7,17 +7,22 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fitune.checkpoint.manifest import write_manifest
 from fitune.compose.dialogue import save_tokenizer
 from fitune.compose.parts import Parts
 from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
+from fitune.runs.card import CARD
 from fitune.runs.layout import CHECKPOINTS
 
 
 def write(parts: Parts, directory: Path) -> None:
-    """Write what was trained, with its tokenizer and the template that it was trained with, into an empty directory."""
+    """Write what was trained into an empty directory, with its tokenizer, the template that it was trained with, and a
+    manifest of it all.
+    """
     parts.run.recipe.adapter.record.save(parts.run.model, directory)
     save_tokenizer(parts.run.tokenizer, parts.dialogue, directory)
+    write_manifest(directory, parts.run.steps, without=[CARD])  # which is written later, and anybody may change
 
 
 def save(parts: Parts) -> Path:

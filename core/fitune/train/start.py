@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tomli_w
 
+from fitune.checkpoint.final import final_damage
 from fitune.errors import FtError, RunError
+from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
+from fitune.recipe.places import data_places, model_place
 from fitune.recipe.reader import read_recipe, read_recipe_text
 from fitune.runs.atomic import PARTIAL
-from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
-from fitune.runs.layout import IDENTITY, RECIPE
+from fitune.runs.identity import Identity, is_under, must_be_allowed, read_identity, recipe_differences
+from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
 from fitune.train.resume import Resume
 
@@ -37,6 +42,8 @@ class Start:
     """What is known of it, where it goes on."""
     done: bool = False
     """Whether it has trained to its end, so that there is nothing to do."""
+    named: bool = True
+    """Whether the directory was named, and not made up of the recipe's name and the time."""
 
 
 def start_of(
@@ -47,36 +54,57 @@ def start_of(
     out: Path | None,
     resume: bool,
     allowed: Sequence[str],
+    model: Path | None = None,
+    data: Sequence[Path] = (),
 ) -> Start:
     """What `ft run GIVEN` is to do. Raises `RecipeError` and `RunError`.
 
     A directory of a run goes on; a recipe, or the file of one, begins, or with `resume` goes on in `out`, or in its
-    newest run that is not done. Differences from what the run was must be under the `allowed` keys.
+    newest run that is not done. Differences from what the run was must be under the `allowed` keys. `model` and `data`
+    are where these are now: that they are what they were is told by what is in them.
     """
+    places = _places(given, model, data) if model is not None or data else {}
+    overrides = [*overrides, *(f"{key}={toml_text(str(path.absolute()))}" for key, path in places.items())]
     if isinstance(given, Path) and given.is_dir():
         if out is not None:
             raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
-        return _going_on(given, _recipe_of(given, registry, overrides), registry, allowed)
+        return _going_on(given, _recipe_of(given, registry, overrides), registry, allowed, places)
     recipe = given if isinstance(given, Recipe) else read_recipe(given, registry, overrides)
     if resume:
         directory = out or _newest(recipe)
         if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
-            return _going_on(directory, recipe, registry, allowed)
+            return _going_on(directory, recipe, registry, allowed, places)
         return Start(recipe=recipe, directory=directory, resume=None)
     if allowed:
         raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
-    return Start(recipe=recipe, directory=out or RUNS / f"{recipe.general.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    made_up = RUNS / f"{recipe.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Start(recipe=recipe, directory=out or made_up, named=out is not None)
 
 
-def make_directory(start: Start) -> list[Path]:
-    """Make the run's directory, and give those that had to be made, the innermost first.
+def _places(given: Path | Recipe, model: Path | None, data: Sequence[Path]) -> dict[str, Path]:
+    """New places of the base and the data, by their keys. Raises `RunError`."""
+    if isinstance(given, Recipe):
+        raise RunError("new places of the model and the data are for a recipe that is read. Change the recipe itself")
+    identity = read_identity(given) if given.is_dir() else None
+    file = given / RECIPE if given.is_dir() else given
+    return {**model_place(model), **data_places(read_toml(file) if identity is None else identity.recipe, data)}
+
+
+def make_directory(start: Start) -> tuple[Start, list[Path]]:
+    """Make the run's directory; gives the start, with the directory's name, and those that had to be made, the
+    innermost first. One that was made up is the run's own: several may start within a second.
 
     Raises `RunError` if it cannot be made or written to, or if it holds another run.
     """
     directory = start.directory
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        made = [path for path in directory.parents if not path.exists()]
+        if start.named:
+            made = made if directory.exists() else [directory, *made]
+            directory.mkdir(parents=True, exist_ok=True)
+        else:
+            directory = _own(directory)
+            start, made = replace(start, directory=directory), [directory, *made]
         if start.resume is None and any(not _is_left_over(place) for place in directory.iterdir()):
             again = f"To go on with what it holds: ft run {directory}. " if (directory / IDENTITY).exists() else ""
             raise RunError(f"{directory} is not empty: nothing in it is overwritten. {again}Give another --out")
@@ -84,7 +112,18 @@ def make_directory(start: Start) -> list[Path]:
         raise RunError(f"{directory} cannot be made: {error.strerror}. Give another --out") from error
     if not os.access(directory, os.W_OK):
         raise RunError(f"{directory} cannot be written to: permission denied. Give another --out")
-    return made
+    return start, made
+
+
+def _own(directory: Path) -> Path:
+    """A new directory of this name, or of its first number that is free. Raises `OSError`."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        place = directory if number == 1 else directory.with_name(f"{directory.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            place.mkdir()
+            return place
+    raise AssertionError("numbers do not end")
 
 
 def _is_left_over(place: Path) -> bool:
@@ -101,15 +140,22 @@ def remove_if_empty(directories: Sequence[Path]) -> None:
             return
 
 
-def _going_on(directory: Path, recipe: Recipe, registry: Registry, allowed: Sequence[str]) -> Start:
+def _going_on(
+    directory: Path, recipe: Recipe, registry: Registry, allowed: Sequence[str], places: Iterable[str]
+) -> Start:
     identity = read_identity(directory)
     changed = []
     if identity is not None:
         changed = recipe_differences(_as_it_reads_now(directory, identity, registry), recipe.to_toml())
+    moved = [*places, "data.source"] if "data.path" in places else [*places]  # which that is read in place of
+    changed = [one for one in changed if not is_under(one.key, moved)]
     must_be_allowed(directory, changed, allowed)
     refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
-    done = not changed and _is_done(directory, recipe)
-    resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit)
+    wrong = final_damage(directory, recipe.adapter.record.directory)
+    done = not changed and wrong is None
+    trained = directory / recipe.adapter.record.directory
+    damaged = f"{trained}: {wrong}" if wrong is not None and os.path.lexists(trained) else None
+    resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit, damaged=damaged)
     return Start(recipe=recipe, directory=directory, resume=resume, done=done)
 
 
@@ -140,9 +186,8 @@ def _newest(recipe: Recipe) -> Path:
         for place in RUNS.glob("*")
         if place.name.startswith(f"{recipe.general.name}-")
         and (place / IDENTITY).is_file()
-        and not _is_done(place, recipe)
-        and (before := read_identity(place)) is not None
-        and before.recipe.get("name") == recipe.general.name
+        and _name_of(place) == recipe.general.name
+        and final_damage(place, recipe.adapter.record.directory) is not None
     ]
     if not found:
         raise RunError(
@@ -152,9 +197,10 @@ def _newest(recipe: Recipe) -> Path:
     return max(found, key=lambda place: (place / IDENTITY).stat().st_mtime_ns)
 
 
-def _is_done(directory: Path, recipe: Recipe) -> bool:
-    """Whether a run has saved what it trained, which is the last that it does."""
-    return (directory / recipe.adapter.record.directory).is_dir()
+def _name_of(run: Path) -> object:
+    """The name that a run bears; None where it cannot be read, which keeps nobody from going on with another."""
+    found = read_json(run / IDENTITY).get("recipe")
+    return found.get("name") if isinstance(found, dict) else None
 
 
 def _holds(directory: Path, trained: str) -> bool:

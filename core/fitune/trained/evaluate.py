@@ -31,6 +31,7 @@ def find_to_evaluate(
     checkpoint: str | None = None,
     overrides: Sequence[str] = (),
     data: Path | None = None,
+    model: Path | None = None,
 ) -> Trained:
     """What was trained, with the recipe that says how to evaluate it: on a file, where one is given.
 
@@ -40,14 +41,14 @@ def find_to_evaluate(
         if not override.strip().startswith(TABLE):
             raise RunError(f"--set {override}: what was trained is as it is. Here, --set takes keys of [eval] alone")
     if data is None:
-        trained = find(directory, registry, checkpoint, overrides)
+        trained = find(directory, registry, checkpoint, overrides, model)
         if not (trained.recipe.eval_sources or trained.recipe.evaluation.fraction):
             raise RunError(f"{directory}: its recipe holds no data out. Give a file to evaluate on: --data FILE")
         return trained
     asked = [f"data.path={json.dumps(str(data.resolve()))}"]
     if not _has_evaluation(directory / RECIPE):
         asked.append("eval.fraction=0.5")  # the reader wants to know what on; the file takes its place
-    trained = find(directory, registry, checkpoint, [*asked, *overrides])
+    trained = find(directory, registry, checkpoint, [*asked, *overrides], model)
     if not data.is_file():
         raise RunError(f"--data {data}: no such file")
     return replace(trained, recipe=on_file(trained.recipe))

@@ -17,10 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from fitune.checkpoint.final import final_damage
 from fitune.checkpoint.manifest import damage
 from fitune.errors import ModelError, RunError, nearest, sentences
+from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
+from fitune.recipe.places import model_place
 from fitune.recipe.reader import read_recipe
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.layout import CHECKPOINTS, RECIPE
@@ -80,27 +83,30 @@ def find(
     registry: Registry,
     checkpoint: str | None = None,
     overrides: Sequence[str] = (),
+    model: Path | None = None,
 ) -> Trained:
     """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest,
-    "best" for that of the best evaluation).
+    "best" for that of the best evaluation). `model` is where its base is now, if not where it was.
 
     The data that the recipe names need not be there. Reads no weight. Raises the errors of `fitune.errors`.
     """
     if not (directory / RECIPE).is_file():
         what = "no such directory" if not directory.exists() else f"it holds no {RECIPE}"
         raise RunError(f"{directory} is no run's directory: {what}. Give a directory that ft run wrote")
-    recipe = read_recipe(directory / RECIPE, registry, overrides, look=False)
+    base = [f"{key}={toml_text(str(path.absolute()))}" for key, path in model_place(model).items()]
+    recipe = read_recipe(directory / RECIPE, registry, [*overrides, *base], look=False)
     kind = recipe.adapter.record.directory
     found = checkpoints(directory, kind)
-    base = kept_base(directory)
-    unknown = () if base is not None or is_whole(recipe) else (UNKNOWN,)
+    kept = kept_base(directory)
+    unknown = () if kept is not None or is_whole(recipe) else (UNKNOWN,)
     if checkpoint is None and has_weights(directory / kind):
+        must_be_whole(directory, kind)
         return Trained(
             directory=directory,
             recipe=recipe,
             weights=directory / kind,
             checkpoint=None,
-            base=base,
+            base=kept,
             notices=unknown,
         )
     if not found:
@@ -118,9 +124,19 @@ def find(
         recipe=recipe,
         weights=weights,
         checkpoint=name,
-        base=base,
+        base=kept,
         notices=(*unknown, *notices),
     )
+
+
+def must_be_whole(directory: Path, kind: str) -> None:
+    """Raise `RunError` if what a run ended with is not as it was written."""
+    wrong = final_damage(directory, kind)
+    if wrong is not None:
+        raise RunError(
+            f"{directory / kind} is not what was trained: {wrong}. Write it again from the run's checkpoint: ft run "
+            f"{directory}; or use that as it is: --checkpoint {LAST}"
+        )
 
 
 def is_whole(recipe: Recipe) -> bool:

@@ -157,10 +157,16 @@ def held_out_of(line: Mapping[str, Any]) -> HeldOut:
 
 def _of_record(directory: Path, record: RunRecord, held: bool) -> Summary:
     state: State = record.state
+    saved = any(next((directory / kind).glob("*.safetensors"), None) for kind in TRAINED)
+    bare = [directory / kind for kind in TRAINED if (directory / kind).is_dir()] if not saved else []
+    notes: tuple[str, ...] = ()
     if state == "running" and not held:  # killed; or done, and killed before it could say so
-        saved = any(next((directory / kind).glob("*.safetensors"), None) for kind in TRAINED)
         state = "done" if saved and record.steps_made == record.steps else "interrupted"
+    elif state == "done" and bare:
+        state = "interrupted"
+        notes = (f"{bare[0]} holds no weights: ft run {directory} writes them again, from its checkpoint",)
     return Summary(
+        notes=notes,
         directory=directory,
         name=record.name,
         state=state,
