@@ -23,6 +23,7 @@ from fitune.cli.plugins import plugins_command
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
 from fitune.cli.settings import Settings, switches
+from fitune.cli.streams import standard_streams
 from fitune.compose.processes import is_main_process
 from fitune.errors import FtError, nearest, sentences
 from fitune.recipe.secrets import redacted
@@ -82,6 +83,11 @@ for command in COMMANDS:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ft`. A user's error is one message on standard error and exit code 2; --debug shows where it was raised."""
+    with standard_streams():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
     settings = Settings()
