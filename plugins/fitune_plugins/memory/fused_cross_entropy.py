@@ -23,13 +23,10 @@ ROUNDED = 128
 
 def suits(head: Any) -> bool:
     """Whether a head is a frozen matrix and nothing else."""
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and not head.weight.requires_grad
-        and "forward" not in head.__dict__
-        and not (head._forward_hooks or head._forward_pre_hooks)
-    )
+    kind: object = type(head)
+    if kind is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return False
+    return "forward" not in head.__dict__ and not (head._forward_hooks or head._forward_pre_hooks)
 
 
 def fused_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:

@@ -89,9 +89,7 @@ class FastLayer:
         """Whether adapters are switched off, or part of the weights, just now."""
         return self._adapted is not None and bool(self._adapted.disable_adapters or self._adapted.merged)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, named: dict[str, Any]
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, named: dict[str, Any]) -> Tensor:
         """Attention as the model's configuration names it, `[B, S, heads, D]`."""
         attention, family = self.layer.self_attn, self.parts.family
         more: dict[str, Any] = {}

@@ -11,16 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from fitune_plugins.speed import kernels
+from fitune_plugins.speed.fp8_linear import Fp8Linear
+from fitune_plugins.speed.kernels.fp8 import to_fp8
+from fitune_plugins.speed.kernels.skinny import WIDEST
 
 PAD = 16
 """Columns that a low-rank matrix's are a multiple of: 32 bytes in bfloat16, what cuBLAS calls aligned."""
 
 FOLDED = 16
 """The largest rank that kernels add as they go; larger ones are added by a product of their own."""
+
+Fold: TypeAlias = tuple[Tensor | None, Tensor | None]
+"""What a kernel adds as it goes: the product of `[M, r]` and `[r, n]`; nothing where both are None."""
+
+NO_FOLD: Fold = (None, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +53,7 @@ class Linear:
     @property
     def rank(self) -> int:
         """Of its adapter; 0 without one."""
-        return self.ranks.stop - self.ranks.start
+        return int(self.ranks.stop - self.ranks.start)
 
     def weight(self) -> Tensor:
         """The weight `[n, K]`, for the time of a product: one in 4 bits is dequantised, and given back behind it."""
@@ -55,6 +65,20 @@ class Linear:
 
         made: Tensor = dequantize_4bit(weight.data, state)
         return made
+
+    def product(self, x_MK: Tensor) -> Tensor:
+        """`x W^T + b`, `[M, n]`."""
+        if isinstance(self.module, Fp8Linear):
+            return self.module.product(to_fp8(x_MK), x_MK.dtype)
+        return nn.functional.linear(x_MK, self.weight(), self.module.bias)
+
+    def add_grad_of_input(self, total_MK: Tensor | None, grad_Mn: Tensor) -> Tensor:
+        """`dy W`, `[M, K]`, on top of what others have given."""
+        if isinstance(self.module, Fp8Linear):
+            made = self.module.grad_of_input(grad_Mn)
+            return made if total_MK is None else total_MK.add_(made)
+        weight = self.weight()
+        return grad_Mn @ weight if total_MK is None else total_MK.addmm_(grad_Mn, weight)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +96,7 @@ class Group:
     @property
     def outputs(self) -> int:
         """N."""
-        return self.linears[-1].rows.stop
+        return int(self.linears[-1].rows.stop)
 
     @property
     def drops(self) -> bool:
@@ -86,7 +110,7 @@ class Group:
         if self.down is None:
             return None
         if not any(mask is not None for mask in masks):
-            return _scaled_product(x_MK, self.down.t(), self.scaling)
+            return _product(x_MK, self.down, self.scaling)
         low_MP = x_MK.new_zeros((x_MK.shape[0], self.down.shape[0]))
         for linear, mask in zip(self.linears, masks, strict=True):
             if linear.rank:
@@ -96,20 +120,23 @@ class Group:
 
     def products(self, x_MK: Tensor) -> list[Tensor]:
         """Each linear's own product and bias, `[M, n]`, without adapters."""
-        return [nn.functional.linear(x_MK, linear.weight(), linear.module.bias) for linear in self.linears]
+        if all(isinstance(linear.module, Fp8Linear) for linear in self.linears):
+            rounded = to_fp8(x_MK)
+            return [linear.module.product(rounded, x_MK.dtype) for linear in self.linears]
+        return [linear.product(x_MK) for linear in self.linears]
 
     def add(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
         """Add one linear's adapter onto its product, in place."""
         up = self.linears[at].up
         return y_Mn if low_MP is None or up is None else y_Mn.addmm_(low_MP, up)
 
-    def folded(self, low_MP: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
+    def folded(self, low_MP: Tensor | None, at: int) -> Fold:
         """One linear's part of `low` and its B `[r, n]`, for a kernel that adds their product; (None, None) where there
         is none, or where it is too large for that.
         """
         linear = self.linears[at]
         if low_MP is None or linear.up is None or linear.rank > FOLDED:
-            return None, None
+            return NO_FOLD
         return low_MP[:, linear.ranks], linear.up[linear.ranks]
 
     def add_if_large(self, y_Mn: Tensor, low_MP: Tensor | None, at: int) -> Tensor:
@@ -135,7 +162,9 @@ class Group:
             if linear.up is None:
                 continue
             if total is None:
-                total = _scaled_product(grad, linear.up.t(), self.scaling)
+                total = _product(grad, linear.up, self.scaling)
+            elif len(linear.up) <= WIDEST:
+                kernels.skinny_(total, grad, linear.up, self.scaling)
             else:
                 total.addmm_(grad, linear.up.t(), alpha=self.scaling)
         return total
@@ -144,9 +173,7 @@ class Group:
         """`dy W`, `[M, K]`, without adapters' part."""
         total: Tensor | None = None
         for linear, grad in zip(self.linears, grads, strict=True):
-            weight = linear.weight()
-            total = grad @ weight if total is None else total.addmm_(grad, weight)
-            del weight
+            total = linear.add_grad_of_input(total, grad)
         assert total is not None
         return total
 
@@ -155,10 +182,10 @@ class Group:
         dropped = any(mask is not None for mask in masks)
         return self.down is not None and not dropped and sum(linear.rank for linear in self.linears) <= FOLDED
 
-    def down_part(self, dlow_MP: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def down_part(self, dlow_MP: Tensor | None) -> Fold:
         """What such a kernel takes: `dlow [M, r]` and A `[r, K]`, without the padding."""
         if dlow_MP is None or self.down is None:
-            return None, None
+            return NO_FOLD
         rank = max(linear.ranks.stop for linear in self.linears)
         return dlow_MP[:, :rank], self.down[:rank]
 
@@ -201,10 +228,12 @@ class Group:
         return made
 
 
-def _scaled_product(x_MK: Tensor, right_KP: Tensor, scaling: float) -> Tensor:
-    """`scaling * x @ right`, as one product."""
-    made = x_MK.new_empty((x_MK.shape[0], right_KP.shape[1]))  # not read: beta is 0
-    return made.addmm_(x_MK, right_KP, beta=0, alpha=scaling)
+def _product(x_MK: Tensor, right_PK: Tensor, scaling: float) -> Tensor:
+    """`scaling * x @ right^T`."""
+    if len(right_PK) <= WIDEST:
+        return kernels.skinny(x_MK, right_PK, scaling)
+    made = x_MK.new_empty((x_MK.shape[0], len(right_PK)))  # not read: beta is 0
+    return made.addmm_(x_MK, right_PK.t(), beta=0, alpha=scaling)
 
 
 def _dropped(x: Tensor, mask: Tensor, share: float) -> Tensor:
@@ -222,7 +251,8 @@ def group(modules: Sequence[nn.Module]) -> Group:
     linears: list[Linear] = []
     scalings: set[float] = set()
     outputs = ranks = 0
-    for module in modules:
+    for one in modules:
+        module: Any = one
         base = _base(module)
         linear = Linear(base, slice(outputs, outputs + base.out_features), slice(ranks, ranks))
         if base is not module:
@@ -235,7 +265,7 @@ def group(modules: Sequence[nn.Module]) -> Group:
         linears.append(linear)
     if len(scalings) > 1:
         raise CannotGroup("adapters with one input are scaled differently")
-    return Group(tuple(linears), *scalings)
+    return Group(tuple(linears), scalings.pop() if scalings else 1.0)
 
 
 def join(one: Group) -> None:
@@ -264,7 +294,7 @@ def _base(module: Any) -> Any:
     """The frozen layer inside of a layer. Raises `CannotGroup`."""
     base = module.base_layer if hasattr(module, "base_layer") else module
     name = type(base).__name__
-    if type(base) is not nn.Linear and name != "Linear4bit":
+    if type(base) not in (nn.Linear, Fp8Linear) and name != "Linear4bit":
         raise CannotGroup(f"{name} is no linear layer that is known here")
     if base is not module and type(module).__name__ not in ("Linear", "Linear4bit"):
         raise CannotGroup(f"the adapter {type(module).__name__} is none that is known here")
@@ -286,7 +316,8 @@ def _adapter(module: Any) -> str:
     if module.lora_variant or module.lora_bias[name] or getattr(module, "fan_in_fan_out", False):
         raise CannotGroup("its adapter is of another kind than plain LoRA")
     base = module.get_base_layer()
-    computes = base.weight.dtype if base.weight.is_floating_point() else base.compute_dtype
+    known = base.weight.is_floating_point() and not isinstance(base, Fp8Linear)
+    computes = base.weight.dtype if known else getattr(base, "compute_dtype", module.lora_A[name].weight.dtype)
     if module.lora_A[name].weight.dtype != computes:
         raise CannotGroup(f"its adapters compute in {str(module.lora_A[name].weight.dtype)[6:]}")
     return name

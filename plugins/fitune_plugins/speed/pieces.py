@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from fitune_plugins.speed import kernels
-from fitune_plugins.speed.linears import Group
+from fitune_plugins.speed.linears import NO_FOLD, Fold, Group
+
+_rope: Callable[..., tuple[Tensor, Tensor]] = kernels.rope
+_rope_backward: Callable[..., Tensor] = kernels.rope_backward
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,11 +44,11 @@ class Norm:
         dh_MH: Tensor,
         x_MH: Tensor,
         *,
-        low: tuple[Tensor | None, Tensor | None] = (None, None),
+        low: Fold = NO_FOLD,
         residual: Tensor | None = None,
         again: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of `x` from `dh + dlow @ down`, plus the residual's; and the norm's result, where asked for again."""
+        """Gradient of `x` from `dh + dlow @ down`, plus the residual's; and the norm's result, where asked for."""
         return kernels.norm_backward(
             dh_MH, *low, x_MH, self.weight, self.eps, self.unit_offset, self.round_first, residual, again
         )
@@ -73,7 +76,7 @@ class Projections:
         q, k = self.heads * self.head_dim, self.key_heads * self.head_dim
         return q, q + k, q + 2 * k
 
-    def norms_of_heads(self) -> tuple[Any, ...]:
+    def norms_of_heads(self) -> tuple[Tensor | None, Tensor | None, float, bool, bool]:
         """As the rotary kernels take them."""
         if self.head_norms is None:
             return None, None, 0.0, False, False
@@ -143,12 +146,12 @@ class _Project(torch.autograd.Function):
         made = group.products(hidden)
         del hidden
         q, k, v = _three(part, made)
-        folds = [group.folded(low, 0), group.folded(low, 1)] if len(made) == 3 else [(None, None)] * 2
+        folds = [group.folded(low, 0), group.folded(low, 1)] if len(made) == 3 else [NO_FOLD, NO_FOLD]
         if len(made) == 3:
             for at, one in enumerate(made):
                 (group.add_if_large if at < 2 and part.whole_norms is None else group.add)(one, low, at)
             if part.whole_norms is not None:
-                folds = [(None, None)] * 2
+                folds = [NO_FOLD, NO_FOLD]
         else:
             group.add(made[0], low, 0)
         kept: list[Tensor | None] = [None, None]
@@ -158,7 +161,8 @@ class _Project(torch.autograd.Function):
             q, k = (norm(one) for norm, one in zip(part.whole_norms, (q, k), strict=True))
         angles = _angles(cos, sin) if part.rotary else (None, None)
         if part.rotary or part.head_norms is not None:
-            q, k = kernels.rope(q, k, *_turning(part, angles, q), *folds[0], *folds[1], *part.norms_of_heads(), part.head_dim)
+            norms = part.norms_of_heads()
+            q, k = _rope(q, k, *_turning(part, angles, q), *folds[0], *folds[1], *norms, part.head_dim)
         else:
             for at, one in enumerate((q, k)):
                 if folds[at][0] is not None:
@@ -175,14 +179,14 @@ class _Project(torch.autograd.Function):
         flat, low, cos, sin, q, k, *masks = ctx.saved_tensors
         dq, dk, dv = (g.reshape(flat.shape[0], -1, part.head_dim) for g in grads[:3])
         dresidual = None if grads[3] is None else grads[3].reshape(flat.shape)
-        folds = [(None, None)] * 2
+        folds = [NO_FOLD, NO_FOLD]
         if len(group.linears) == 3 and part.whole_norms is None:
             folds = [group.folded(low, 0), group.folded(low, 1)]
         raw = (q, k) if part.head_norms is not None else (None, None)
         if part.rotary or part.head_norms is not None:
             angles = _turning(part, (cos, sin), flat)
             norms = part.norms_of_heads()
-            dqkv = kernels.rope_backward(dq, dk, dv, *angles, *raw, *folds[0], *folds[1], *norms, part.head_dim)
+            dqkv = _rope_backward(dq, dk, dv, *angles, *raw, *folds[0], *folds[1], *norms, part.head_dim)
         else:
             dqkv = torch.cat([one.flatten(1) for one in (dq, dk, dv)], dim=1)
         del dq, dk, dv, grads
@@ -198,7 +202,7 @@ class _Project(torch.autograd.Function):
             hidden = flat if part.norm is None else part.norm(flat)
             return None, None, None, None, None, *group.grads(hidden, low, dlow, parts, masks)
         dh = group.grad_of_input(parts)
-        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
+        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else NO_FOLD
         if fold[0] is None:
             dh = group.add_down(dh, dlow, masks)
         if part.norm is None:
@@ -242,7 +246,7 @@ class _Mlp(torch.autograd.Function):
         low = part.group.low(hidden, masks)
         gate, up, folds = _gate_and_up(part, hidden, low)
         del hidden
-        act = kernels.gated(gate, up, *folds, part.act)
+        act = kernels.gated(gate, up, *folds[0], *folds[1], part.act)
         keep = not part.recompute
         if not keep:
             del gate, up
@@ -264,7 +268,7 @@ class _Mlp(torch.autograd.Function):
         d = _before(dz, kept, part.after, part.multiplier)
         dlow = down.grad_of_low([d])
         dact = down.grad_of_input([d])
-        fold = down.down_part(dlow) if down.folds_down(masks_down) else (None, None)
+        fold = down.down_part(dlow) if down.folds_down(masks_down) else NO_FOLD
         if fold[0] is None:
             dact = down.add_down(dact, dlow, masks_down)
         if part.recompute:
@@ -272,14 +276,14 @@ class _Mlp(torch.autograd.Function):
             gate, up, _ = _gate_and_up(part, hidden, low)
             del hidden
         folds = _folds(part, low)
-        dgu, act = kernels.gated_backward(dact, *fold, gate, up, *folds, part.act, down.down is not None)
+        dgu, act = kernels.gated_backward(dact, *fold, gate, up, *folds[0], *folds[1], part.act, down.down is not None)
         del dact, gate, up
         of_down = down.grads(act, low_down, dlow, [d], masks_down)
         del act, d
         parts = [dgu[:, linear.rows] for linear in group.linears]
         dlow = group.grad_of_low(parts)
         dh = group.grad_of_input(parts)
-        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else (None, None)
+        fold = group.down_part(dlow) if group.folds_down(masks) and part.norm is not None else NO_FOLD
         if fold[0] is None:
             dh = group.add_down(dh, dlow, masks)
         if part.norm is None:
@@ -300,7 +304,8 @@ def _three(part: Projections, made: list[Tensor]) -> tuple[Tensor, Tensor, Tenso
 
 
 def _angles(cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor]:
-    assert cos is not None and sin is not None
+    assert cos is not None
+    assert sin is not None
     return cos.reshape(-1, cos.shape[-1]), sin.reshape(-1, sin.shape[-1])
 
 
@@ -311,14 +316,14 @@ def _turning(part: Projections, angles: tuple[Any, Any], like: Tensor) -> tuple[
     return like.new_empty((1, 0)), like.new_empty((1, 0))
 
 
-def _folds(part: Mlp, low: Tensor | None) -> tuple[Tensor | None, ...]:
+def _folds(part: Mlp, low: Tensor | None) -> tuple[Fold, Fold]:
     """What the kernel of the activation adds to gate and up as it goes."""
     if len(part.group.linears) == 1:
-        return None, None, None, None
-    return *part.group.folded(low, 0), *part.group.folded(low, 1)
+        return NO_FOLD, NO_FOLD
+    return part.group.folded(low, 0), part.group.folded(low, 1)
 
 
-def _gate_and_up(part: Mlp, hidden: Tensor, low: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+def _gate_and_up(part: Mlp, hidden: Tensor, low: Tensor | None) -> tuple[Tensor, Tensor, tuple[Fold, Fold]]:
     """Gate and up, without what the kernel adds."""
     made = part.group.products(hidden)
     if len(made) == 1:

@@ -50,7 +50,9 @@ def test_every_family_is_tested() -> None:
     assert sorted(KINDS) == sorted({*MODELS} - {"gemma3"})  # whose text model is gemma3_text
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("k_proj",), ("down_proj", "gate_proj"), ("o_proj", "up_proj")])
+@pytest.mark.parametrize(
+    "targets", [("q_proj", "v_proj"), ("k_proj",), ("down_proj", "gate_proj"), ("o_proj", "up_proj")]
+)
 @pytest.mark.parametrize("r", [1, 6, 24])
 def test_any_targets_and_ranks(targets: tuple[str, ...], r: int) -> None:
     model = _model("qwen2", *targets, r=r).double()

@@ -19,6 +19,7 @@ from fitune_plugins.speed.kernels.gated import gated, gated_backward
 from fitune_plugins.speed.kernels.norm import norm, norm_backward
 from fitune_plugins.speed.kernels.residual import onto_residual_
 from fitune_plugins.speed.kernels.rope import rope, rope_backward
+from fitune_plugins.speed.kernels.skinny import skinny, skinny_
 
 __all__ = [
     "cross_entropy_",
@@ -29,4 +30,6 @@ __all__ = [
     "onto_residual_",
     "rope",
     "rope_backward",
+    "skinny",
+    "skinny_",
 ]

@@ -1,0 +1,119 @@
+"""Memory strategy `fp8`: the frozen base's products in 8-bit floating point, forward and for the gradient of inputs.
+
+An H100 multiplies them at twice bfloat16's rate; an adapter on top trains in its own type. The weights take half of
+bfloat16's memory where their transposes are made anew for each gradient (`layouts = "one"`), or all of it with both
+kept, which saves that time. It changes numbers, as every rounding of a base does, so a fit takes it only where `allow`
+names it. Row-wise scales, as in Xi et al., "COAT", arXiv 2410.19313.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, has_values, hookimpl, unwrapped
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+NAME = "fp8"
+
+CAPABILITY = (8, 9)
+"""Of the first NVIDIA GPUs that multiply such numbers (Ada, Hopper)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8Options:
+    """Options of the strategy `fp8`."""
+
+    layouts: Literal["one", "two"] = "two"
+    """"two" keeps each weight's transpose beside it, for gradients: as much memory as bfloat16. "one" makes it anew
+    each time: half of that, and slower."""
+
+
+@dataclass(slots=True)
+class Fp8(Strategy):
+    """Rounds the weights of decoder layers."""
+
+    options: Fp8Options
+    gpu: bool = field(default=False, init=False)
+
+    def plan(self, plan: Plan) -> Plan:
+        """Say where it does nothing. Raises `ModelError` for a base that is quantised otherwise."""
+        if plan.quantized:
+            raise ModelError(f"{NAME}: the model is quantised already. Keep one of the two")
+        self.gpu = plan.gpu
+        if plan.gpu:
+            return plan
+        notice = f"{NAME} has no effect: its products are for NVIDIA GPUs"
+        return replace(plan, notices=(*plan.notices, notice))
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Round them. Raises `ModelError` if there are none, or the GPU does not multiply such numbers."""
+        import torch
+
+        from fitune_plugins.speed.fp8_linear import convert
+
+        if not self.gpu:
+            return model
+        inner = unwrapped(model)
+        if has_values(model) and inner.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(inner.device)
+            if capability < CAPABILITY:
+                what = f"{torch.cuda.get_device_name(inner.device)} does not multiply numbers of 8 bits"
+                raise ModelError(f"{NAME}: {what} (Ada and Hopper do). Remove the [[memory.strategy]]")
+        found = [linear for linear in _linears(inner) if _fits(linear)]
+        if not found:
+            why = "has no frozen linear layer in 16 bits whose sides are multiples of 16"
+            raise ModelError(f"{NAME}: {type(inner).__name__} {why}. Remove the [[memory.strategy]]")
+        for linear in found:
+            convert(linear, turned=self.options.layouts == "two")
+        return model
+
+
+def _linears(inner: PreTrainedModel) -> Iterable[nn.Linear]:
+    """Of decoder layers: neither heads nor embeddings."""
+    from torch import nn
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in inner.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            for name, module in layer.named_modules():
+                if type(module) is nn.Linear and "lora_" not in name:
+                    yield module
+
+
+def _fits(linear: Any) -> bool:
+    from fitune_plugins.speed.fp8_linear import MULTIPLE
+
+    sides = (linear.in_features, linear.out_features)
+    in_16_bits = linear.weight.element_size() == 2
+    return in_16_bits and not linear.weight.requires_grad and not any(side % MULTIPLE for side in sides)
+
+
+@hookimpl
+def ft_check(recipe: Recipe) -> Iterable[Problem]:
+    """Weights of 8 bits do not train."""
+    number = next((at for at, use in enumerate(recipe.strategies) if isinstance(use.options, Fp8Options)), None)
+    if number is not None and recipe.adapter.record.name == "none":
+        yield Problem(
+            key="adapter.use",
+            what='"none" trains every weight, but the strategy "fp8" rounds them to 8 bits, which have no gradient',
+            fix='Name an adapter, e.g. "lora", or remove the strategy',
+        )
+
+
+@hookimpl
+def ft_memory_strategies() -> Iterable[MemoryStrategy[Fp8Options]]:
+    """Offer the strategy."""
+    yield MemoryStrategy(
+        name=NAME,
+        summary="The frozen base's products in 8-bit floating point (Ada, Hopper): faster; changes numbers",
+        options=Fp8Options,
+        make=Fp8,
+        before=("fast-layers", "fused-lora"),
+        exact=False,
+        fit=Fit(asked=True, settings=({}, {"layouts": "one"}), words={"layouts": "layouts"}),
+    )
