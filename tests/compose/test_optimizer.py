@@ -170,3 +170,61 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="step 1: the loss is nan and its gradient's norm nan"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def _many(count: int = 7) -> nn.ModuleList:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(5, 3 + number) for number in range(count)]).to(torch.bfloat16)
+    model[0].float()  # which has no masters of its own
+    return model
+
+
+@pytest.mark.parametrize("together", [1, 30, 10**6])
+def test_gradients_that_are_kept_are_the_same_to_the_bit(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are added in one go, and also where some have none in a step."""
+    monkeypatch.setattr(fitune.compose.optimizer, "ADDED_TOGETHER", together)
+    found: list[list[Tensor]] = []
+    for keep in (False, True):
+        trainables = Trainables(_many(), masters=True)
+        trainables.keep = keep
+        optimizer = torch.optim.AdamW(trainables.masters, lr=0.1)
+        torch.manual_seed(1)
+        places = set()
+        for step in range(3):
+            trainables.begin()
+            for _ in range(3):
+                for number, parameter in enumerate(trainables.parameters):
+                    if (number + step) % 4:
+                        new = torch.randn(parameter.shape).to(parameter.dtype)
+                        parameter.grad = new if parameter.grad is None else parameter.grad.add_(new)
+                trainables.gather()
+            places.add(tuple(m.grad.data_ptr() for m in trainables.masters if m.grad is not None))
+            trainables.finish(7, 1.0)
+            optimizer.step()
+            trainables.publish()
+        if keep:
+            assert len(places) == 1, "they stay where they are"
+            assert all(m.grad is not None and not m.grad.any() for m in trainables.masters)
+        else:
+            assert all(m.grad is None for m in trainables.masters)
+        found.append([m.detach().clone() for m in trainables.masters])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_gradients_that_are_kept_come_back_where_somebody_has_dropped_them() -> None:
+    trainables = Trainables(_model(), masters=True)
+    trainables.keep = True
+    trainables.begin()
+    kept = [m.grad for m in trainables.masters]
+    _gather(trainables, [torch.ones(3, 4), torch.ones(3), torch.ones(2, 3), torch.ones(2)])
+    for master in trainables.masters:
+        master.grad = None
+    trainables.begin()
+    assert all(m.grad is one and not one.any() for m, one in zip(trainables.masters, kept, strict=True))
+    _gather(trainables, [torch.ones(3, 4), torch.ones(3), torch.ones(2, 3), torch.ones(2)])
+    trainables.parameters[0].grad = torch.ones(3, 4, dtype=torch.bfloat16)
+    trainables.leave()
+    assert trainables.parameters[0].grad is None
+    assert all(one is not None and one.eq(1).all() for one in kept), "what was gathered is not touched"
+    trainables.drop()
+    assert all(one is not None and not one.any() for one in kept)

@@ -19,14 +19,13 @@ import fitune
 from support.paths import ROOT
 
 PUBLIC = (
-    "IGNORED", "Adapter", "Answer", "Batch", "CheckpointReport", "Conversation", "DataContext", "DataError",
-    "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted", "Lever",
-    "Listener", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "ModelError", "ModelLoader",
-    "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe", "RecipeError",
-    "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport", "StopRequest", "StoredQuantization",
-    "Strategy",
-    "__version__", "decay_groups", "has_values", "hookimpl", "mend_generation_config", "nearest", "one_line", "run",
-    "sentences", "standing_for", "unwrapped",
+    "IGNORED", "Adapter", "Answer", "Batch", "CannotRecord", "CheckpointReport", "Conversation", "DataContext",
+    "DataError", "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted",
+    "Lever", "Listener", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "MicroBatch", "ModelError",
+    "ModelLoader", "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe",
+    "RecipeError", "Recorder", "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport",
+    "StopRequest", "StoredQuantization", "Strategy", "__version__", "decay_groups", "has_values", "hookimpl",
+    "mend_generation_config", "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
 )  # fmt: skip
 """A name that is added is promised to every plugin; one that is taken away breaks somebody's: CHANGELOG.md says so."""
 

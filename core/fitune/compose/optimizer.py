@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 REDUCE_ELEMENTS = 16 * 2**20
 """Elements that are summed over processes at a time: bounds the copy that this takes to 64 MiB."""
+
+ADDED_TOGETHER = 4 * 2**20
+"""Elements of a bucket of gradients that are added to their masters' in few launches, by way of a float32 copy."""
 
 
 class Trainables:
@@ -33,17 +36,35 @@ class Trainables:
         self.masters = [
             nn.Parameter(p.detach().float()) if masters and p.dtype != torch.float32 else p for p in self.parameters
         ]
+        self.keep = False
+        """Whether the masters' gradients stay the same tensors, and are zeros between steps; else there are none."""
+        self._kept: list[Tensor] = []
         self._copied = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+
+    def begin(self) -> None:
+        """Have the gradients there that are kept. Call it before a step's first backward pass."""
+        if not self.keep:
+            return
+        if not self._kept:
+            self._kept = [torch.zeros_like(m) for m in self.masters]
+        for master, kept in zip(self.masters, self._kept, strict=True):
+            if master.grad is not kept:  # at first, or where somebody has dropped it
+                kept.zero_()
+                master.grad = kept
 
     def gather(self) -> None:
         """Add a micro-batch's gradients to the masters' and free them. Call it after each backward pass."""
-        for parameter, master in self._copied:
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad += parameter.grad
+        given = [(p, m) for p, m in self._copied if p.grad is not None]
+        if given and all(m.grad is not None for _, m in given):
+            for bucket in _buckets(given):
+                _add([_grad(m) for _, m in bucket], [_grad(p) for p, _ in bucket])
+        else:
+            for parameter, master in given:
+                if master.grad is None:
+                    master.grad = _grad(parameter).float()
+                else:
+                    master.grad += _grad(parameter)
+        for parameter, _ in given:
             parameter.grad = None
 
     def reduce(self, accelerator: Accelerator) -> None:
@@ -75,8 +96,20 @@ class Trainables:
         if self._copied:
             with torch.no_grad():
                 torch._foreach_copy_([p for p, _ in self._copied], [m for _, m in self._copied])
-        for master in self.masters:
-            master.grad = None
+        self.drop()
+
+    def leave(self) -> None:
+        """Forget what a micro-batch that failed has left to be gathered."""
+        for parameter, _ in self._copied:
+            parameter.grad = None
+
+    def drop(self) -> None:
+        """Forget all gradients: those of masters are zeros where they are kept."""
+        self.leave()
+        if self._kept:
+            torch._foreach_zero_(self._kept)
+        for at, master in enumerate(self.masters):
+            master.grad = self._kept[at] if self._kept else None
 
     def _buckets(self) -> Iterator[list[nn.Parameter]]:
         bucket: list[nn.Parameter] = []
@@ -86,6 +119,31 @@ class Trainables:
                 bucket = []
             bucket.append(master)
         yield bucket
+
+
+def _buckets(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
+    """Parameters and masters, so many together that their gradients have `ADDED_TOGETHER` elements, or one alone."""
+    bucket: list[tuple[nn.Parameter, nn.Parameter]] = []
+    elements = 0
+    for pair in pairs:
+        if bucket and elements + pair[0].numel() > ADDED_TOGETHER:
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(pair)
+        elements += pair[0].numel()
+    if bucket:
+        yield bucket
+
+
+def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
+    """Add gradients to float32 sums; the copy of a bucket's is exact, so the sum is what adding each would give."""
+    if len(sums) == 1:
+        sums[0].add_(gradients[0])
+        return
+    wide = torch.empty(sum(g.numel() for g in gradients), dtype=torch.float32, device=sums[0].device)
+    parts = [part.view_as(g) for part, g in zip(wide.split([g.numel() for g in gradients]), gradients, strict=True)]
+    torch._foreach_copy_(parts, gradients)
+    torch._foreach_add_(sums, parts)
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

@@ -20,9 +20,11 @@ from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
+from fitune.compose.masks import unasked
 from fitune.compose.model import Strategies, make_model, make_optimizer, planned, told, with_documents_apart
 from fitune.compose.optimizer import Trainables
-from fitune.compose.positions import position_notices
+from fitune.compose.positions import longest_row, position_notices
+from fitune.compose.recorder import recorder_for
 from fitune.compose.step import Step
 from fitune.compose.stopping import ends_of
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
@@ -31,7 +33,7 @@ from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.events import MemoryForecast, Run, StopRequest
 from fitune.plugin.model import unwrapped
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.strategy import Plan
+from fitune.plugin.strategy import Plan, Recorder
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
@@ -178,11 +180,15 @@ def make_step(
     trainables: Trainables,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    recorder: Recorder | None = None,
 ) -> Step:
-    """The optimizer step of a run. Raises `RunError` if the model's type cannot be trained."""
+    """The optimizer step of a run, which records with what is given, or with what suits the device.
+
+    Raises `RunError` if the model's type cannot be trained.
+    """
     return Step(
         model=model,
-        loss=plan.loss or plain_loss,
+        loss=unasked(plan.loss or plain_loss),
         trainables=trainables,
         optimizer=optimizer,
         strategies=[strategy for _, strategy in strategies],
@@ -190,6 +196,7 @@ def make_step(
         device=device,
         pin_memory=plan.pin_memory,
         scaling=loss_scaling(model, trainables.masters),
+        recorder=recorder or recorder_for(model, device, plan, length=longest_row(recipe, model)),
     )
 
 
@@ -200,7 +207,7 @@ def _evaluator(
         settings=run.recipe.evaluation,
         examples=held_out.rows,
         make_batches=make_batches,
-        loss=run.plan.loss or plain_loss,
+        loss=unasked(run.plan.loss or plain_loss),
         model=run.model,
         tokenizer=run.tokenizer,
         accelerator=accelerator,

@@ -69,6 +69,12 @@ def made_for(model: PreTrainedModel) -> int | None:
     return int(max(most, original * factor)) if isinstance(factor, int | float) else most
 
 
+def longest_row(recipe: Recipe, model: PreTrainedModel) -> int:
+    """The most tokens that a row may have, padding included: of a run that fits to its model."""
+    table = table_of(model)
+    return recipe.train.length if table is None else min(recipe.train.length, table)
+
+
 def needed(recipe: Recipe, context: DataContext, data: Prepared, *, packed: bool) -> int:
     """Positions that batches of these rows take, with their padding; packed documents begin anew."""
     if packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fitune.compose.loss_scaling import LossScaling
 from fitune.compose.optimizer import Trainables
+from fitune.compose.recorder import NoRecorder
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.strategy import Strategy
+from fitune.plugin.strategy import MicroBatch, Recorder, Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +39,49 @@ def always(norm: Tensor, loss_sum: Tensor) -> bool:
     return True
 
 
+class Computation:
+    """Computes micro-batches, of one step after the other: forward pass, backward pass, and what becomes of gradients."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        loss: Loss,
+        trainables: Trainables,
+        device: torch.device,
+        pin_memory: bool,
+        scaled: bool,
+    ) -> None:
+        """`scaled`: whether the loss is multiplied before the backward pass."""
+        self.model = model
+        self.loss = loss
+        self.trainables = trainables
+        self.device = device
+        self.pin_memory = pin_memory
+        self._enter: Callable[[Phase], None] = nobody
+        self._factor = torch.ones((), dtype=torch.float32, device=device) if scaled else None
+
+    def begin(self, enter: Callable[[Phase], None], factor: float | None) -> None:
+        """Begin a step: `enter` is told of each phase, and the loss is multiplied by `factor`, where it is scaled."""
+        self._enter = enter
+        if self._factor is not None and factor is not None:
+            self._factor.fill_(factor)  # where it is: what is recorded reads it from there
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Compute a batch, on the host or the device; gives the sum of its loss."""
+        try:
+            self._enter("forward")
+            loss = self.loss(self.model, batch.to(self.device, pin=self.pin_memory))
+            self._enter("backward")
+            (loss if self._factor is None else loss * self._factor).backward()
+            self._enter("gradients")
+            self.trainables.gather()
+        except BaseException:
+            self.trainables.leave()
+            raise
+        return loss.detach()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """All that an optimizer step works with."""
@@ -53,6 +97,28 @@ class Step:
     pin_memory: bool = False
     scaling: LossScaling | None = None
     """Of the loss, where the model computes in float16."""
+    recorder: Recorder = field(default_factory=NoRecorder)
+    """What strategies record micro-batches with."""
+    computation: Computation = field(init=False)
+    """How a micro-batch is computed."""
+    micro_batch: MicroBatch = field(init=False)
+    """The same, as strategies have it."""
+
+    def __post_init__(self) -> None:
+        computation = Computation(
+            model=self.model,
+            loss=self.loss,
+            trainables=self.trainables,
+            device=self.device,
+            pin_memory=self.pin_memory,
+            scaled=self.scaling is not None,
+        )
+        changed: MicroBatch = computation
+        for strategy in reversed(self.strategies):
+            changed = strategy.micro_batch(changed, self.recorder)
+        self.trainables.keep = changed is not computation
+        object.__setattr__(self, "computation", computation)
+        object.__setattr__(self, "micro_batch", changed)
 
     def make(
         self,
@@ -70,16 +136,13 @@ class Step:
         float32 scalars on the device.
         """
         factor = None if self.scaling is None else self.scaling.factor(targets)
+        self.recorder.step += 1
+        self.computation.begin(enter, factor)
+        self.trainables.begin()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         with self._around():
             for batch in micro_batches:
-                enter("forward")
-                loss = self.loss(self.model, batch.to(self.device, pin=self.pin_memory))
-                enter("backward")
-                (loss if factor is None else loss * factor).backward()
-                enter("gradients")
-                self.trainables.gather()
-                loss_sum += loss.detach()
+                loss_sum += self.micro_batch(batch)
         enter("gradients")
         reduce()
         norm = self.trainables.finish(targets if factor is None else targets * factor, self.max_grad_norm)
@@ -88,6 +151,12 @@ class Step:
             self.optimizer.step()
         self.trainables.publish()
         return loss_sum, norm
+
+    def said(self) -> tuple[str, ...]:
+        """What strategies have to tell of micro-batches since they were asked last."""
+        told = tuple(self.recorder.said)
+        self.recorder.said.clear()
+        return told
 
     @contextlib.contextmanager
     def _around(self) -> Iterator[None]:

@@ -31,6 +31,8 @@ class Forecast:
     needed: int
     """The least that it must be able to take of the card for the run to get through: short of memory, it gives back
     what it keeps for later and asks again, which costs time."""
+    pool: int
+    """Of the reserved bytes, those of the pool that CUDA graphs have to themselves; 0 where there are none."""
     margin: int
     """What the forecast may be wrong by, as measured (`fitune.memory.forecast`)."""
     passes: bool
@@ -63,9 +65,9 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 
 def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
-    events = list(traced.log.sized())
+    events, apart = list(traced.log.sized()), traced.log.apart
     expandable = traced.plan.expandable
-    free = replay(events, expandable=expandable)
+    free = replay(events, expandable=expandable, apart=apart)
     margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
@@ -77,15 +79,16 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
         expandable=expandable,
         allocated=free.peak_allocated,
         reserved=free.peak_reserved,
-        needed=smallest_capacity(events, expandable=expandable),
+        needed=smallest_capacity(events, expandable=expandable, apart=apart),
+        pool=free.peak_reserved_apart,
         margin=margin,
-        passes=fits_as_it_is or _gets_through(events, expandable, capacity),
+        passes=fits_as_it_is or _gets_through(events, apart, expandable, capacity),
     )
 
 
-def _gets_through(events: list[tuple[int, int]], expandable: bool, capacity: int) -> bool:
+def _gets_through(events: list[tuple[int, int]], apart: frozenset[int], expandable: bool, capacity: int) -> bool:
     try:
-        replay(events, expandable=expandable, capacity=capacity)
+        replay(events, expandable=expandable, capacity=capacity, apart=apart)
     except OutOfMemory:
         return False
     return True

@@ -9,6 +9,7 @@ from typing import Any
 from fitune.memory.forecast import Forecast
 from fitune.memory.ledger import Moment
 from fitune.memory.levers import Measured, Refused
+from fitune.memory.timing import json_of_time, time_lines
 from fitune.memory.trace.log import Block
 from fitune.plugin.levers import Lever
 from fitune.plugin.options import toml_text
@@ -66,8 +67,11 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
     yield f"  allocated  {size(forecast.allocated):>12}  at most"
     segments = "segments that grow" if forecast.expandable else "segments of fixed size"
     yield f"  reserved   {size(forecast.reserved):>12}  at most, with {segments}; {size(forecast.needed)} would do"
+    if forecast.pool:
+        yield f"  graphs     {size(forecast.pool):>12}  of that in a pool of their own, which nothing else can use"
     yield f"  context    {size(card.context):>12}  {card.context_source}"
     yield f"  margin     {size(forecast.margin):>12}  what a forecast may be wrong by, as measured"
+    yield from time_lines(forecast)
     for notice in (*traced.plan.notices, *traced.notices):
         yield f"  note       {notice}"
 
@@ -163,6 +167,7 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
         "allocated": forecast.allocated,
         "reserved": forecast.reserved,
         "needed": forecast.needed,
+        "graph_pool": forecast.pool,
         "margin": forecast.margin,
         "used": forecast.used,
         "expandable_segments": forecast.expandable,
@@ -170,6 +175,7 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
         "parameters": traced.parameters,
         "trainable": traced.trainable,
         "flops_per_token": traced.flops_per_token,
+        "step": json_of_time(forecast),
         "notices": [*traced.plan.notices, *traced.notices],
         "ledger": {
             **{entry.kind: entry.bytes for entry in ledger.entries},

@@ -141,15 +141,29 @@ class Batch:
     counts as a document of its own."""
     lengths: tuple[int, ...] = ()
     """Tokens of each document, row after row, padding included, where `positions` are given."""
+    ends: Tensor | None = None
+    """Where documents begin and end, over all rows: shape `[documents + 1]`, int32; None for what `lengths` say. It may
+    end with documents of no token."""
+    longest: int = 0
+    """Tokens of the longest document, or more, where `ends` are given."""
 
     def to(self, device: torch.device, *, pin: bool = False) -> Batch:
-        """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for."""
+        """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for.
+
+        Without it, CUDA takes what is small into buffers of its own before it returns, and waits for what is large.
+        """
 
         def moved(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+            pinned = tensor.pin_memory() if pin and tensor.device.type == "cpu" else tensor
+            return pinned.to(device, non_blocking=True)
 
-        positions = None if self.positions is None else moved(self.positions)
-        return replace(self, input_ids=moved(self.input_ids), labels=moved(self.labels), positions=positions)
+        changes: dict[str, Any] = {name: moved(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors, by the names of its fields; those that are None are left out."""
+        fields = {name: getattr(self, name) for name in ("input_ids", "labels", "positions", "ends")}
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
     def inputs(self) -> dict[str, Any]:
         """What a model's `forward` is called with: every loss calls it so, so that packed documents stay apart.
@@ -160,10 +174,12 @@ class Batch:
         arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
         if self.positions is None:
             return arguments
-        import torch
+        ends, longest = self.ends, self.longest
+        if ends is None:
+            import torch
 
-        ends = torch.tensor((0, *accumulate(self.lengths)), dtype=torch.int32)
-        ends = ends.to(self.input_ids.device, non_blocking=True)  # small, so that it is staged, and none waits
-        longest = max(self.lengths)
+            ends = torch.tensor((0, *accumulate(self.lengths)), dtype=torch.int32)
+            ends = ends.to(self.input_ids.device, non_blocking=True)  # small, so that it is staged, and none waits
+            longest = max(self.lengths)
         of_documents = {f"cu_seq_lens_{of}": ends for of in "qk"} | {f"max_length_{of}": longest for of in "qk"}
         return {**arguments, "position_ids": self.positions, **of_documents}

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from fitune.plugin.dataflow import Batch
 
     Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+MicroBatch: TypeAlias = "Callable[[Batch], Tensor]"
+"""Makes the forward and the backward pass of a batch, on the host or the device, and adds its gradients to those of the
+step; gives the sum of its loss, a float32 scalar on the device, to be used before the next call."""
 
 
 # ------------------------------------------------------------------------------------------- what weights are stored as
@@ -51,6 +55,12 @@ class Plan:
     """Settings of torch's CUDA caching allocator (PYTORCH_ALLOC_CONF), as (key, value)."""
     loss: Loss | None = None
     """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.compose.loss`)."""
+    more_targets: bool = False
+    """Whether `loss` also takes a batch that says more `targets` than it has, so that batches of somewhat different
+    numbers have one shape. The plain loss does."""
+    unrecorded: str = ""
+    """Why a micro-batch cannot be recorded to be replayed (`Recorder`), e.g. "offload-checkpoints waits for copies"; a
+    strategy says it of itself. Empty where nothing is known against it."""
     quantization: QuantizationConfigMixin | None = None
     """How the base model's linear layers are quantised as they are loaded; None for not at all."""
     stored: StoredQuantization | None = None
@@ -79,6 +89,51 @@ class OptimizerSettings:
     eps: float
     fused: bool
     """Whether every parameter is on a device for which torch has a fused AdamW kernel that pays (CUDA)."""
+
+
+class CannotRecord(Exception):
+    """A micro-batch that cannot be recorded; says why, as a part of a sentence. Nothing of it was computed."""
+
+
+class Recorder(Protocol):
+    """What a run lends to strategies that record micro-batches as CUDA graphs, and replay them.
+
+    Memory that is taken within `apart` and `record` comes from a pool that nothing else uses, so that a replay finds
+    its addresses free. The forecast has one of its own, and so knows the pool.
+    """
+
+    refused: str
+    """Why nothing can be recorded in this run; empty where it can. The other methods are not called then."""
+    device: torch.device
+    pin_memory: bool
+    """Whether batches are copied by way of page-locked memory."""
+    length: int
+    """Most tokens of a row (`[train] length`)."""
+    more_targets: bool
+    """Whether the run's loss takes a batch that says more `targets` than it has."""
+    step: int
+    """Steps that were begun: what is computed belongs to this one."""
+    against: str
+    """What `apart` has found against recording what it computed last, as a part of a sentence; may be empty."""
+    said: list[str]
+    """What the user is to be told, and was not yet: lines, to which a strategy may add."""
+
+    def apart(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Compute in the pool."""
+
+    def record(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record what was computed in the pool before, without computing it; gives what replays it. Raises
+        `CannotRecord`.
+        """
+
+    def make_room(self) -> None:
+        """Give back to the device what the allocator keeps: of the pool's own requests none would do so."""
+
+    def is_as_recorded(self) -> bool:
+        """Whether the model's tensors are those that were there as the last micro-batch was recorded."""
+
+    def close(self) -> None:
+        """Give up the pool; what was recorded must be let go before."""
 
 
 class Strategy:
@@ -112,6 +167,14 @@ class Strategy:
     def around_step(self) -> contextlib.AbstractContextManager[None]:
         """A context around the forward and backward passes of each step."""
         return contextlib.nullcontext()
+
+    def micro_batch(self, compute: MicroBatch, recorder: Recorder) -> MicroBatch:
+        """Change how a micro-batch is computed: what is given is called in its place, in each step.
+
+        Called once, when all else is made; the first strategy's is the outermost. Where any strategy gives another
+        one, gradients of masters, and of parameters without one, are the same tensors from step to step.
+        """
+        return compute
 
 
 _times: ContextVar[int] = ContextVar("times", default=1)

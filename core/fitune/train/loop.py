@@ -16,7 +16,7 @@ from fitune.compose.parts import Parts
 from fitune.data.prepare import batches
 from fitune.data.sampler import share, windows
 from fitune.plugin.dataflow import Example
-from fitune.plugin.events import EvalReport, StepReport
+from fitune.plugin.events import EvalReport, Notice, StepReport
 from fitune.plugin.recipe import Evaluation
 from fitune.train.events import Report
 from fitune.train.guards import Watcher
@@ -54,6 +54,7 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
         at.end_step()
         yield report
         yield from notices
+        yield from (Notice(step=at.step, kind="graphs", what=what) for what in parts.step.said())
 
 
 def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:

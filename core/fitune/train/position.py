@@ -66,8 +66,7 @@ class Position:
 
     def undo(self, parts: Parts) -> bool:
         """Undo what has begun; whether that is possible. Generators are left to `random`."""
-        for parameter in (*parts.step.trainables.parameters, *parts.step.trainables.masters):
-            parameter.grad = None
+        parts.step.trainables.drop()
         if self.doing == "step" and self.phase == "optimizer" and not self._undo_optimizer(parts):
             return False
         if parts.step.scaling is not None and self._scaling is not None:

@@ -23,10 +23,11 @@ def chunked_loss(model: nn.Module, batch: Batch, *, chunk: int) -> Tensor:
     """Sum of the cross-entropy over a batch's target tokens, as float32; equal to `fitune.compose.loss.plain_loss`."""
     inner = unwrapped(model)
     hidden = cast(Any, inner.base_model)(**batch.inputs())[0]
-    labels = batch.labels[:, 1:].flatten()
-    # The count is known from the host, so that no device waits for it.
-    chosen = (labels != IGNORED).nonzero_static(size=batch.targets).squeeze(1)
-    hidden_NH = hidden[:, :-1].flatten(0, 1)[chosen]
+    labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    # The count is known from the host, so that no device waits for it; it may be more than there are. The last token of
+    # all is never a target.
+    chosen = (labels != IGNORED).nonzero_static(size=batch.targets, fill_value=labels.numel() - 1).squeeze(1)
+    hidden_NH = hidden.flatten(0, 1)[chosen]
     head = inner.get_output_embeddings()
     parameters = [p for p in head.parameters() if p.requires_grad and torch.is_grad_enabled()]
     apply: Callable[..., Tensor] = _ChunkedCrossEntropy.apply

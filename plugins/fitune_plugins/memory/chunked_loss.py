@@ -47,7 +47,7 @@ class ChunkedLoss(Strategy):
 
     def plan(self, plan: Plan) -> Plan:
         """Replace it."""
-        return replace(plan, loss=partial(_loss, tokens=self.options.tokens, gpu=plan.gpu))
+        return replace(plan, loss=partial(_loss, tokens=self.options.tokens, gpu=plan.gpu), more_targets=True)
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Prove on a few tokens that this model's logits are what its output head gives. Raises `ModelError`."""

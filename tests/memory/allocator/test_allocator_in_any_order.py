@@ -41,7 +41,7 @@ def logs(draw: st.DrawFn) -> Log:
 def pieces(allocator: CachingAllocator) -> list[Piece]:
     """Every block of the allocator, used and free, mapped and not, by way of its neighbours."""
     known = [block for block in allocator._blocks.values() if block is not None]
-    known += [block for pool in (allocator._small, allocator._large) for block in pool.free()]
+    known += [block for pool in allocator.pools for block in pool.free()]
     seen: dict[int, Piece] = {}
     while known:
         block = known.pop()
@@ -52,16 +52,16 @@ def pieces(allocator: CachingAllocator) -> list[Piece]:
 
 
 @pytest.mark.parametrize("expandable", [False, True])
-@given(log=logs(), spare=st.integers(0, 3))
+@given(log=logs(), spare=st.integers(0, 3), apart=st.frozensets(st.integers(1, 60)))
 @settings(deadline=None, max_examples=60)
-def test_what_holds_after_every_event(log: Log, spare: int, expandable: bool) -> None:
-    capacity = smallest_capacity(log, expandable=expandable) + spare * GRANULE
+def test_what_holds_after_every_event(log: Log, spare: int, apart: frozenset[int], expandable: bool) -> None:
+    capacity = smallest_capacity(log, expandable=expandable, apart=apart) + spare * GRANULE
     allocator = CachingAllocator(expandable=expandable, capacity=capacity)
     requested: dict[int, int] = {}
     peaks = (0, 0)
     for block, size in log:
         try:
-            allocator.allocate(block, size) if block > 0 else allocator.free(-block)
+            allocator.allocate(block, size, apart=block in apart) if block > 0 else allocator.free(-block)
         except OutOfMemory:
             assert spare, "the smallest capacity itself is enough"
             break
@@ -70,6 +70,7 @@ def test_what_holds_after_every_event(log: Log, spare: int, expandable: bool) ->
         else:
             del requested[-block]
         assert sum(requested.values()) <= allocator.allocated <= allocator.reserved <= capacity
+        assert allocator.reserved_apart <= allocator.reserved
         assert allocator.unallocated == allocator.reserved - allocator.allocated
         assert peaks <= (allocator.peak_allocated, allocator.peak_reserved)
         peaks = (allocator.peak_allocated, allocator.peak_reserved)
@@ -83,7 +84,7 @@ def test_what_holds_after_every_event(log: Log, spare: int, expandable: bool) ->
 def check_pieces(allocator: CachingAllocator) -> None:
     """Blocks of a pool do not overlap, free neighbours are merged, and their sizes add up to what is counted."""
     blocks = pieces(allocator)
-    for pool in (allocator._small, allocator._large):
+    for pool in allocator.pools:
         mine = sorted((block for block in blocks if block.pool is pool), key=lambda block: block.address)
         for first, second in itertools.pairwise(mine):
             assert first.address + first.size <= second.address

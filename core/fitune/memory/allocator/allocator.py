@@ -1,8 +1,8 @@
 """What torch's CUDA caching allocator reserves for a log of allocations: a model of it in plain Python.
 
 It follows `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.13) and `c10/core/AllocatorConfig.h` at their default
-settings, for one stream and without graph capture; the constants carry the names that they have there. Reserved bytes
-are what a card must hold; allocated bytes are the blocks that tensors occupy.
+settings, for one stream, and another one with a private pool, which CUDA graphs have; the constants carry the names that
+they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
 
 What it leaves out: addresses of `cudaMalloc` are the driver's choice (here every segment lies behind the older ones,
 which decides between free blocks of one size), and an expandable segment has room for 9/8 of a card's memory there,
@@ -11,7 +11,7 @@ but without end here. `capacity` is memory that runs out, not `set_per_process_m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
@@ -27,6 +27,9 @@ MIN_LARGE_ALLOC = 10 * MIB
 
 ROUND_LARGE = 2 * MIB
 """`kRoundLarge`: what such a segment's size is rounded up to, in bytes."""
+
+EMPTY_CACHE, CLOSE_POOL = 0, 1
+"""What events of no block mean: all that is cached is given back; and the private pool is given up before."""
 
 GRANULE = 2 * MIB
 """Every segment and every page is a multiple of this, so capacities between two multiples are all alike."""
@@ -61,8 +64,13 @@ class CachingAllocator:
         self.peak_reserved = 0
         self.retries = 0
         """How many times the cache was given back because memory had run out, torch's `num_alloc_retries`."""
-        self._small = Pool(small=True, expandable=expandable)
-        self._large = Pool(small=False, expandable=expandable)
+        self.reserved_apart = 0
+        """Of the reserved bytes, those of the private pool."""
+        self.peak_reserved_apart = 0
+        self._general = _pools(expandable)
+        self._private = _pools(expandable)
+        self._closed: list[tuple[Pool, Pool]] = []
+        """Private pools that were given up."""
         self._blocks: dict[int, Piece | None] = {}
         self._top = 0
 
@@ -71,8 +79,13 @@ class CachingAllocator:
         """Bytes that are reserved and that no tensor occupies: cached blocks, and what is lost between them."""
         return self.reserved - self.allocated
 
-    def allocate(self, block: int, size: int) -> None:
-        """Allocate `size` bytes as block number `block`.
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All pools of free blocks: the general ones, the private ones, and those that were given up."""
+        return tuple(pool for pools in (self._general, self._private, *self._closed) for pool in pools)
+
+    def allocate(self, block: int, size: int, *, apart: bool = False) -> None:
+        """Allocate `size` bytes as block number `block`, from the private pool if it is to stand `apart`.
 
         Raises `OutOfMemory` where the capacity is not enough, with everything that was cached given back, and
         `ValueError` for a number that is in use.
@@ -83,7 +96,8 @@ class CachingAllocator:
             self._blocks[block] = None
             return
         size = round_size(size)
-        pool = self._small if size <= SMALL_SIZE else self._large
+        small, large = self._private if apart else self._general
+        pool = small if size <= SMALL_SIZE else large
         found = pool.best_fit(size, expandable=self.expandable) or self._more(pool, size)
         rest = found.size - size
         if rest >= MIN_BLOCK if self.expandable or pool.small else rest > SMALL_SIZE:  # `should_split`
@@ -106,30 +120,36 @@ class CachingAllocator:
         pool.add(freed)
 
     def _more(self, pool: Pool, size: int) -> Piece:
-        """A block from memory that is not reserved yet, after giving back what is cached if need be."""
+        """A block from memory that is not reserved yet, after giving back what is cached if need be.
+
+        While a private pool is at work, nothing is given back (`captures_underway`).
+        """
         grow = self._map if self.expandable else self._segment
         block = grow(pool, size)
-        if block is None:
+        if block is None and pool not in self._private:
             self.retries += 1
-            self._release()
+            self.release()
             block = grow(pool, size)
         if block is None:
             assert self.capacity is not None
             raise OutOfMemory(size=size, allocated=self.allocated, reserved=self.reserved, capacity=self.capacity)
         return block
 
-    def _reserve(self, size: int) -> bool:
-        """Take `size` bytes of the card; False if it has no more."""
+    def _reserve(self, size: int, pool: Pool) -> bool:
+        """Take `size` bytes of the card for a pool; False if it has no more."""
         if self.capacity is not None and self.reserved + size > self.capacity:
             return False
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
+        if pool in self._private:
+            self.reserved_apart += size
+            self.peak_reserved_apart = max(self.peak_reserved_apart, self.reserved_apart)
         return True
 
     def _segment(self, pool: Pool, size: int) -> Piece | None:
         """A new segment by `cudaMalloc`."""
         size = segment_size(size)
-        if not self._reserve(size):
+        if not self._reserve(size, pool):
             return None
         self._top += size
         return Piece(size, self._top - size, pool)
@@ -151,7 +171,7 @@ class CachingAllocator:
     def _map_pages(self, pool: Pool, block: Piece, size: int) -> bool:
         """Back the first `size` bytes of an unmapped block with whole pages; it becomes a free block: `map_block`."""
         size = _up(size, pool.page)
-        if not self._reserve(size):
+        if not self._reserve(size, pool):
             return False
         pool.remove(block)
         if size < block.size:
@@ -162,9 +182,14 @@ class CachingAllocator:
         pool.add(block)
         return True
 
-    def _release(self) -> None:
-        """Give back whole free segments, or whole free pages: `release_cached_blocks`."""
-        for pool in (self._large, self._small):
+    def close_pool(self) -> None:
+        """Give up the private pool: another one takes its place, and its own memory is given back as it is free."""
+        self._closed.append(self._private)
+        self._private, self.reserved_apart = _pools(self.expandable), 0
+
+    def release(self) -> None:
+        """Give back whole free segments, or whole free pages, but for the private pool's: `release_cached_blocks`."""
+        for pool in (large_or_small for pools in (self._general, *self._closed) for large_or_small in reversed(pools)):
             for block in pool.free():
                 if self.expandable:
                     self._unmap(pool, block)
@@ -192,6 +217,11 @@ class CachingAllocator:
         self.reserved -= end - start
 
 
+def _pools(expandable: bool) -> tuple[Pool, Pool]:
+    """For small blocks, and for large ones."""
+    return Pool(small=True, expandable=expandable), Pool(small=False, expandable=expandable)
+
+
 def round_size(size: int) -> int:
     """What a request of `size` bytes, which is not 0, occupies at least: `round_size` without power-of-2 divisions."""
     return _up(size, MIN_BLOCK)
@@ -205,23 +235,34 @@ def segment_size(size: int) -> int:
 
 
 def replay(
-    events: Iterable[tuple[int, int]], *, expandable: bool = False, capacity: int | None = None
+    events: Iterable[tuple[int, int]],
+    *,
+    expandable: bool = False,
+    capacity: int | None = None,
+    apart: Container[int] = (),
 ) -> CachingAllocator:
     """The allocator after a log of events: `(block, bytes)` allocates, `(-block, anything)` frees; numbers are above 0.
 
+    `(0, EMPTY_CACHE)` and `(0, CLOSE_POOL)` are events too; blocks whose numbers are `apart` come from the private pool.
     Raises `OutOfMemory` where `capacity` bytes are not enough, and as `CachingAllocator` does for a log that is wrong.
     """
     allocator = CachingAllocator(expandable=expandable, capacity=capacity)
     allocate, free = allocator.allocate, allocator.free
     for block, size in events:
         if block > 0:
-            allocate(block, size)
-        else:
+            allocate(block, size, apart=block in apart)
+        elif block < 0:
             free(-block)
+        else:
+            if size == CLOSE_POOL:
+                allocator.close_pool()
+            allocator.release()
     return allocator
 
 
-def smallest_capacity(events: Sequence[tuple[int, int]], *, expandable: bool = False) -> int:
+def smallest_capacity(
+    events: Sequence[tuple[int, int]], *, expandable: bool = False, apart: Container[int] = ()
+) -> int:
     """Bytes of capacity with which a log gets through, while a `GRANULE` less is not enough.
 
     A cache that is given back earlier may leave blocks otherwise, so a log may fail again with a little more, or get
@@ -229,11 +270,11 @@ def smallest_capacity(events: Sequence[tuple[int, int]], *, expandable: bool = F
     a capacity in hand itself.
     """
     fails = -(-_most_requested(events) // GRANULE) - 1  # below what is asked for at once, no allocator gets through
-    works = -(-replay(events, expandable=expandable).peak_reserved // GRANULE)
+    works = -(-replay(events, expandable=expandable, apart=apart).peak_reserved // GRANULE)
     while works - fails > 1:
         guess = (works + fails) // 2
         try:
-            replay(events, expandable=expandable, capacity=guess * GRANULE)
+            replay(events, expandable=expandable, capacity=guess * GRANULE, apart=apart)
             works = guess
         except OutOfMemory:
             fails = guess
@@ -249,7 +290,7 @@ def _most_requested(events: Iterable[tuple[int, int]]) -> int:
             sizes[block] = round_size(size)
             held += sizes[block]
             most = max(most, held)
-        else:
+        elif block < 0:
             held -= sizes.pop(-block)
     return most
 

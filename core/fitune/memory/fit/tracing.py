@@ -9,6 +9,7 @@ from typing import Protocol
 from fitune.errors import FtError
 from fitune.memory.allocator.allocator import replay
 from fitune.memory.cards.cards import Card
+from fitune.memory.cards.pace import Pace
 from fitune.memory.fit.choices import Table, composed
 from fitune.memory.fit.estimate import Seen
 from fitune.memory.forecast import Forecast, on_card
@@ -58,6 +59,7 @@ class Traces:
         self.reasons: list[str] = []
         """Why compositions could not be made."""
         self._recipe, self._registry, self._shape, self._card, self._twins = recipe, registry, shape, card, twins
+        self._pace = Pace(card)
         self._shapes: dict[tuple[int, int], Shapes] = {}
         self._short: dict[tuple[str, int], Seen | None] = {}
         self._whole: dict[str, tuple[Recipe, Forecast, Seen] | None] = {}
@@ -67,10 +69,11 @@ class Traces:
         key = trial.key, layers
         if key not in self._short:
             try:
-                _, traced, shapes = self._traced(trial, layers or None)
-                taken = replay(list(traced.log.sized()), expandable=traced.plan.expandable)
+                _, traced, _ = self._traced(trial, layers or None)
+                log = traced.log
+                taken = replay(log.sized(), expandable=traced.plan.expandable, apart=log.apart)
                 sizes = taken.peak_allocated, taken.peak_reserved
-                self._short[key] = self._seen(traced, shapes, sizes, make_ledger(traced.log))
+                self._short[key] = self._seen(traced, sizes, make_ledger(log))
             except FtError as error:
                 self._refuse(error)
                 self._short[key] = None
@@ -83,7 +86,7 @@ class Traces:
                 recipe, traced, shapes = self._traced(trial, None)
                 found = on_card(traced, shapes, self._card)
                 sizes = found.allocated, found.reserved
-                self._whole[trial.key] = recipe, found, self._seen(traced, shapes, sizes, found.ledger)
+                self._whole[trial.key] = recipe, found, self._seen(traced, sizes, found.ledger)
             except FtError as error:
                 self._refuse(error)
                 self._whole[trial.key] = None
@@ -101,10 +104,10 @@ class Traces:
         shapes = self._shapes[key]
         return recipe, trace(recipe, shapes, self._card, self._twins, layers=layers), shapes
 
-    def _seen(self, traced: Trace, shapes: Shapes, sizes: tuple[int, int], ledger: Ledger) -> Seen:
+    def _seen(self, traced: Trace, sizes: tuple[int, int], ledger: Ledger) -> Seen:
         load = next((peak.bytes for peak in ledger.phases if peak.phase == "load"), 0)
         accumulation = traced.plan.accumulation
-        took = traced.work.seconds(self._card, traced=len(shapes.training), accumulation=accumulation)
+        took = traced.work.seconds(self._pace, traced=traced.micro_batches, accumulation=accumulation)
         return Seen(
             allocated=sizes[0],
             reserved=sizes[1],

@@ -48,6 +48,8 @@ class Block:
     """E.g. `bfloat16`."""
     step: int = 0
     """Optimizer step in which it was made, counted from 1; 0 before the first."""
+    apart: bool = False
+    """Whether it is of the pool that CUDA graphs have to themselves."""
 
     @property
     def rounded(self) -> int:
@@ -65,6 +67,9 @@ class MemoryLog:
     """A block's number where it is taken, its negative where it is given back."""
     phases: list[tuple[int, Phase, int]] = field(default_factory=list)
     """(index of the first event, phase, step), ascending."""
+    releases: list[tuple[int, int]] = field(default_factory=list)
+    """(index of the event before which what is cached was given back, how), ascending; how is as
+    `fitune.memory.allocator.allocator.replay` takes it."""
 
     def take(self, block: Block) -> int:
         """Take a block; gives its number."""
@@ -85,7 +90,24 @@ class MemoryLog:
         if not self.phases or self.phases[-1][1:] != (phase, step):
             self.phases.append((len(self.events), phase, step))
 
+    def release(self, how: int) -> None:
+        """What the allocator keeps is given back to the card."""
+        self.releases.append((len(self.events), how))
+
+    @property
+    def apart(self) -> frozenset[int]:
+        """Numbers of the blocks of the pool that CUDA graphs have to themselves."""
+        return frozenset(number for number, block in enumerate(self.blocks, 1) if block.apart)
+
     def sized(self) -> Iterator[tuple[int, int]]:
-        """Events as an allocator takes them: (block, bytes), (-block, bytes)."""
+        """Events as an allocator takes them: (block, bytes), (-block, bytes), (0, how) for what is given back."""
+        start = 0
+        for at, how in self.releases:
+            yield from self._sized(start, at)
+            yield 0, how
+            start = at
+        yield from self._sized(start, len(self.events))
+
+    def _sized(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         blocks = self.blocks
-        return ((number, blocks[abs(number) - 1].bytes) for number in self.events)
+        return ((number, blocks[abs(number) - 1].bytes) for number in self.events[start:end])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from fitune.compose.attention import assume_isolated
 from fitune.compose.model import Strategies, adapted, built, make_optimizer, planned, prepared, told
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
+from fitune.compose.positions import longest_row
 from fitune.compose.step import Phase, Step
 from fitune.memory.cards.cards import Card
 from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
@@ -30,6 +32,7 @@ from fitune.memory.trace.log import Block, MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values
+from fitune.memory.trace.recorder import TracedRecorder
 from fitune.memory.trace.refusal import in_words
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import Work
@@ -63,6 +66,8 @@ class Trace:
     """Floating-point operations of training for each token of a batch."""
     work: Work
     """Of the second step: all of what is done once, and of micro-batches as many as were traced."""
+    micro_batches: int
+    """How many these are: those that are replayed are not."""
     config: PreTrainedConfig
     """Of the model."""
     notices: tuple[str, ...] = ()
@@ -113,19 +118,20 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         stack.enter_context(in_words(model, modules, tracer))
         stack.enter_context(in_place_of_kernels(twins, tracer))
         known.packed = packed
-        trainables = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
+        step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
     if tracer.by_most:
         notices.append(THE_MOST)
+    trained = [batch for number, batches in computed.items() for batch in shapes.training[:number][:batches]]
     return Trace(
         log=tracer.log,
         plan=plan,
-        trainable=sum(p.numel() for p in trainables.parameters),
+        trainable=sum(p.numel() for p in step.trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
-        flops_per_token=tracer.flops
-        / sum(batch.input_ids.numel() for batch in (*shapes.training[:1], *shapes.training)),
+        flops_per_token=tracer.flops / sum(batch.input_ids.numel() for batch in trained),
         work=tracer.work,
+        micro_batches=computed[STEPS],
         config=base.config,
-        notices=(*told(recipe, strategies, model), *notices),
+        notices=(*told(recipe, strategies, model), *notices, *step.said()),
     )
 
 
@@ -139,10 +145,11 @@ def follow(
     known: Known,
     device: torch.device = DEVICE,
     isolate: Callable[[nn.Module], None] = lambda model: None,
-) -> Trainables:
+) -> tuple[Step, Counter[int]]:
     """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart.
 
-    Tests do it with values too, on another device.
+    Gives the step, and how many micro-batches were computed in the first, the second and so on. Tests do it with values
+    too, on another device.
     """
     tracer.enter("load", 0)
     tracer.last_step = STEPS
@@ -152,11 +159,12 @@ def follow(
         isolate(model)
         trainables = _trainables(recipe, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
-        step = make_step(recipe, plan, strategies, model, trainables, optimizer, device)
-        _steps(step, shapes, tracer, known)
+        recorder = TracedRecorder(tracer, plan, device, length=longest_row(recipe, model))
+        step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
+        computed = _steps(step, shapes, tracer, known)
         if shapes.evaluation is not None or shapes.prompt:
             _evaluate(step, recipe.evaluation, shapes, tracer, known)
-    return trainables
+    return step, computed
 
 
 def _load(model: PreTrainedModel, tracer: Tracer) -> None:
@@ -187,20 +195,23 @@ def _adapts(model: PreTrainedModel) -> bool:
     return any(not p.requires_grad for p in model.parameters())
 
 
-def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> None:
+def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> Counter[int]:
+    computed: Counter[int] = Counter()
     known.packed = any(batch.positions is not None for batch in shapes.training)
     for number in range(1, STEPS + 1):
         tracer.enter("forward", number)
         step.make(
             shapes.training[:number],
             sum(batch.targets for batch in shapes.training),
-            enter=partial(_enter, step, tracer, number),
+            enter=partial(_enter, step, tracer, number, computed),
         )
         _tag_state(step, tracer)
+    return computed
 
 
-def _enter(step: Step, tracer: Tracer, number: int, phase: Phase) -> None:
+def _enter(step: Step, tracer: Tracer, number: int, computed: Counter[int], phase: Phase) -> None:
     """Note the phase, and what the phase before it has left behind."""
+    computed[number] += phase == "forward"
     if phase == "gradients":
         tracer.retag((p.grad for p in step.trainables.parameters), "gradients")
     elif phase in ("forward", "optimizer"):

@@ -68,6 +68,8 @@ class Work:
     rest: Counter[Kind] = field(default_factory=Counter)
     moved: int = 0
     """Bytes over the link to the host, of its micro-batches."""
+    graphs: bool = False
+    """Whether a micro-batch is one launch: a CUDA graph."""
 
     def note(self, func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int, times: int) -> None:
         """Count an operation of a micro-batch."""
@@ -85,7 +87,7 @@ class Work:
         """Of a step of `accumulation` micro-batches, of which `traced` were counted."""
         factor = accumulation / traced
         on_card = factor * _on_card(self.micro, card) + _on_card(self.rest, card)
-        launches = factor * self.micro.total() + self.rest.total()
+        launches = (accumulation if self.graphs else factor * self.micro.total()) + self.rest.total()
         rate = (card.host_link or find_card(ASSUMED).host_link) * 1e9 * LINK
         return Seconds(card=on_card, host=launches * LAUNCH, link=factor * self.moved / rate)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
     "bitsandbytes.gemm_4bit.default": lambda args: len(args) > 6 and args[6] is not None,  # with a bias: addmm
 }
 """Operations that take a cuBLAS handle, and with its first use on a thread its workspace; whether by cuBLASLt."""
+
+ASKS = frozenset({"aten._local_scalar_dense.default", "aten.nonzero.default"})
+"""Operations for whose result the host waits."""
 
 COMPOSED = frozenset({"bitsandbytes.gemm_4bit.default"})
 """Operations that are made of others: what they take beside their results comes first (a weight, dequantised)."""
@@ -77,11 +80,17 @@ class Tracer(TorchDispatchMode):
         """The module of the operation that has failed."""
         self.by_most = False
         """Whether a size that depends on values was taken for the most that it can be."""
+        self.apart = False
+        """Whether what is taken comes from the pool that CUDA graphs have to themselves, on a stream of its own."""
+        self.waits = ""
+        """The last operation on that stream whose result the host has asked for; empty before the first."""
+        self.draws = self.again = False
+        """Whether random numbers are drawn on that stream, and whether anything is computed anew."""
         self.modules = modules
         self._on_card = on_card
         self._scratch = scratch
         self._workspace = cublas_workspace
-        self._handles: set[tuple[bool, bool]] = set()
+        self._handles: set[tuple[bool, bool, bool]] = set()
         self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._phase: Phase = "load"
         self._step = 0
@@ -124,8 +133,9 @@ class Tracer(TorchDispatchMode):
         """Run the operation and note what it takes."""
         self.failing = name = str(func)
         as_kernel = AS_KERNEL.get(name) or ANSWERED.get(name)
+        crosses = crossing(name, args, kwargs or {})
         try:
-            if crossing(name, args, kwargs or {}):
+            if crosses:
                 results = cross(func, name, args, kwargs or {})
                 moved = times() * results.nbytes if self._trains() else 0
                 self.moved += moved
@@ -139,6 +149,10 @@ class Tracer(TorchDispatchMode):
             raise
         self.failing = ""
         self.by_most |= name in ANSWERED and is_bound(name, args)
+        if self.apart:
+            if name in ASKS or (crosses and not self._on_card(results)):
+                self.waits = name
+            self.draws |= _draws(func, args, kwargs or {})
         if self._trains():
             flops = flops_of(func, name, args, kwargs or {}, results)
             self.flops += times() * flops
@@ -187,6 +201,7 @@ class Tracer(TorchDispatchMode):
         phase, kind, module = self._phase, KINDS[self._phase], ""
         if self.modules is not None:
             module, in_head, again = self.modules.now()
+            self.again |= again
             if phase == "forward" and in_head:
                 self._phase = phase = "loss"
                 self.log.enter("loss", self._step)
@@ -195,7 +210,7 @@ class Tracer(TorchDispatchMode):
                 kind = "loss" if in_head else "recomputed activations" if again else kind
             elif phase == "evaluation" and in_head:
                 kind = "loss"
-        return Block(size, kind, phase, operation, module, step=self._step)
+        return Block(size, kind, phase, operation, module, step=self._step, apart=self.apart)
 
     def _take_scratch(self, operation: str, sizes: Iterable[int]) -> dict[int, None]:
         """Take what a kernel takes beside its results; gives what it still holds at its end."""
@@ -219,15 +234,25 @@ class Tracer(TorchDispatchMode):
             self.log.give_back(number)
 
     def _take_workspace(self, *, lt: bool) -> None:
-        """A handle's workspace is never given back; the backward pass has a thread of its own, so a second handle.
+        """A handle's workspace on a stream is never given back; the backward pass has a thread, so a handle, of its own.
 
         cuBLASLt has one of its own, or shares it.
         """
         size = lt_workspace() if lt else 0
         in_backward = torch._C._current_autograd_node() is not None  # also where a loss takes gradients by itself
-        handle = (in_backward, size > 0)
+        handle = (in_backward, size > 0, self.apart)
         if handle not in self._handles:
             self._handles.add(handle)
             block = self._block(size or self._workspace, "cuBLASLt" if size else "cuBLAS")
             block.kind = "cuBLAS workspace"
             self.log.take(block)
+
+
+def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws random numbers: attention may, and does not where it drops nothing."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for at, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            return bool(args[at] if at < len(args) else kwargs.get("dropout_p", argument.default_value))
+    return True
