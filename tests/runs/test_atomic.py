@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from fitune.runs.atomic import begin, discard, publish, set_aside, sweep, write_file
+from fitune.runs.atomic import begin, discard, is_left_over, publish, set_aside, sweep, write_file
 
 
 class Death(BaseException):
@@ -75,11 +76,45 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(
     assert names(tmp_path) == ["f.json"]
 
 
-def test_what_a_dead_process_left_of_a_file_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / ".f.json.partial").write_text("much longer than what is written now")
-    write_file(tmp_path / "f.json", "short")
-    assert (tmp_path / "f.json").read_text() == "short"
-    assert names(tmp_path) == ["f.json"]
+PLANTED = (".f.json.partial", ".f.json.0123456789abcdef.partial", "f.json")
+
+
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("there", [True, False])
+def test_no_file_is_written_through_a_link(tmp_path: Path, name: str, there: bool) -> None:
+    """On 0.1 the first of them was, since its name was known."""
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    run.mkdir()
+    if there:
+        precious.write_text("mine")
+    (run / name).symlink_to(precious)
+    write_file(run / "f.json", "short")
+    assert (run / "f.json").read_text() == "short"
+    assert not (run / "f.json").is_symlink()
+    assert precious.exists() is there
+    assert not there or precious.read_text() == "mine"
+
+
+def test_a_name_that_was_guessed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is neither followed nor written over, even if somebody knew the name."""
+    precious = tmp_path / "precious"
+    monkeypatch.setattr("fitune.runs.atomic.secrets.token_hex", lambda size: "known")
+    (tmp_path / ".f.json.known.partial").symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "f.json", "text")
+    assert not precious.exists()
+    (tmp_path / ".d.known.partial").symlink_to(tmp_path)
+    with pytest.raises(FileExistsError):
+        begin(tmp_path / "d")
+
+
+def test_a_file_may_be_read_by_whom_the_user_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_file(tmp_path / "f.json", "text")
+    finally:
+        os.umask(before)
+    assert os.name == "nt" or (tmp_path / "f.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,16 +148,52 @@ def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_directory_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
     final = tmp_path / "deep" / "d"
     partial = written(final, "one")
-    assert names(final.parent) == [".d.partial"]
+    (left,) = names(final.parent)
+    assert re.fullmatch(r"\.d\.[0-9a-f]{16}\.partial", left)
     publish(partial, final)
     assert names(final.parent) == ["d"]
     assert content(final) == "one"
 
 
-def test_begin_empties_what_a_dead_process_left(tmp_path: Path) -> None:
-    left = written(tmp_path / "d", "left")
-    assert begin(tmp_path / "d") == left
-    assert names(left) == []
+def test_begin_deletes_what_a_dead_process_left(tmp_path: Path) -> None:
+    left, other = written(tmp_path / "d", "left"), written(tmp_path / "d2", "left")
+    found = begin(tmp_path / "d")
+    assert found != left
+    assert names(found) == []
+    assert names(tmp_path) == sorted([found.name, other.name])
+
+
+def test_begin_follows_no_link(tmp_path: Path) -> None:
+    """On 0.1 a directory was made where a link led, and what was saved went there."""
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.mkdir()
+    (precious / "file").write_text("")
+    run.mkdir()
+    for name in (".d.partial", ".d.0123456789abcdef.partial", ".d.gone"):
+        (run / name).symlink_to(precious)
+    publish(written(run / "d", "one"), run / "d")
+    publish(written(run / "d", "two"), run / "d")
+    assert content(run / "d") == "two"
+    assert names(precious) == ["file"]
+
+
+def test_publish_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.mkdir()
+    (precious / "file").write_text("")
+    run.mkdir()
+    (run / "d").symlink_to(precious)
+    publish(written(run / "d", "one"), run / "d")
+    assert content(run / "d") == "one"
+    assert names(run) == ["d"]
+    assert names(precious) == ["file"]
+
+
+def test_links_are_no_left_overs(tmp_path: Path) -> None:
+    (tmp_path / ".f.partial").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".g.gone").mkdir()
+    (tmp_path / ".h.partial").write_text("")
+    assert [place.name for place in sorted(tmp_path.iterdir()) if is_left_over(place)] == [".g.gone", ".h.partial"]
 
 
 def test_publish_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
@@ -162,9 +233,12 @@ def test_what_is_discarded_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **named: None)  # it dies before anything is deleted
         discard(final)
-    assert names(tmp_path) == [".d.gone"]
+    (gone,) = names(tmp_path)
+    assert re.fullmatch(r"\.d\.[0-9a-f]{16}\.gone", gone)
     publish(written(final, "two"), final)
     discard(final)
+    assert names(tmp_path) == [gone]
+    sweep(tmp_path)
     assert names(tmp_path) == []
 
 

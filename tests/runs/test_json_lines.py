@@ -29,12 +29,7 @@ class FullDisk:
         class Limited(FileIO):
             write = limited  # type: ignore[assignment]
 
-        open_ = Path.open
-
-        def opened(path: Path, mode: str = "r", *rest: object, **named: object) -> object:
-            return Limited(path, mode.replace("b", "")) if named.get("buffering") == 0 else open_(path, mode, **named)  # type: ignore[call-overload]
-
-        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr("fitune.runs.json_lines.FileIO", Limited)
 
 
 def steps(file: Path) -> list[int]:
@@ -92,8 +87,8 @@ def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
 
 def test_lines_are_handed_on_at_once_and_flushed_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[int] = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
     file = LineFile(tmp_path / "m.jsonl")
+    monkeypatch.setattr(os, "fsync", flushed.append)
     file.append({"step": 1})
     assert steps(file.path) == [1]  # it is still open
     assert flushed == []
@@ -102,6 +97,26 @@ def test_lines_are_handed_on_at_once_and_flushed_when_asked(tmp_path: Path, monk
     file.close()
     file.keep()  # nothing is open to be flushed
     assert len(flushed) == 1
+
+
+@pytest.mark.parametrize("kept", [None, [], ['{"step": 1}']])
+def test_lines_are_not_written_through_a_link(tmp_path: Path, kept: list[str] | None) -> None:
+    """On 0.1 what a planted link led to was emptied, and lines were added to it."""
+    precious, path = tmp_path / "precious", tmp_path / "run" / "m.jsonl"
+    path.parent.mkdir()
+    precious.write_text("mine\n")
+    path.symlink_to(precious)
+    file = LineFile(path, kept)
+    file.append({"step": 2})
+    assert steps(path) == ([1, 2] if kept else [2])
+    assert precious.read_text() == "mine\n"
+    path.unlink()
+    path.symlink_to(precious)
+    file._shut()  # as after an error, so that it is opened anew
+    file.append({"step": 3})
+    assert precious.read_text() == "mine\n"
+    path.unlink()
+    file.close()
 
 
 def test_a_file_begins_anew_unless_lines_are_kept(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.checkpoint.manifest import damage
+from fitune.runs.atomic import is_left_over
 from fitune.runs.lock import LEFT_OVER
 from fitune.testing import write_recipe, write_tiny_data
 from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike
@@ -221,7 +222,7 @@ def curve_of(run: Path) -> list[tuple[str, int, float]]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must be equal, to the bit and to the line."""
-    names = {place.name for place in run.iterdir()} - {*LEFT_OVER}
+    names = {place.name for place in run.iterdir() if not is_left_over(place)} - {*LEFT_OVER}
     return {
         "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
         "curve": curve_of(run),

@@ -89,11 +89,15 @@ def write(parts: Parts, state: TrainingState, progress: Progress, listeners: Map
     """
     accelerator = parts.accelerator
     final = place_of(parts.run.directory, progress.step)
-    partial = final.with_name(f".{final.name}.partial")
-    wrong = _try(lambda: begin(final)) if accelerator.is_main_process else None
+    begun: list[str] = []
+    wrong = _try(lambda: begun.append(str(begin(final)))) if accelerator.is_main_process else None
     wrong = _everybodys(parts, wrong)
-    if wrong is None:
-        wrong = _everybodys(parts, _try(lambda: _write_process(partial, accelerator.process_index, state.random)))
+    if wrong is not None:
+        return wrong
+    named = _everybodys(parts, begun[0] if begun else None)
+    assert named is not None
+    partial = Path(named)
+    wrong = _everybodys(parts, _try(lambda: _write_process(partial, accelerator.process_index, state.random)))
     size = 0
     if accelerator.is_main_process:
         if wrong is None:
@@ -221,10 +225,10 @@ def _try(work: Any) -> str | None:
     return None
 
 
-def _everybodys(parts: Parts, wrong: str | None) -> str | None:
-    """What went wrong in any of the processes."""
+def _everybodys(parts: Parts, said: str | None) -> str | None:
+    """What the first of the processes says that says anything."""
     if parts.accelerator.num_processes == 1:
-        return wrong
+        return said
     from accelerate.utils import gather_object
 
-    return next((one for one in gather_object([wrong]) if one is not None), None)
+    return next((one for one in gather_object([said]) if one is not None), None)

@@ -1,7 +1,9 @@
 """Files and directories that are there whole or not at all, also after the power has failed.
 
 What is written is written beside its place, flushed to the disk (fsync) and renamed, which a file system does at once;
-then the directory that holds the name is flushed too.
+then the directory that holds the name is flushed too. Beside its place it has a name that nobody can know before, and
+is made there or not at all: what somebody else has put there, a link above all, is neither written to nor deleted
+through.
 """
 
 from __future__ import annotations
@@ -9,18 +11,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 PARTIAL, GONE = ".partial", ".gone"
 """Ends of the names of what is being written, and of what is being deleted; both begin with a dot."""
 
+EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""How a file is opened that must not be there: a link in its place is there, wherever it leads."""
+
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file in UTF-8, lines ended as on Linux, or leave it as it was. Raises `OSError`."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    """Write a file in UTF-8, lines ended as on Linux, or leave it as it was; a link there gives way to the file. Raises
+    `OSError`.
+    """
+    partial = _new_name(path, PARTIAL)
+    number = os.open(partial, EXCLUSIVE, 0o666)
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        with os.fdopen(number, "w", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -33,11 +42,20 @@ def write_file(path: Path, text: str) -> None:
 
 
 def begin(final: Path) -> Path:
-    """A new, empty directory beside `final`, to write into. Raises `OSError`."""
-    partial = final.with_name(f".{final.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """A new, empty directory beside `final`, to write into; what earlier ones left is deleted. Raises `OSError`."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for place in final.parent.iterdir():
+        if place.name.startswith(f".{final.name}.") and place.name.endswith(PARTIAL) and not place.is_symlink():
+            _delete(place)
+    partial = _new_name(final, PARTIAL)
+    partial.mkdir()
     return partial
+
+
+def is_left_over(place: Path) -> bool:
+    """Whether it is what a process left that died while it wrote or deleted: a file or a directory, never a link."""
+    named = place.name.startswith(".") and place.name.endswith((PARTIAL, GONE))
+    return named and not place.is_symlink() and (place.is_file() or place.is_dir())
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -48,25 +66,26 @@ def publish(partial: Path, final: Path) -> None:
     for place in sorted(partial.rglob("*")):
         flush(place)
     flush(partial)
-    gone = _aside(final) if final.exists() else None
+    gone = _aside(final) if os.path.lexists(final) else None
     partial.replace(final)
     flush(final.parent)
     if gone is not None:
-        shutil.rmtree(gone, ignore_errors=True)
+        _delete(gone)
 
 
 def discard(directory: Path) -> None:
     """Delete a directory; one that is half deleted is not there under its name. Raises `OSError`."""
     gone = _aside(directory)
     flush(directory.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    _delete(gone)
 
 
 def set_aside(directory: Path) -> Path | None:
     """Rename a directory, if it is there, to its name with the first number that is free; gives the new place."""
-    if not directory.exists():
+    if not os.path.lexists(directory):
         return None
-    place = next(p for n in itertools.count(1) if not (p := directory.with_name(f"{directory.name}.{n}")).exists())
+    places = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count(1))
+    place = next(place for place in places if not os.path.lexists(place))
     directory.replace(place)
     flush(place.parent)
     return place
@@ -76,11 +95,7 @@ def sweep(directory: Path) -> None:
     """Delete what was being written or deleted in a directory when its process died."""
     for place in directory.glob(".*"):
         if place.name.endswith((PARTIAL, GONE)):
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    place.unlink()
+            _delete(place)
 
 
 def flush(place: Path) -> None:
@@ -99,7 +114,20 @@ def flush(place: Path) -> None:
 
 def _aside(directory: Path) -> Path:
     """Rename a directory to what is being deleted."""
-    gone = directory.with_name(f".{directory.name}{GONE}")
-    shutil.rmtree(gone, ignore_errors=True)
+    gone = _new_name(directory, GONE)
     directory.replace(gone)
     return gone
+
+
+def _new_name(path: Path, end: str) -> Path:
+    """A name beside a path's, which nobody can know before."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{end}")
+
+
+def _delete(place: Path) -> None:
+    """Delete a directory with what is in it, or a file, or a link and not what it leads to; what cannot be, stays."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            place.unlink()

@@ -68,13 +68,10 @@ class LineFile:
     def _begin(self) -> None:
         """Open it, as it should begin."""
         if not self._begun:
-            if self._first is not None:
-                write_file(self.path, self._first)
-            else:
-                self.path.write_bytes(b"")
+            write_file(self.path, self._first or "")
             self._size, self._begun, self._first = self.path.stat().st_size, True, None
         if self._file is None:
-            self._file = self.path.open("r+b", buffering=0)
+            self._file = FileIO(self.path, "r+", opener=_unlinked)
             self._file.truncate(self._size)
             self._file.seek(self._size)
 
@@ -93,6 +90,11 @@ class LineFile:
             with contextlib.suppress(OSError):
                 self._file.close()
         self._file = None
+
+
+def _unlinked(path: str, flags: int) -> int:
+    """Open a file, and never what a link leads to. Raises `OSError`."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def json_line(values: Mapping[str, Any]) -> str:

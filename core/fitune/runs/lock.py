@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from fitune.errors import RunError
 from fitune.plugin.reading import read_json
-from fitune.runs.atomic import PARTIAL, write_file
+from fitune.runs.atomic import write_file
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -153,5 +153,5 @@ def _is_held(file: Path) -> bool:
     return False
 
 
-LEFT_OVER = (LOCK, HOLDER, f".{HOLDER}{PARTIAL}")
+LEFT_OVER = (LOCK, HOLDER)
 """Names that a run's directory may hold though nothing was ever written there."""

@@ -11,6 +11,7 @@ from fitune.errors import RunError
 from fitune.memory.background import beside_run
 from fitune.plugin.registry import Registry
 from fitune.runs.atomic import sweep
+from fitune.runs.links import must_not_lead_out
 from fitune.runs.lock import RunLock
 from fitune.train.run import run
 from fitune.train.start import Start, make_directory, remove_if_empty
@@ -33,6 +34,7 @@ def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch
             forecaster = None
             if main_process:
                 stack.enter_context(RunLock(start.directory))
+                must_not_lead_out(start.directory)
                 granted = frozenset(registry.trust.granted)
                 forecaster = stack.enter_context(
                     beside_run(third_party=registry.third_party, granted=granted, force=force)

@@ -14,6 +14,7 @@ from fitune.errors import RunError
 from fitune.memory.fit.refit import Composition
 from fitune.memory.oom.message import read_message
 from fitune.recipe.secrets import redacted
+from fitune.runs.atomic import write_file
 
 LOG = "error.txt"
 """torch's message, for `ft explain-oom`."""
@@ -64,7 +65,7 @@ def log(error: BaseException, directory: Path) -> None:
     if is_main_process():
         with contextlib.suppress(OSError):
             text = "".join(traceback.format_exception(error))
-            (directory / LOG).write_text(redacted(text), encoding="utf-8")
+            write_file(directory / LOG, redacted(text))
 
 
 def room_on(device: torch.device, said: str) -> int:

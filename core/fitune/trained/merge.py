@@ -25,7 +25,7 @@ from fitune.errors import ModelError, RunError, cause
 from fitune.plugin.dataflow import Example
 from fitune.plugin.model import mend_generation_config
 from fitune.plugin.units import gib
-from fitune.runs.atomic import begin, publish
+from fitune.runs.atomic import begin, publish, write_file
 from fitune.runs.card import write_card
 from fitune.trained.evaluate import on_file
 from fitune.trained.open import Opened, Trained, open_base, tokenizer_for, with_trained
@@ -210,7 +210,7 @@ def _refusal(found: Parity, trained: Trained, asked: Merge) -> str:
     file = trained.directory / REFUSED
     place = ""
     with contextlib.suppress(OSError):
-        file.write_text(json.dumps(found.values(), indent=2) + "\n", encoding="utf-8")
+        write_file(file, json.dumps(found.values(), indent=2) + "\n")
         place = f"All figures: {file}. "
     return (
         f"the merged model is not what was trained: {found.wrong} (loss {found.loss_adapter:.4f} with adapter, "
