@@ -83,8 +83,10 @@ def _match_quantized(model: PeftModel) -> None:
 
     dtype = cast("PreTrainedModel", model.get_base_model()).dtype
     for layer in model.modules():
-        weight = getattr(layer.get_base_layer(), "weight", None) if isinstance(layer, BaseTunerLayer) else None
-        if weight is None or weight.is_floating_point():  # experts, say, are one parameter without a layer
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
+        weight = getattr(base, "weight", None)
+        # Experts, say, are one parameter without a layer; layers of GPTQ and AWQ have no weight, or no tensor for one.
+        if not hasattr(base, "qweight") and (weight is None or weight.is_floating_point()):
             continue
         for parameter in layer.parameters():
             if parameter.requires_grad:

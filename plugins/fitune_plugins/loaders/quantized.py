@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
+from fitune_plugins.loaders.packed_shapes import pack_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 KEY = "quantization_config"
+
+TRAINABLE = "auto_trainable"
+"""What asks GPTQModel for layers that have a gradient."""
 
 Values = Mapping[str, Any]
 """What a model's configuration says of its quantisation."""
@@ -42,6 +46,9 @@ class Method:
     """Whether weights are dequantised as they are read."""
     built: bool = False
     """Whether a model without values can get its layers, and be dequantised when it has values."""
+    packed: bool = False
+    """Whether a model without values gets layers that stand for those of its package, which must be asked for layers
+    that have a gradient."""
     rounds_inputs: bool = False
     """Whether its layers round their inputs to 8 bits, too."""
 
@@ -51,8 +58,8 @@ BITSANDBYTES = (("bitsandbytes", "'fitune[bitsandbytes]'"),)
 METHODS = {
     "bitsandbytes_4bit": Method(name="bitsandbytes, 4 bits", packages=BITSANDBYTES, built=True),
     "bitsandbytes_8bit": Method(name="bitsandbytes, 8 bits", packages=BITSANDBYTES, built=True, rounds_inputs=True),
-    "gptq": Method(name="GPTQ", packages=(("optimum", "optimum"), ("gptqmodel", "gptqmodel"))),
-    "awq": Method(name="AWQ", packages=(("gptqmodel", "gptqmodel"),)),
+    "gptq": Method(name="GPTQ", packages=(("optimum", "optimum"), ("gptqmodel", "gptqmodel")), packed=True),
+    "awq": Method(name="AWQ", packages=(("gptqmodel", "gptqmodel"),), packed=True),
     "auto-round": Method(name="AutoRound", packages=(("auto_round", "auto-round"),)),
     "aqlm": Method(name="AQLM", packages=(("aqlm", "'aqlm[gpu,cpu]'"),)),
     "hqq": Method(name="HQQ", packages=(("hqq", "hqq"),)),
@@ -157,11 +164,15 @@ def arguments_for(source: str, arguments: Mapping[str, Any]) -> dict[str, Quanti
     except Exception:  # whoever loads it says what is wrong with it
         return {}
     values = values_in(config)
-    if values is None or not method_of(values).plain:
+    method = None if values is None else method_of(values)
+    if values is None or method is None or not (method.plain or method.packed):
         return {}
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     kind: Any = AUTO_QUANTIZATION_CONFIG_MAPPING[_key(values)]
+    if method.packed:  # by itself, GPTQModel takes its fastest layers, which have no gradient
+        own = values.get("backend") in (None, "auto", "autoawq")
+        return {KEY: kind.from_dict({**values, "backend": TRAINABLE})} if own else {}
     return {KEY: kind.from_dict({**values, "dequantize": True})}
 
 
@@ -222,6 +233,9 @@ def with_shapes(model: PreTrainedModel, values: Values) -> None:
             f"{missing[0][0]}, which is not installed. Install it: pip install {missing[0][1]}"
         )
     if method.plain:
+        return
+    if method.packed:
+        pack_shapes(model, values)
         return
     if not method.built:
         raise ModelError(

@@ -62,7 +62,7 @@ def test_the_run_is_forecast_with_the_margin_of_a_quantised_one(tmp_path: Path, 
     assert found.ledger.peak > 0
 
 
-@pytest.mark.parametrize("kind", ["gptq", "awq", "aqlm", "of-tomorrow"])
+@pytest.mark.parametrize("kind", ["aqlm", "vptq", "of-tomorrow"])
 def test_what_cannot_be_forecast_is_said_and_no_number_given(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +70,12 @@ def test_what_cannot_be_forecast_is_said_and_no_number_given(
     recipe = _read(tmp_path / "recipe", kind)
     with pytest.raises(ModelError, match="cannot be forecast: its layers are compiled code"):
         forecast(recipe, shapes(recipe), A10G)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "aqlm"])
+def test_a_package_that_is_missing_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitune_plugins.loaders.quantized._is_there", lambda module: True)
+    recipe = _read(tmp_path / "recipe", kind)
     monkeypatch.setattr("fitune_plugins.loaders.quantized._is_there", lambda module: False)
-    if kind != "of-tomorrow":
-        with pytest.raises(
-            ModelError, match=r"cannot be forecast: its quantiser needs the package \w+, .* pip install"
-        ):
-            built(recipe)
+    with pytest.raises(ModelError, match=r"cannot be forecast: its quantiser needs the package \w+, .* pip install"):
+        built(recipe)
