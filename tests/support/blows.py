@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def strike(
     """Count changes of files and flushes on the board, note the phase there, and die at one of them."""
     for function, name in MARKS:
         if name == phase:
-            _before(place_of(function), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            before(place_of(function), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
         _mark(board, function, PHASES.index(name))
     fsync = os.fsync
 
@@ -117,12 +117,17 @@ def _changes(event: str, arguments: tuple[Any, ...], directory: str) -> bool:
 
 def send(board: memoryview, at: str, number: int, signals: list[int]) -> None:
     """Send signals to the process itself as it begins a function (see `place_of`) for the n-th time."""
+    send_at(at, number, signals)
+
+
+def send_at(at: str, number: int, signals: Sequence[int]) -> None:
+    """The same, in the process itself."""
 
     def act() -> None:
         for one in signals:
             os.kill(os.getpid(), one)
 
-    _before(at, number, act)
+    before(at, number, act)
 
 
 def hold(board: memoryview, at: str, number: int, ready: str, go: str) -> None:
@@ -132,15 +137,15 @@ def hold(board: memoryview, at: str, number: int, ready: str, go: str) -> None:
         Path(ready).open("w").close()
         Path(go).open().close()
 
-    _before(at, number, act)
+    before(at, number, act)
 
 
 def deny(board: memoryview, means: str, place: str, at: str, first: int, last: int | None) -> None:
     """Let nothing more be written once a function begins for the `first` time, until it does for the `last` time."""
     begin, end = MEANS[means](Path(place))
-    _before(at, first, begin)
+    before(at, first, begin)
     if last is not None:
-        _before(at, last, end)
+        before(at, last, end)
 
 
 def _full(place: Path) -> Change:
@@ -185,7 +190,8 @@ def _forbidden(place: Path) -> Change:
 MEANS: dict[str, Callable[[Path], Change]] = {"full": _full, "limited": _limited, "forbidden": _forbidden}
 
 
-def _before(at: str, number: int, act: Callable[[], object]) -> None:
+def before(at: str, number: int, act: Callable[[], object]) -> None:
+    """Do something as a function begins for the n-th time."""
     count = 0
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -23,9 +24,10 @@ from support.blows import hold, send
 from support.fault_suite import curve_of, outcome, write_fault_recipe
 from support.forked import LIMIT, Ended, Forks
 from support.places import place_of
+from support.terminals import terminal, without_hangup
 
 STEPS = 6
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STEP = place_of(loop._step)
 
 
@@ -87,7 +89,7 @@ def test_a_signal_in_a_step(runs: Runs, plain: dict[str, Any], number: signal.Si
     assert outcome(runs.directory) == plain
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(runs: Runs, plain: dict[str, Any], number: signal.Signals) -> None:
     ended = runs.signalled(STEP, 4, signal.SIGTERM, number)
     assert ended.code == 128 + number
@@ -132,11 +134,52 @@ def test_a_signal_where_nothing_waits_for_one(
 ) -> None:
     """It ends the process, as it ends others; what is not finished has no name, and the same command goes on."""
     ended = runs.signalled(at, 1, number)
-    assert ended.code == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
+    assert ended.code == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in ended.output
     assert (runs.directory / "identity.json").exists() == left
     assert not (runs.directory / "adapter").exists()
     runs.go_on(runs.recipe, "--out", runs.directory, "--resume")
+    assert outcome(runs.directory) == plain
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_a_hangup_right_behind_another_signal_says_nothing_new(
+    runs: Runs, plain: dict[str, Any], first: signal.Signals
+) -> None:
+    """The kernel and the shell each send one where a terminal is lost, and systemd one behind its SIGTERM."""
+    ended = runs.signalled(STEP, 4, first, signal.SIGHUP)
+    assert ended.code == 3
+    assert f"stopped after 4 of {STEPS} steps: {first.name}" in ended.output
+    runs.go_on()
+    assert outcome(runs.directory) == plain
+
+
+def test_a_hangup_is_not_met_where_it_is_ignored(runs: Runs, plain: dict[str, Any]) -> None:
+    """By `--keep-going`, and under `nohup`."""
+    given: list[str | Path] = ["run", runs.recipe, "--out", runs.directory]
+    values: dict[str, Any] = {"at": STEP, "number": 3, "signals": [int(signal.SIGHUP)]}
+    ended = runs.forks.run([*given, "--keep-going"], cwd=runs.home, prepare=send, **values)
+    assert ended.code == 0, ended.output
+    assert outcome(runs.directory) == plain
+    shutil.rmtree(runs.directory)
+    ended = runs.forks.run(given, cwd=runs.home, prepare=without_hangup, **values)
+    assert ended.code == 0, ended.output
+    assert outcome(runs.directory) == plain
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_a_terminal_that_is_lost(runs: Runs, plain: dict[str, Any], keep_going: bool) -> None:
+    """In the third step of a run that draws its progress there."""
+    given: list[str | Path] = ["run", runs.recipe, "--out", runs.directory, *(["--keep-going"] if keep_going else [])]
+    log = runs.home / "terminal"
+    ended = runs.forks.run(given, cwd=runs.home, prepare=terminal, at=STEP, number=3, log=str(log))
+    assert ended.code == (0 if keep_going else 3)
+    said = log.read_text(encoding="utf-8")
+    assert "\x1b[" in said  # it was drawn on
+    assert "Traceback" not in said
+    if not keep_going:
+        assert runs.checkpoints() == {"step-2", "step-3"}
+        assert "goes on after 3 steps" in runs.go_on().output
     assert outcome(runs.directory) == plain
 
 

@@ -16,8 +16,8 @@ from typing import TextIO, cast
 from fitune.cli.output import Lenient, give_up
 from fitune.errors import DataError, cause, one_line
 
-UNREAD = 141
-"""Exit code where nobody reads what is written any more, as of a process that SIGPIPE ends: 128 and its number."""
+UNREAD = 1
+"""Exit code where nobody reads what is written any more, as click has it."""
 
 
 @contextlib.contextmanager

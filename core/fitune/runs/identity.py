@@ -109,7 +109,7 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     found = []
     for key in keys:
         missing = object()
-        if one.get(key, missing) != other.get(key, missing) and not is_under(key, FREE):
+        if one.get(key, missing) != other.get(key, missing) and not _is_under(key, FREE):
             found.append(Difference(key=key, before=_shown(one, key), now=_shown(other, key)))
     return found
 
@@ -137,7 +137,7 @@ def content_differences(before: Identity, now: Identity) -> list[Difference]:
 
 def must_be_allowed(run: Path, differences: Sequence[Difference], allowed: Sequence[str]) -> None:
     """Raise `RunError`, with a line for each difference that was not allowed."""
-    refused = [one for one in differences if not is_under(one.key, allowed)]
+    refused = [one for one in differences if not _is_under(one.key, allowed)]
     if refused:
         flags = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(one.key for one in refused))
         error = RunError(f"{run} is another run: {'; '.join(map(str, refused))}. If that is meant: {flags}")
@@ -158,8 +158,7 @@ def must_keep_place(run: Path, before: Identity, now: Identity) -> None:
         )
 
 
-def is_under(key: str, tables: Sequence[str]) -> bool:
-    """Whether a dotted key is one of these, or in a table that is."""
+def _is_under(key: str, tables: Sequence[str]) -> bool:
     return any(key == table or key.startswith(f"{table}.") for table in tables)
 
 

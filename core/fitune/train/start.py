@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.places import data_places, model_place
 from fitune.recipe.reader import read_recipe, read_recipe_text
-from fitune.runs.atomic import is_left_over
-from fitune.runs.identity import Identity, is_under, must_be_allowed, read_identity, recipe_differences
+from fitune.runs.atomic import PARTIAL
+from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
 from fitune.train.resume import Resume
@@ -63,8 +63,8 @@ def start_of(
     newest run that is not done. Differences from what the run was must be under the `allowed` keys. `model` and `data`
     are where these are now: that they are what they were is told by what is in them.
     """
-    places = _places(given, model, data) if model is not None or data else {}
-    overrides = [*overrides, *(f"{key}={toml_text(str(path.absolute()))}" for key, path in places.items())]
+    places = _places(given, model, data) if model is not None or data else []
+    overrides = [*overrides, *places]
     if isinstance(given, Path) and given.is_dir():
         if out is not None:
             raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
@@ -81,13 +81,14 @@ def start_of(
     return Start(recipe=recipe, directory=out or made_up, named=out is not None)
 
 
-def _places(given: Path | Recipe, model: Path | None, data: Sequence[Path]) -> dict[str, Path]:
-    """New places of the base and the data, by their keys. Raises `RunError`."""
+def _places(given: Path | Recipe, model: Path | None, data: Sequence[Path]) -> list[str]:
+    """Overrides that give the base and the data new places. Raises `RunError`."""
     if isinstance(given, Recipe):
         raise RunError("new places of the model and the data are for a recipe that is read. Change the recipe itself")
     identity = read_identity(given) if given.is_dir() else None
     file = given / RECIPE if given.is_dir() else given
-    return {**model_place(model), **data_places(read_toml(file) if identity is None else identity.recipe, data)}
+    places = {**model_place(model), **data_places(read_toml(file) if identity is None else identity.recipe, data)}
+    return [f"{key}={toml_text(str(path.absolute()))}" for key, path in places.items()]
 
 
 def make_directory(start: Start) -> tuple[Start, list[Path]]:
@@ -128,7 +129,7 @@ def _own(directory: Path) -> Path:
 
 def _is_left_over(place: Path) -> bool:
     """Whether it is what a run may leave that was killed before it had written anything whole."""
-    return (place.name in LEFT_OVER and not place.is_symlink()) or is_left_over(place)
+    return place.name in LEFT_OVER or (place.name.startswith(".") and place.name.endswith(PARTIAL))
 
 
 def remove_if_empty(directories: Sequence[Path]) -> None:
@@ -141,14 +142,12 @@ def remove_if_empty(directories: Sequence[Path]) -> None:
 
 
 def _going_on(
-    directory: Path, recipe: Recipe, registry: Registry, allowed: Sequence[str], places: Iterable[str]
+    directory: Path, recipe: Recipe, registry: Registry, allowed: Sequence[str], places: Sequence[str]
 ) -> Start:
     identity = read_identity(directory)
     changed = []
     if identity is not None:
-        changed = recipe_differences(_as_it_reads_now(directory, identity, registry), recipe.to_toml())
-    moved = [*places, "data.source"] if "data.path" in places else [*places]  # which that is read in place of
-    changed = [one for one in changed if not is_under(one.key, moved)]
+        changed = recipe_differences(_as_it_reads_now(directory, identity, registry, places), recipe.to_toml())
     must_be_allowed(directory, changed, allowed)
     refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
     wrong = final_damage(directory, recipe.adapter.record.directory)
@@ -159,12 +158,14 @@ def _going_on(
     return Start(recipe=recipe, directory=directory, resume=resume, done=done)
 
 
-def _as_it_reads_now(run: Path, identity: Identity, registry: Registry) -> Mapping[str, object]:
+def _as_it_reads_now(run: Path, identity: Identity, registry: Registry, places: Sequence[str]) -> Mapping[str, object]:
     """The recipe of a run with every choice explicit: an option that came with a later release has its default, which
-    is what the run did without it. Where it cannot be read any more, as it was written.
+    is what the run did without it. What has a new place has it here too: what is in it tells whether it is what it was.
+    Where it cannot be read any more, as it was written.
     """
     try:
-        return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, look=False).to_toml()
+        text = tomli_w.dumps(identity.recipe)
+        return read_recipe_text(run / IDENTITY, text, registry, places, look=False).to_toml()
     except FtError:
         return identity.recipe
 
