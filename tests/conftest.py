@@ -61,6 +61,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that name no directory, and prepared data, land in the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))

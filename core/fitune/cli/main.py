@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from fitune._version import __version__
+from fitune.cli.bench import bench_command
 from fitune.cli.check import check_command
 from fitune.cli.data import data_command
 from fitune.cli.evaluate import eval_command
@@ -34,6 +35,7 @@ COMMANDS: tuple[click.Command, ...] = (
     plugins_command,
     run_command,
     plan_command,
+    bench_command,
     explain_oom_command,
     generate_command,
     eval_command,

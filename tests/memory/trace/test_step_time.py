@@ -12,25 +12,28 @@ from torch import Tensor
 from fitune.compose.model import built
 from fitune.errors import ModelError
 from fitune.memory.cards.cards import Card, find_card
-from fitune.memory.shapes import shapes_of_recipe
-from fitune.memory.trace.run import Trace, trace
-from fitune.memory.trace.shorten import shorten
-from fitune.memory.trace.step_time import (
+from fitune.memory.cards.pace import (
     ATTENTION,
     BANDWIDTH,
     CAUSAL,
     GAP,
     LAUNCH,
     LINK,
+    LISTED,
     MATMUL,
-    Work,
-    flops_of,
-    kind_of,
-    rate_of,
+    Operation,
+    attention,
+    product,
 )
+from fitune.memory.shapes import shapes_of_recipe
+from fitune.memory.trace.flops import flops_of
+from fitune.memory.trace.run import Trace, trace
+from fitune.memory.trace.shorten import shorten
+from fitune.memory.trace.step_time import Work, operation_of
 from support.architectures import CHUNKED_LOSS, GRADIENT_CHECKPOINTING, recipe_of
 
 aten: Any = torch.ops.aten
+T4 = find_card("t4")
 A10G = find_card("a10g")  # 70 TFLOP/s in bfloat16, 600 GB/s, 31.5 GB/s to the host
 
 
@@ -38,43 +41,65 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, device="meta", dtype=dtype)
 
 
-def kind(operation: Any, *arguments: Any) -> tuple[str, str, int, int] | None:
+def found(operation: Any, *arguments: Any) -> Operation | None:
     results = operation(*arguments)
     flops = flops_of(operation, str(operation), arguments, {}, results)
-    return kind_of(operation, str(operation), arguments, results, flops)
+    return operation_of(operation, str(operation), arguments, results, flops)
 
 
 X = empty(1024, 4096)
 
 
 @pytest.mark.parametrize(
-    ("operation", "arguments", "family", "flops", "size"),
+    ("operation", "arguments", "form", "size"),
     [
-        (aten.mm.default, (X, empty(4096, 64)), "matmul", 2 * 1024 * 4096 * 64, 2 * (1024 * 4160 + 4096 * 64)),
-        (aten.mul.Tensor, (X, X), "", 0, 2 * 1024 * 4096 * 3),
-        (aten.mul_.Tensor, (X, 2.0), "", 0, 2 * 1024 * 4096 * 2),
-        (aten.cat.default, ([X, X],), "", 0, 2 * 1024 * 4096 * 4),
-        (aten._foreach_mul_.Scalar, ([X, X], 2.0), "", 0, 2 * 1024 * 4096 * 2),
-        (aten._to_copy.default, (X,), "", 0, 2 * 1024 * 4096 * 2),
+        (aten.mul.Tensor, (X, X), "pointwise", 2 * 1024 * 4096 * 3),
+        (aten.mul.Tensor, (X, empty(4096)), "strided", 2 * (1024 * 4096 * 2 + 4096)),
+        (aten.mul.Tensor, (X, empty(1024, 1).expand(1024, 4096)), "strided", 2 * (1024 * 4096 * 2 + 1024)),
+        (aten.mul_.Tensor, (X, 2.0), "pointwise", 2 * 1024 * 4096 * 2),
+        (aten.cat.default, ([X, X],), "strided", 2 * 1024 * 4096 * 4),
+        (aten._foreach_mul_.Scalar, ([X, X], 2.0), "pointwise", 2 * 1024 * 4096 * 4),
+        (aten._to_copy.default, (X,), "copy", 2 * 1024 * 4096 * 2),
+        (aten._softmax.default, (X, -1, False), "reduction", 2 * 1024 * 4096 * 2),
         (
             aten.embedding.default,
             (empty(102400, 4096), empty(512, dtype=torch.int64)),
-            "",
-            0,
+            "strided",
             2 * (2 * 512 * 4096),  # as much is read as written: not the whole table
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, torch._ops.OpOverload) else "",
 )
-def test_what_an_operation_takes(operation: Any, arguments: Any, family: str, flops: int, size: int) -> None:
-    assert kind(operation, *arguments) == (family, "bfloat16" if family else "", flops, size)
+def test_what_an_operation_moves(operation: Any, arguments: Any, form: str, size: int) -> None:
+    assert found(operation, *arguments) == Operation("pass", bytes=size, form=form)
+
+
+def test_what_a_product_takes() -> None:
+    wide, narrow = found(aten.mm.default, X, empty(4096, 64)), found(aten.mm.default, X, empty(4, 4096).t())
+    assert wide == product("bfloat16", (1, 1024, 64, 4096), aligned=True, added=False)
+    assert narrow == product("bfloat16", (1, 1024, 4, 4096), aligned=False, added=False)  # rows of 8 bytes
+    added = found(aten.addmm_.default, empty(1024, 4096), empty(1024, 16), empty(16, 4096))
+    assert added == product("bfloat16", (1, 1024, 4096, 16), aligned=True, added=True)
+    batched = found(aten.bmm.default, empty(8, 64, 32), empty(8, 32, 16))
+    assert batched == product("bfloat16", (8, 64, 16, 32), aligned=True, added=False)
+
+
+def test_a_kernel_of_a_plugin_moves_its_bytes() -> None:
+    """One that changes an argument writes it, too, though that is no result."""
+    with torch.library._scoped_library("fitune_test", "DEF") as library:
+        library.define("change_(Tensor(a!) x, Tensor y) -> Tensor")
+        library.impl("change_", lambda x, y: y.new_empty(8), "Meta")
+        operation = torch.ops.fitune_test.change_.default
+        assert found(operation, X, X) == Operation("pass", bytes=3 * X.nbytes + 16, form="copy")
 
 
 def test_attention_is_a_family_of_its_own() -> None:
     query = empty(1, 8, 256, 64)
-    found = kind(aten._scaled_dot_product_flash_attention.default, query, query, query, 0.0, True)
-    assert found is not None
-    assert found[:3] == ("attention", "bfloat16", 2 * 2 * 8 * 256 * 256 * 64)
+    forward = found(aten._scaled_dot_product_flash_attention.default, query, query, query, 0.0, True)
+    assert forward is not None
+    expected = attention("bfloat16", (8, 256, 64), "forward flash")
+    assert forward._replace(bytes=0) == expected._replace(bytes=0)
+    assert forward.flops == 2 * 2 * 8 * 256 * 256 * 64
 
 
 @pytest.mark.parametrize(
@@ -89,54 +114,67 @@ def test_attention_is_a_family_of_its_own() -> None:
     ],
 )
 def test_views_and_empty_tensors_take_nothing(operation: Any, arguments: Any) -> None:
-    assert kind(operation, *arguments) is None
+    assert found(operation, *arguments) is None
 
 
 def test_what_is_on_the_host_takes_nothing_of_the_card() -> None:
-    assert kind(aten.mul.Tensor, torch.ones(4), torch.ones(4)) is None
+    assert found(aten.mul.Tensor, torch.ones(4), torch.ones(4)) is None
 
 
 def seconds(work: Work, card: Card = A10G, *, traced: int = 1, accumulation: int = 1) -> Any:
     return work.seconds(card, traced=traced, accumulation=accumulation)
 
 
+def passing(size: int) -> Operation:
+    return Operation("pass", bytes=size, form="pointwise")
+
+
 def test_an_operation_takes_the_longer_of_computing_and_copying() -> None:
     work = Work()
-    work.micro["matmul", "bfloat16", 7 * 10**12, 10**6] = 1  # a tenth of a second at 70 TFLOP/s
-    work.micro["", "", 0, 6 * 10**9] = 1  # a hundredth at 600 GB/s
+    work.micro[Operation("product", "bfloat16", 7 * 10**12, 10**6)] = 1  # a tenth of a second at 70 TFLOP/s
+    work.micro[passing(6 * 10**9)] = 1  # a hundredth at 600 GB/s
     assert seconds(work).card == pytest.approx(0.1 / MATMUL + 0.01 / BANDWIDTH + 2 * GAP)
     work = Work()
-    work.micro["matmul", "bfloat16", 7 * 10**9, 60 * 10**9] = 1  # bound by memory
+    work.micro[Operation("product", "bfloat16", 7 * 10**9, 60 * 10**9)] = 1  # bound by memory
     assert seconds(work).card == pytest.approx(0.1 / BANDWIDTH + GAP)
 
 
 def test_causal_attention_computes_half_of_the_square() -> None:
     work = Work()
-    work.micro["attention", "bfloat16", 7 * 10**12, 0] = 1
+    work.micro[Operation("attention", "bfloat16", 7 * 10**12, 0)] = 1
     assert seconds(work).card == pytest.approx(CAUSAL * 0.1 / ATTENTION + GAP)
 
 
 def test_micro_batches_are_multiplied_and_the_rest_of_a_step_is_not() -> None:
     work = Work(moved=630 * 10**6)
-    work.micro["", "", 0, 6 * 10**9] = 2  # in two micro-batches that were traced
-    work.rest["", "", 0, 6 * 10**9] = 3
-    found = seconds(work, traced=2, accumulation=8)
-    assert found.card == pytest.approx((8 + 3) * (0.01 / BANDWIDTH + GAP))
-    assert found.host == pytest.approx((8 + 3) * LAUNCH)
-    assert found.link == pytest.approx(4 * 0.02 / LINK)
-    assert found.step == max(found.card, found.host, found.link)
+    work.micro[passing(6 * 10**9)] = 2  # in two micro-batches that were traced
+    work.rest[passing(6 * 10**9)] = 3
+    took = seconds(work, traced=2, accumulation=8)
+    rest = 3 * (0.01 / BANDWIDTH + GAP)  # which is waited for
+    assert took.card == pytest.approx(8 * (0.01 / BANDWIDTH + GAP) + rest)
+    assert took.host == pytest.approx(8 * LAUNCH + rest)
+    assert took.link == pytest.approx(4 * 0.02 / LINK + rest)
+    assert took.step == max(took.card, took.host, took.link)
 
 
 def test_small_operations_wait_for_the_host() -> None:
     work = Work()
-    work.micro["", "", 0, 1000] = 10_000
-    found = seconds(work, find_card("h100"))
-    assert found.step == found.host == pytest.approx(10_000 * LAUNCH)
+    work.micro[passing(1000)] = 10_000
+    took = seconds(work, T4)
+    assert took.step == took.host == pytest.approx(10_000 * LAUNCH)
 
 
-def test_a_type_without_units_computes_as_float32() -> None:
-    assert rate_of(find_card("t4"), "bfloat16") == 8.1e12
-    assert rate_of(find_card("t4"), "float16") == 65e12
+def test_graphs_launch_a_micro_batch_at_once() -> None:
+    work = Work(graphs=True)
+    work.micro[passing(1000)] = 10_000
+    assert seconds(work, T4, accumulation=4).host == pytest.approx(4 * LAUNCH)
+
+
+def test_the_host_looks_at_each_tensor_that_an_optimizer_is_given() -> None:
+    tensors = [empty(4, 4) for _ in range(100)]
+    work = Work()
+    work.note("optimizer", aten._foreach_mul_.Scalar, "aten._foreach_mul_.Scalar", (tensors, 2.0), (), 0, 1)
+    assert seconds(work, T4).step == pytest.approx(LAUNCH + 100 * LISTED)
 
 
 def traced(directory: Path, *strategies: str, layers: int | None = None, card: str = "a10g") -> Trace:
@@ -145,7 +183,7 @@ def traced(directory: Path, *strategies: str, layers: int | None = None, card: s
 
 
 def flops(traced: Trace) -> int:
-    return sum(count * kind[2] for kind, count in traced.work.micro.items())
+    return sum(count * operation.flops for operation, count in traced.work.micro.items())
 
 
 def test_checkpointing_computes_the_layers_again(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ class Card:
     """To the host's memory, one direction, in GB/s; 0 where it is not known."""
     source: str
     """Where speeds and bandwidths come from."""
+    rated_as: str = ""
+    """For a budget, the card that it computes as; its rates may have been measured (`rates.py`)."""
 
     @property
     def usable(self) -> int:
@@ -117,7 +119,7 @@ def find_card(name: str) -> Card:
         source = TomlSource(Path(name.strip()), _text(Path(name.strip())))
         return _card(source, source.values, ())
     spellings = _spellings()
-    key = _key(name)
+    key = key_of(name)
     if key in spellings:
         return spellings[key]
     close = difflib.get_close_matches(key, spellings, n=1, cutoff=0.6)
@@ -131,7 +133,7 @@ def card_or_budget(text: str, like: Card | None = None) -> Card:
 
     A budget computes as `like` does.
     """
-    if text.strip()[:1].isdigit() and not text.strip().lower().endswith(".toml") and _key(text) not in _spellings():
+    if text.strip()[:1].isdigit() and not text.strip().lower().endswith(".toml") and key_of(text) not in _spellings():
         return budget_card(parse_size(text), like)
     return find_card(text)
 
@@ -146,7 +148,7 @@ def local_card() -> Card | None:
     if torch.version.cuda is None or not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    known = _spellings().get(_key(found.name))
+    known = _spellings().get(key_of(found.name))
     if known is not None:
         return dataclasses.replace(known, memory=found.total_memory)
     return Card(
@@ -180,6 +182,7 @@ def budget_card(size: int, like: Card | None = None) -> Card:
         bandwidth=like.bandwidth if like else 0.0,
         host_link=like.host_link if like else 0.0,
         source=f"as {like.name}" if like else "assumed: compute capability 8.0; speeds are not known",
+        rated_as=(like.rated_as or like.name) if like else "",
     )
 
 
@@ -196,11 +199,12 @@ def parse_size(text: str) -> int:
 
 
 def _spellings() -> dict[str, Card]:
-    """Each name and alias, as `_key` writes it, with its card."""
-    return {_key(name): card for card in known_cards() for name in (card.name, *card.aliases)}
+    """Each name and alias, as `key_of` writes it, with its card."""
+    return {key_of(name): card for card in known_cards() for name in (card.name, *card.aliases)}
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """A card's name as it is compared with others."""
     return re.sub(r"[\s_-]", "", name.lower()).replace("nvidia", "")
 
 
@@ -238,7 +242,8 @@ def _card(source: TomlSource, table: Mapping[str, Any], at: tuple[str | int, ...
     return Card(
         name=entry.name,
         aliases=entry.aliases,
-        **sizes,
+        memory=sizes["memory"],
+        context=sizes["context"],
         context_source=entry.context_source,
         capability=entry.capability,
         matmul={name: speed for name, speed in speeds.items() if speed is not None},

@@ -1,35 +1,23 @@
 """The work of an optimizer step, as its trace sees it, and how long a card takes for it.
 
-Each operation takes the longer of two times: its floating-point operations over the card's rate, its bytes over the
-bandwidth of the card's memory (Williams et al., "Roofline", CACM 2009), and a gap to the next. A step takes the sum of
-those, but no less than the host needs to launch them all, and than the link to the host needs for what is copied over
-it. The shares of the data sheet's rates that are reached were chosen by runs on an H100
-(`benchmarks/fit/compositions.json` compares); where compositions are compared on one card they mostly cancel out.
+A step takes the sum of what its operations take on the card (`fitune.memory.cards.pace`), but no less than the host
+needs to launch them all, and than the link to the host needs for what is copied over it. The gradients' norm is waited
+for before weights change: what the host does behind that is hidden by nothing, and adds to the time of the step.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
-from fitune.memory.cards.cards import Card, find_card
-
-MATMUL, ATTENTION, BANDWIDTH, LINK = 0.70, 0.45, 0.75, 0.75
-"""Shares of a data sheet's rates that are reached."""
-
-LAUNCH = 9e-6
-"""Seconds of the host for each operation, Python and autograd included."""
-
-GAP = 2e-6
-"""Seconds of the card between two operations."""
-
-CAUSAL = 0.5
-"""Share of the square of tokens that causal attention computes."""
+from fitune.compose.step import Phase
+from fitune.memory.cards.cards import Card
+from fitune.memory.cards.pace import Operation, Pace, is_aligned, product
 
 ATTENTION_NAMES = ("_attention", "_varlen_attn")
 
@@ -39,11 +27,13 @@ NO_BYTES = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach", 
 OF_RESULTS = ("aten.embedding.", "aten.index_select.", "aten.gather.", "aten.index.", "aten.slice_scatter.")
 """Operations that read as much as they write, however large what they read from is."""
 
-ASSUMED = "a10g"
-"""The card whose rates stand for those that are not known."""
+COPIES = ("aten.clone.", "aten._to_copy.", "aten.copy_.", "aten.fill_.", "aten.zero_.", "aten.zeros")
+"""Operations that move bytes and compute nothing."""
 
-Kind = tuple[str, str, int, int]
-"""(Products of matrices, attention or other; type; floating-point operations; bytes)."""
+REDUCTIONS = ("sum", "mean", "norm", "softmax", "logsumexp", "amax", "amin", "max", "min", "all", "any")
+"""Parts of the names of operations that take rows to numbers, or to rows by these."""
+
+KERNELS = ("cudnn", "flash", "efficient")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,37 +54,48 @@ class Seconds:
 class Work:
     """What is counted of one step: of its micro-batches, and of the rest."""
 
-    micro: Counter[Kind] = field(default_factory=Counter)
-    rest: Counter[Kind] = field(default_factory=Counter)
+    micro: Counter[Operation] = field(default_factory=Counter)
+    rest: Counter[Operation] = field(default_factory=Counter)
+    backward: int = 0
+    """Operations of micro-batches that a backward pass launches."""
+    listed: int = 0
+    """Tensors in the lists that operations of the rest are given: a fused optimizer looks at each."""
     moved: int = 0
     """Bytes over the link to the host, of its micro-batches."""
     graphs: bool = False
     """Whether a micro-batch is one launch: a CUDA graph."""
 
-    def note(self, func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int, times: int) -> None:
-        """Count an operation of a micro-batch."""
-        kind = kind_of(func, name, arguments, results, flops)
-        if kind is not None:
-            self.micro[kind] += times
+    def note(
+        self, phase: Phase, func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int, times: int
+    ) -> None:
+        """Count an operation, made so many times; "optimizer" is all that is done once a step, behind micro-batches."""
+        operation = operation_of(func, name, arguments, results, flops)
+        if operation is None:
+            return
+        if phase == "optimizer":
+            self.rest[operation] += times
+            self.listed += times * sum(len(one) for one in arguments if isinstance(one, (list, tuple)))
+        else:
+            self.micro[operation] += times
+            self.backward += times if phase == "backward" else 0
 
-    def note_rest(self, func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int, times: int) -> None:
-        """Count an operation that a step does once."""
-        kind = kind_of(func, name, arguments, results, flops)
-        if kind is not None:
-            self.rest[kind] += times
-
-    def seconds(self, card: Card, *, traced: int, accumulation: int) -> Seconds:
+    def seconds(self, card: Card | Pace, *, traced: int, accumulation: int) -> Seconds:
         """Of a step of `accumulation` micro-batches, of which `traced` were counted."""
+        pace = card if isinstance(card, Pace) else Pace(card)
         factor = accumulation / traced
-        on_card = factor * _on_card(self.micro, card) + _on_card(self.rest, card)
-        launches = (accumulation if self.graphs else factor * self.micro.total()) + self.rest.total()
-        rate = (card.host_link or find_card(ASSUMED).host_link) * 1e9 * LINK
-        return Seconds(card=on_card, host=launches * LAUNCH, link=factor * self.moved / rate)
+        micro, rest = (_on_card(work, pace) for work in (self.micro, self.rest))
+        behind = max(rest, self.rest.total() * pace.forward + self.listed * pace.listed)
+        launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
+        if self.graphs:
+            launches = traced * pace.forward
+        moving = self.moved / pace.link
+        return Seconds(card=factor * micro + behind, host=factor * launches + behind, link=factor * moving + behind)
 
 
-def kind_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int) -> Kind | None:
+def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int) -> Operation | None:
     """What an operation takes; None for one that does nothing on the card."""
-    if name.startswith(NO_BYTES) or _is_view(func, name):
+    schema = _schema(func, name)
+    if schema.nothing:
         return None
     given = [a for a in arguments if isinstance(a, Tensor) and a.is_meta]
     made = [r for r in ((results,) if isinstance(results, Tensor) else _flat(results)) if r.is_meta]
@@ -103,41 +104,93 @@ def kind_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops:
         given = [a for argument in lists for a in argument if isinstance(a, Tensor) and a.is_meta]
     if not given and not made:
         return None
-    written = sum(_bytes(tensor) for tensor in made)
+    written = sum(_bytes(tensor) for tensor in made) + _changed(schema.changed, arguments)
     read = written if name.startswith(OF_RESULTS) else sum(_bytes(tensor) for tensor in given)
-    family = "" if not flops else "attention" if any(part in name for part in ATTENTION_NAMES) else "matmul"
-    return family, str(given[0].dtype)[6:] if family and given else "", flops, read + written
+    if not flops:
+        return Operation("pass", bytes=read + written, form=_passing(name, given, made))
+    dtype = str(given[0].dtype)[6:]
+    if any(part in name for part in ATTENTION_NAMES):
+        return _attention(name, dtype, given, flops, read + written)
+    return _product(dtype, given, made, flops, read + written)
 
 
-def rate_of(card: Card, dtype: str) -> float:
-    """Floating-point operations a second of the data sheet, of a type; in float32 where it has no units for it."""
-    rates = card.matmul or find_card(ASSUMED).matmul
-    return 1e12 * rates.get(dtype, rates["float32"])
+def _product(dtype: str, given: list[Tensor], made: list[Tensor], flops: int, moved: int) -> Operation:
+    result = made[0]
+    batch = math.prod(result.shape[:-2])
+    columns = result.shape[-1]
+    rows = result.numel() // max(1, batch * columns)
+    inner = flops // max(1, 2 * result.numel())
+    aligned = all(is_aligned(tensor) for tensor in (*given[-2:], result))
+    return product(dtype, (batch, rows, columns, inner), aligned=aligned, added=False, moved=moved)
 
 
-def _on_card(work: Counter[Kind], card: Card) -> float:
-    bandwidth = (card.bandwidth or find_card(ASSUMED).bandwidth) * 1e9 * BANDWIDTH
-    total = 0.0
-    for (family, dtype, flops, size), times in work.items():
-        computing = 0.0
-        if family == "attention":
-            computing = CAUSAL * flops / (ATTENTION * rate_of(card, dtype))
-        elif family:
-            computing = flops / (MATMUL * rate_of(card, dtype))
-        total += times * (GAP + max(computing, size / bandwidth))
-    return total
+def _attention(name: str, dtype: str, given: list[Tensor], flops: int, moved: int) -> Operation:
+    backward = "backward" in name
+    query = given[1 if backward else 0]
+    size, heads = query.shape[-1], math.prod(query.shape[:-2])
+    tokens = query.shape[-2]
+    if query.dim() == 3:  # all documents of a row behind each other: [tokens, heads, size]
+        heads, tokens = query.shape[1], query.shape[0]
+    keys = flops / ((10 if backward else 4) * heads * tokens * size)  # that each token meets: those of a document
+    heads, tokens = (round(heads * tokens / max(1.0, keys)), round(keys)) if keys < tokens else (heads, tokens)
+    kernel = next((kernel for kernel in KERNELS if kernel in name), "flash")
+    form = f"{'backward' if backward else 'forward'} {kernel}"
+    return Operation("attention", dtype, flops, moved, form, (heads, tokens, size))
 
 
-_VIEWS: dict[str, bool] = {}
+def _passing(name: str, given: list[Tensor], made: list[Tensor]) -> str:
+    if not name.startswith("aten."):
+        return "copy"  # a kernel of a plugin's own: nothing but its bytes is known
+    word = name[5:].partition(".")[0]
+    if any(part in word for part in REDUCTIONS):
+        return "reduction"
+    shape = made[0].shape if made else given[0].shape
+    large = [tensor for tensor in (*given, *made) if tensor.numel() > 1]
+    if any(not tensor.is_contiguous() or tensor.shape != shape for tensor in large) and not word.startswith("_foreach"):
+        return "strided"
+    return "copy" if name.startswith(COPIES) else "pointwise"
 
 
-def _is_view(func: Any, name: str) -> bool:
-    known = _VIEWS.get(name)
+def _on_card(work: Counter[Operation], pace: Pace) -> float:
+    return sum(times * pace.seconds(operation) for operation, times in work.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What an operation's signature says."""
+
+    nothing: bool
+    """Whether it touches no memory."""
+    changed: tuple[int, ...]
+    """Places of arguments that are changed and are no result."""
+
+
+_SCHEMAS: dict[str, _Schema] = {}
+
+
+def _schema(func: Any, name: str) -> _Schema:
+    known = _SCHEMAS.get(name)
     if known is None:
-        returned = func._schema.returns
-        known = bool(returned) and all(r.alias_info is not None and not r.alias_info.is_write for r in returned)
-        _VIEWS[name] = known
+        arguments, returned = func._schema.arguments, func._schema.returns
+        view = bool(returned) and all(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        results = {name for r in returned if r.alias_info is not None for name in r.alias_info.before_set}
+        changed = tuple(
+            at
+            for at, one in enumerate(arguments)
+            if one.alias_info is not None and one.alias_info.is_write and results.isdisjoint(one.alias_info.before_set)
+        )
+        known = _SCHEMAS[name] = _Schema(view or name.startswith(NO_BYTES), changed)
     return known
+
+
+def _changed(places: tuple[int, ...], arguments: Sequence[Any]) -> int:
+    """Bytes of arguments that are changed."""
+    tensors: list[Any] = []
+    for at in places:
+        if at < len(arguments):
+            one = arguments[at]
+            tensors += one if isinstance(one, (list, tuple)) else [one]
+    return sum(_bytes(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_meta)
 
 
 def _flat(results: Any) -> list[Tensor]:
@@ -145,47 +198,8 @@ def _flat(results: Any) -> list[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _attention(query: Any, key: Any, products: int) -> int:
-    """Products of queries `[B, H, S, D]` with keys `[B, K, T, D]`, of which grouped heads are used anew."""
-    rows, heads, tokens, size = query.shape
-    return int(products * 2 * rows * heads * tokens * key.shape[2] * size)
-
-
-def _forward(args: Any, out: Any) -> int:
-    return _attention(args[0], args[1], 2)
-
-
-def _backward(args: Any, out: Any) -> int:
-    return _attention(args[1], args[2], 5)
-
-
-KERNELS = ("flash", "efficient", "cudnn")
-
-OTHERS: dict[str, Callable[..., int]] = {
-    **{f"aten._scaled_dot_product_{kernel}_attention.default": _forward for kernel in KERNELS},
-    **{f"aten._scaled_dot_product_{kernel}_attention_backward.default": _backward for kernel in KERNELS},
-    # torch has a formula for the first, which takes ten times as long
-    "aten.mm.default": lambda args, out: 2 * args[0].numel() * args[1].shape[-1],
-    "aten.addmm_.default": lambda args, out: 2 * args[1].numel() * args[2].shape[-1],
-    # rows x inputs x outputs: bitsandbytes multiplies by a weight that it dequantises first
-    "bitsandbytes.gemm_4bit.default": lambda args, out: 2 * args[0].numel() * out.shape[-1],
-    # each token with all tokens of the longest document, as if all were of that length
-    "torch_attn._varlen_attn.default": lambda args, out: 4 * args[0].numel() * args[5],
-    "torch_attn._varlen_attn_backward.default": lambda args, out: 10 * args[1].numel() * args[8],
-}
-"""Formulas by name, `(arguments, results) -> operations`, where torch has none, or refuses grouped heads."""
-
-
-def flops_of(operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> int:
-    """Of one call of an operation; 0 for those that are not counted. Each multiply-add is two.
-
-    Products of matrices by torch's formulas (`torch.utils.flop_counter`); attention counts the whole square of tokens.
-    """
-    other = OTHERS.get(name)
-    if other is not None:
-        return other(args, results)
-    formula = flop_registry.get(operation._overloadpacket)
-    return 0 if formula is None else int(formula(*args, **kwargs, out_val=results))
+    """That are read of it: a dimension that it is spread over is read once."""
+    if 0 not in tensor.stride():
+        return tensor.numel() * tensor.element_size()
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(length for length, stride in sizes if stride or length == 0)

@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_leaves
 from fitune.compose.step import Phase
 from fitune.memory.kernels.gpu import Scratch
 from fitune.memory.kernels.torch_version import lt_workspace
+from fitune.memory.trace.flops import flops_of
 from fitune.memory.trace.host_link import cross, crossing
 from fitune.memory.trace.log import Block, Kind, MemoryLog
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.outputs import AS_KERNEL
-from fitune.memory.trace.step_time import Work, flops_of
+from fitune.memory.trace.step_time import Work
 from fitune.memory.trace.values import ANSWERED, is_bound
 from fitune.plugin.strategy import times
 
@@ -93,6 +94,7 @@ class Tracer(TorchDispatchMode):
         self._handles: set[tuple[bool, bool, bool]] = set()
         self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._phase: Phase = "load"
+        self._behind = False  # what follows is done once a step: gradients are gathered after each micro-batch
         self._step = 0
 
     @classmethod
@@ -102,6 +104,7 @@ class Tracer(TorchDispatchMode):
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """What follows belongs to this phase, of this step (or the one before)."""
         self._step = self._step if step is None else step
+        self._behind = phase == "optimizer" or phase == self._phase == "gradients"
         self._phase = phase
         self.log.enter(phase, self._step)
         if self.modules is not None and phase in ("forward", "evaluation"):
@@ -157,7 +160,8 @@ class Tracer(TorchDispatchMode):
             flops = flops_of(func, name, args, kwargs or {}, results)
             self.flops += times() * flops
             if self._step == self.last_step:
-                self._count(func, name, args, results, flops)
+                phase = "optimizer" if self._behind else self._phase
+                self.work.note(phase, func, name, args, results, flops, times())
         scratch = self._scratch.get(name)
         sizes = () if scratch is None else scratch(args, results)
         held = self._take_scratch(name, sizes) if name in COMPOSED else {}
@@ -171,10 +175,6 @@ class Tracer(TorchDispatchMode):
             held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
         self._give_back(held)
         return results
-
-    def _count(self, func: Any, name: str, args: tuple[Any, ...], results: Any, flops: int) -> None:
-        note = self.work.note_rest if self._phase in ("gradients", "optimizer") else self.work.note
-        note(func, name, args, results, flops, times())
 
     def _trains(self) -> bool:
         """Whether what is done now belongs to an optimizer step."""
