@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fitune import Fit, MemoryStrategy, ModelError, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,10 @@ class OffloadCheckpoints(Strategy):
     """Wraps the function that checkpoints a layer."""
 
     options: OffloadCheckpointsOptions
+
+    def plan(self, plan: Plan) -> Plan:
+        """Say that micro-batches cannot be replayed: copies are waited for, and go where there is room at the time."""
+        return replace(plan, unrecorded=plan.unrecorded or f"{NAME} waits for copies in the midst of a micro-batch")
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Wrap it. Raises `ModelError` if no layer is checkpointed."""
