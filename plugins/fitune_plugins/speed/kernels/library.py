@@ -60,8 +60,10 @@ def wide(x: Tensor) -> Tensor:
 
 def with_low(x: Tensor, low: Tensor | None, up_t: Tensor | None) -> Tensor:
     """`x [M, N] + low [M, R] @ up_t [R, N]`, in the wide type and not rounded."""
-    if low is None or up_t is None:
+    if not ranks(low, up_t):
         return wide(x)
+    assert low is not None
+    assert up_t is not None
     return wide(x) + wide(low) @ wide(up_t)
 
 

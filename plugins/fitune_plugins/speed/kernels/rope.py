@@ -79,7 +79,7 @@ def products_round(x: Tensor, cos: Tensor) -> bool:
 
 
 def _heads(x: Tensor, low: Tensor | None, up_t: Tensor | None, head_dim: int) -> Tensor:
-    return with_low(x, low, up_t).to(x.dtype).view(len(x), -1, head_dim)
+    return with_low(x, low, up_t).to(x.dtype).view(len(x), x.shape[1] // head_dim, head_dim)
 
 
 def _rows(table: Tensor, tokens: int) -> Tensor:

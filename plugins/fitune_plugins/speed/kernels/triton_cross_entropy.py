@@ -33,7 +33,15 @@ def _log1p(x):
 
 @triton.jit
 def _cross_entropy(
-    logits, labels, losses, V, logits_stride, labels_stride, cap, CAPPED: tl.constexpr, COLS: tl.constexpr
+    logits,
+    labels,
+    losses,
+    logits_stride,
+    labels_stride,
+    cap,
+    V: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COLS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     line = logits + row * logits_stride
@@ -76,7 +84,7 @@ def cross_entropy_(logits: Tensor, labels: Tensor, cap: float) -> Tensor:
         return losses
     cols = min(COLS, block(V))
     _cross_entropy[(N,)](
-        *(logits, labels, losses, V, logits.stride(0), labels.stride(0), cap, cap > 0, cols),
+        *(logits, labels, losses, logits.stride(0), labels.stride(0), cap, V, cap > 0, cols),
         num_warps=min(16, max(4, cols // 256)),
         enable_fp_fusion=False,
     )

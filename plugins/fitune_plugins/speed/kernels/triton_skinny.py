@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fitune_plugins.speed.kernels.triton_parts import block
+
 ROWS = 16
 """Rows of a program: the fewest that tensor cores take, so that rows of a few thousand tokens fill a card."""
 
@@ -33,28 +35,31 @@ def _launch(out: Tensor, x: Tensor, right: Tensor, scaling: float, *, add: bool)
     wide = x.dtype == torch.float32
     _skinny[(triton.cdiv(rows, ROWS),)](
         out, x, right, rows, depth, out.stride(0), x.stride(0), right.stride(0), scaling,
-        P=right.shape[0], ADD=add, ROWS=ROWS, DEPTH=64 if wide else DEPTH,
+        P=right.shape[0], COLUMNS=block(right.shape[0]), ADD=add, ROWS=ROWS, DEPTH=64 if wide else DEPTH,
         num_warps=4, num_stages=2 if wide else 4,
     )  # fmt: skip
 
 
 @triton.jit
 def _skinny(
-    out, x, right, rows, depth, out_stride, x_stride, right_stride, scaling,
-    P: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    out, x, right, rows, depth: tl.constexpr, out_stride, x_stride, right_stride, scaling,
+    P: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = tl.arange(0, P)
+    column = tl.arange(0, COLUMNS)  # a power of two, where P may be 48
+    wanted = column < P
     inside = row < rows
-    total = tl.zeros((ROWS, P), dtype=tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, depth, DEPTH):
         at = start + tl.arange(0, DEPTH)
         there = at < depth
         mine = tl.load(x + row[:, None] * x_stride + at[None, :], mask=inside[:, None] & there[None, :], other=0.0)
-        other = tl.load(right + column[None, :] * right_stride + at[:, None], mask=there[:, None], other=0.0)
+        other = tl.load(
+            right + column[None, :] * right_stride + at[:, None], mask=there[:, None] & wanted[None, :], other=0.0
+        )
         total = tl.dot(mine, other, total, input_precision="ieee")
     total *= scaling
     where = out + row[:, None] * out_stride + column[None, :]
     if ADD:
-        total += tl.load(where, mask=inside[:, None], other=0.0).to(tl.float32)
-    tl.store(where, total.to(out.dtype.element_ty), mask=inside[:, None])
+        total += tl.load(where, mask=inside[:, None] & wanted[None, :], other=0.0).to(tl.float32)
+    tl.store(where, total.to(out.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
