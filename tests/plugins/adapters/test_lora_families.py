@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -269,3 +270,19 @@ def test_dropout_of_experts_is_refused_in_words_and_that_of_layers_is_not() -> N
     model = attached("deepseek_v3", ("q_a_proj", "mlp.gate_proj", "shared_experts.up_proj"), dropout=0.1)
     drops = [cast(Any, layer).lora_dropout["default"].p for layer in adapters(model).values()]
     assert drops == [0.1] * 4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_equal_adapters_are_written_alike(family: str, tmp_path: Path) -> None:
+    """Whatever the order of `targets`, and of a set in this process, which peft would write as it comes."""
+    written = []
+    for number, targets in enumerate((["q_proj", "v_proj", "o_proj"], ["o_proj", "v_proj", "q_proj"])):
+        model = attached(family, tuple(targets))
+        config = cast(PeftModel, model).peft_config["default"].to_dict()
+        assert not [name for name, value in config.items() if isinstance(value, set) and len(value) > 1]
+        (record,) = ft_adapters()
+        directory = tmp_path / str(number)
+        record.save(model, directory)
+        written.append((directory / "adapter_config.json").read_bytes())
+    assert written[0] == written[1]
+    assert json.loads(written[0])["target_modules"] == ["o_proj", "q_proj", "v_proj"]
