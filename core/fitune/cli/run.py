@@ -27,11 +27,19 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
 @click.option("--force", is_flag=True, help="Run even if the forecast says that the card is too small.")
 @model_option
 @data_option
+@click.option("--timings", "timed", is_flag=True, help="Print how long each phase takes up to the first step.")
 @click.option("--keep-going", is_flag=True, help="Go on where the terminal or its connection is lost (SIGHUP).")
 @loading_switches
 @click.pass_obj
 def run_command(
-    settings: Settings, /, recipe: Path, overrides: Sequence[str], force: bool, keep_going: bool, **asked: Any
+    settings: Settings,
+    /,
+    recipe: Path,
+    overrides: Sequence[str],
+    force: bool,
+    timed: bool,
+    keep_going: bool,
+    **asked: Any,
 ) -> None:
     """Train as RECIPE says. On a GPU its memory is forecast first; a run that will not fit is refused.
 
@@ -44,15 +52,24 @@ def run_command(
     from fitune.cli.progress import Progress
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
+    from fitune.plugin.timings import Timings, process_begun
     from fitune.train.begin import begin
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
 
+    timings = Timings(begun=process_begun(), say=_say_phase if timed else None)
+    timings.done("imports")
     if keep_going:
         ignore_hangup()
     registry = settings.registry()
     start = start_of(recipe, registry, overrides, **asked)
+    timings.done("recipe")
     with lenient_output():
-        begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)
+        watch = Progress(Console()) if is_main_process() else UNWATCHED
+        begin(start, registry, force=force, watch=watch, timings=timings)
     if start.done:
         click.echo(f"{start.directory} is done: there is nothing to go on with")
+
+
+def _say_phase(phase: str, seconds: float) -> None:
+    click.echo(f"{seconds:8.2f} s  {phase}", err=True)

@@ -21,6 +21,7 @@ from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.registry import KINDS
 from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
+from fitune.plugin.timings import Timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,10 +90,14 @@ def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -
         return function(*arguments)
 
 
-def make_model(recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
+def make_model(
+    recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator, timings: Timings
+) -> PreTrainedModel:
     """The model with its adapter, changed by the strategies; what trains is equal in every process."""
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    model = prepared(strategies, adapted(recipe, strategies, base_model(recipe, plan, accelerator.device)))
+    base = base_model(recipe, plan, accelerator.device)
+    timings.done("weights")
+    model = prepared(strategies, adapted(recipe, strategies, base))
     if accelerator.num_processes > 1:
         broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
     return model

@@ -34,6 +34,7 @@ from fitune.plugin.events import MemoryForecast, Run, StopRequest
 from fitune.plugin.model import unwrapped
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan, Recorder
+from fitune.plugin.timings import Timings
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
@@ -90,10 +91,12 @@ def compose(
     resumed: int | None = None,
     evaluated: int = -1,
     stop: StopRequest | None = None,
+    timings: Timings | None = None,
 ) -> Parts:
     """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
     weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before, and
-    `evaluated` after how many the last evaluation; `stop` is what can ask the run to end.
+    `evaluated` after how many the last evaluation; `stop` is what can ask the run to end; `timings` notes what
+    takes how long.
 
     Raises the errors of `fitune.errors`.
     """
@@ -103,12 +106,15 @@ def compose(
     accelerator = make_accelerator()
     directory = broadcast_object_list([directory])[0]  # it may be named by the time
 
+    timings = timings or Timings()
+    timings.done("device")
     run_data = run_data or gather(recipe, watch)
+    timings.done("data")
     data, held_out = run_data.data, run_data.held_out
     if forecaster is not None:
         forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
-    model = make_model(recipe, strategies, plan, accelerator)
+    model = make_model(recipe, strategies, plan, accelerator, timings)
     plan = with_documents_apart(plan, recipe, model, data)
     run_data.must_be_known_to(model)
     behind = position_notices(recipe, run_data.context, model, data, held_out)
@@ -120,6 +126,7 @@ def compose(
 
     optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
     steps = _steps(recipe, plan, accelerator, len(data.rows))
+    timings.done("adapter")
     scheduler = cast(
         "LambdaLR",  # as all schedules are that a recipe can name
         get_scheduler(
@@ -148,7 +155,9 @@ def compose(
         resumed=resumed,
         evaluated=evaluated,
         stop=stop or StopRequest(),
+        timings=timings,
     )
+    timings.done("forecast")
     make_batches = batch_maker(recipe.stages, run_data.context)
     return Parts(
         run=run,

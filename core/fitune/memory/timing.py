@@ -38,8 +38,8 @@ class StepTime:
 def time_of(forecast: Forecast) -> StepTime:
     """How long a step of the run takes on its card."""
     pace, accumulation = Pace(forecast.card), forecast.trace.plan.accumulation
-    batches = forecast.shapes.training
-    seconds = forecast.trace.work.seconds(pace, traced=len(batches), accumulation=accumulation)
+    traced, batches = forecast.trace, forecast.shapes.training
+    seconds = traced.work.seconds(pace, traced=traced.micro_batches, accumulation=accumulation)
     tokens = sum(batch.input_ids.numel() for batch in batches) * accumulation // len(batches)
     return StepTime(seconds=seconds, tokens=tokens, rates=pace.origin.says)
 

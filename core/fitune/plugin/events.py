@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
+from fitune.plugin.timings import Timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,6 +96,8 @@ class Run:
     """After how many of them the last evaluation was made that need not be made again; -1 for none."""
     stop: StopRequest = field(default_factory=StopRequest)
     """Ask it, from any thread, and the run finishes its step, saves a checkpoint and ends."""
+    timings: Timings = field(default_factory=Timings)
+    """How long it took to its first step, by phases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -46,6 +47,8 @@ class StartRecord:
     ended: str | None = None
     """None while it is at work, or where it was killed."""
     how: Ending | None = None
+    phases: Mapping[str, Seconds] = field(default_factory=dict)
+    """Seconds to the first step, by phases, from the start of the process: imports, data, weights and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

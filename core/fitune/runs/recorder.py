@@ -15,6 +15,7 @@ from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Listener
+from fitune.plugin.timings import Timings
 from fitune.runs.json_lines import Complaints, finite
 from fitune.runs.layout import RECORD
 from fitune.runs.lines import read_metrics, until
@@ -61,11 +62,13 @@ class RecordFile:
         self._record: RunRecord | None = None
         self._start = self._written = 0.0
         self._before = 0.0
+        self._timings: Timings | None = None
         self._complaints = Complaints()
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
         """Begin the record, or go on with it."""
+        self._timings = run.timings
         self._directory, self._start = run.directory, self._clock()
         started = self._time()
         record = _begun(run, started)
@@ -91,6 +94,7 @@ class RecordFile:
             tokens=self._record.tokens + step.tokens,
             memory=_most(self._record.memory, step.memory),
         )
+        self._note_phases()
         if self._clock() - self._written >= EVERY:
             self._write()
 
@@ -126,6 +130,14 @@ class RecordFile:
             starts=(*before, replace(last, ended=ended, how=state)),
         )
         self._write()
+
+    def _note_phases(self) -> None:
+        """Once, with the first step."""
+        if self._timings is not None and self._record is not None and self._timings.phases:
+            phases = {name: round(seconds, 3) for name, seconds in self._timings.phases.items()}
+            *before, last = self._record.starts
+            self._change(starts=(*before, replace(last, phases=phases)))
+            self._timings = None
 
     def _change(self, **values: object) -> None:
         if self._record is not None:

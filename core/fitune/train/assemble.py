@@ -41,6 +41,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
         resumed=None if context.resume is None else context.position.step,
         evaluated=context.position.evaluated,
         stop=context.stop,
+        timings=context.timings,
     )
     context.compositions[-1] = Composition(
         recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines

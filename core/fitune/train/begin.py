@@ -10,6 +10,7 @@ from fitune.data.prepare import UNWATCHED, Watch
 from fitune.errors import RunError
 from fitune.memory.background import beside_run
 from fitune.plugin.registry import Registry
+from fitune.plugin.timings import Timings
 from fitune.runs.atomic import sweep
 from fitune.runs.links import must_not_lead_out
 from fitune.runs.lock import RunLock
@@ -17,7 +18,14 @@ from fitune.train.run import run
 from fitune.train.start import Start, make_directory, remove_if_empty
 
 
-def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch = UNWATCHED) -> Path:
+def begin(
+    start: Start,
+    registry: Registry,
+    *,
+    force: bool = False,
+    watch: Watch = UNWATCHED,
+    timings: Timings | None = None,
+) -> Path:
     """Train in the run's directory, which no other process may write to meanwhile; nothing, if the run is done. Gives
     that directory, which may have another name than `start` has if it was not named.
 
@@ -39,7 +47,7 @@ def begin(start: Start, registry: Registry, *, force: bool = False, watch: Watch
                 forecaster = stack.enter_context(
                     beside_run(third_party=registry.third_party, granted=granted, force=force)
                 )
-            run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume)
+            run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume, timings=timings)
     finally:
         remove_if_empty(made)
     return start.directory

@@ -23,7 +23,10 @@ def choose(context: RunContext) -> Composition:
         return Composition(recipe=chosen, lines=("as it was chosen when the run began",))
     planned(recipe, gpu=torch.cuda.is_available())  # what it names itself must be right before data are read
     context.run_data = gather(recipe, context.watch)
-    return fitted(recipe, context.registry, context.run_data)
+    context.timings.done("data")
+    found = fitted(recipe, context.registry, context.run_data)
+    context.timings.done("fit")
+    return found
 
 
 def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | None) -> Composition:

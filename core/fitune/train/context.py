@@ -14,6 +14,7 @@ from fitune.memory.fit.refit import Composition
 from fitune.plugin.events import Notice, StopRequest
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
+from fitune.plugin.timings import Timings
 from fitune.train.events import Events
 from fitune.train.keeper import Keeper
 from fitune.train.out_of_memory import OutOfMemory
@@ -35,6 +36,8 @@ class RunContext:
     resume: Resume | None = None
     """What is known of the run, where it goes on."""
     stop: StopRequest = field(default_factory=StopRequest)
+    timings: Timings = field(default_factory=Timings)
+    """To its first step."""
 
     position: Position = field(default_factory=Position)
     keeper: Keeper = field(init=False)

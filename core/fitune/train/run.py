@@ -17,9 +17,10 @@ from fitune.compose.parts import Forecaster, Parts
 from fitune.compose.processes import is_main_process, process_index
 from fitune.data.prepare import UNWATCHED, Watch
 from fitune.memory.fit.refit import Refitter, refitter_of
-from fitune.plugin.events import Notice, Run
+from fitune.plugin.events import Notice, Run, StepReport
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
+from fitune.plugin.timings import FIRST_STEP, Timings
 from fitune.runs.card import write_card
 from fitune.train.assemble import assemble
 from fitune.train.choose import choose, choose_again
@@ -44,15 +45,23 @@ def run(
     forecaster: Forecaster | None = None,
     refit: Refitter | None = None,
     resume: Resume | None = None,
+    timings: Timings | None = None,
 ) -> Run:
     """Train as the recipe says and save what was trained in `directory`; `watch` is told of data being prepared.
 
     A forecaster says what the run will take of the card, before its first step, and may refuse it; `refit` finds what
     to go on with where memory runs out all the same, in place of the search that `[memory] fit` makes on a GPU. With
-    `resume` the run in `directory` goes on from its newest checkpoint. Raises the errors of `fitune.errors`.
+    `resume` the run in `directory` goes on from its newest checkpoint; `timings` notes how long it takes to its first
+    step. Raises the errors of `fitune.errors`.
     """
     context = RunContext(
-        recipe=recipe, registry=registry, events=Events(registry), directory=directory, watch=watch, resume=resume
+        recipe=recipe,
+        registry=registry,
+        events=Events(registry),
+        directory=directory,
+        watch=watch,
+        resume=resume,
+        timings=timings or Timings(),
     )
     if refit is None and torch.cuda.is_available():
         refit = refitter_of(registry)
@@ -75,7 +84,9 @@ def _attempt(context: RunContext, forecaster: Forecaster | None, refit: Refitter
     context.position.doing = "loading"
     try:
         context.parts = assemble(context, forecaster)
+        context.timings.done("beginning the run")
         rehearse_run(context, context.parts)
+        context.timings.done("rehearsal")
         context.position.doing = ""
         train_run(context, context.parts)
         save_run(context, context.parts)
@@ -121,6 +132,8 @@ def train_run(context: RunContext, parts: Parts) -> None:
     """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
     with asked_by_signals(parts.run.stop, processes=parts.run.processes):
         for report in train(parts, context.position, context.keeper):
+            if isinstance(report, StepReport):
+                context.timings.done(FIRST_STEP)
             context.events.notify(parts.run, report)
     if not is_done(parts, context.position):
         raise context.keeper.interrupted(parts, context.position)
