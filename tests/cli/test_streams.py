@@ -60,7 +60,7 @@ def test_a_run_goes_on(forks: Forks, recipe: Path, plain: dict[str, Any], tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_fails_or_is_done_says_so_by_its_exit_code(
-    forks: Forks, recipe: Path, tmp_path: Path, kind: str
+    forks: Forks, recipe: Path, plain: dict[str, Any], tmp_path: Path, kind: str
 ) -> None:
     for given, code in ((str(recipe.parent / "plain"), 0), ("nothing.toml", 2), ("--nothing", 2)):
         ended = forks.run(["run", given], cwd=tmp_path, prepare=streams, out="", err=kind)

@@ -58,6 +58,8 @@ class Blow:
     phase: str | None = None
     """As this one begins for the `number`-th time."""
     number: int = 1
+    rank: int = 0
+    """Which of the processes."""
 
     @property
     def kind(self) -> str:
@@ -91,6 +93,12 @@ def strike(
 
     os.fsync = flushed  # type: ignore[assignment]
     sys.addaudithook(hook)
+
+
+def strike_together(board: memoryview, rank: int, processes: int, port: int, **blow: Any) -> None:
+    """Both `join` and `strike`."""
+    join(board, rank, processes, port)
+    strike(board, **blow)
 
 
 def join(board: memoryview, rank: int, processes: int, port: int) -> None:

@@ -2,8 +2,9 @@
 
 A chain is one run from its beginning to its end, with as many kills as befall it. Each start of it gets one blow, drawn
 from a seeded generator: SIGKILL at the n-th change of a file in the run's directory, after the n-th flush to the disk,
-or after so many seconds; the first ones fall in phases too short to be met by chance. `tests/train/test_faults.py`
-gives 200, in parts that may run side by side; more are given on demand:
+or after so many seconds; the first ones fall in phases too short to be met by chance. Of two processes that train
+together either is killed, and then the other, as launchers do. `tests/train/test_faults.py` gives 60 to one process and
+20 to two; more are given on demand:
 
     FT_FAULTS=2000 FT_SEED=7 pytest tests/train/test_faults.py
     python benchmarks/faults.py --kills 2000 --seed 7
@@ -11,10 +12,12 @@ gives 200, in parts that may run side by side; more are given on demand:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
 import signal
+import socket
 import statistics
 import time
 from collections import Counter
@@ -27,7 +30,7 @@ from fitune.checkpoint.manifest import damage
 from fitune.runs.atomic import is_left_over
 from fitune.runs.lock import LEFT_OVER
 from fitune.testing import write_recipe, write_tiny_data
-from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike
+from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike, strike_together
 from support.forked import Ended, Forks
 
 STEPS = 14
@@ -40,6 +43,8 @@ MOST = 30
 """Starts of a chain, after which it is left in peace."""
 AIMED = ("step", "checkpoint", "cleaning")
 """Phases that the first starts of the first chain are killed in, however few kills there are."""
+OF_SECOND = ("loading", "step", "evaluation", "checkpoint")
+"""Phases that the second of two processes is killed in; it changes few files."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,12 +52,17 @@ class Figures:
     """What came of a suite."""
 
     seed: int
+    processes: int = 1
     kills: int = 0
     starts: int = 0
     chains: int = 0
     phases: Counter[str] = field(default_factory=Counter)
     """In which a kill fell: how many."""
     kinds: Counter[str] = field(default_factory=Counter)
+    ranks: Counter[int] = field(default_factory=Counter)
+    """Which of the processes was killed first: how often."""
+    raw: list[dict[str, Any]] = field(default_factory=list)
+    """Each kill: its run, start, blow, phase and the steps that were saved by then."""
     went_back: list[int] = field(default_factory=list)
     """For each kill, the steps that were to be made again."""
     most_kills: int = 0
@@ -63,12 +73,14 @@ class Figures:
         """As JSON holds them."""
         return {
             "seed": self.seed,
+            "processes": self.processes,
             "kills": self.kills,
             "runs": self.chains,
             "starts": self.starts,
             "most_kills_of_a_run": self.most_kills,
             "kills_in": {phase: self.phases[phase] for phase in PHASES},
             "kills_by": dict(sorted(self.kinds.items())),
+            **({"kills_of_process": dict(sorted(self.ranks.items()))} if self.processes > 1 else {}),
             "steps_made_again": {"mean": round(statistics.mean(self.went_back), 2), "most": max(self.went_back)},
             "adapters_equal_to_the_bit": self.chains,
             "loss_curves_equal_to_the_bit": self.chains,
@@ -101,10 +113,11 @@ def write_fault_recipe(directory: Path, steps: int = STEPS) -> Path:
 class Suite:
     """One suite of kills, in a directory of its own."""
 
-    def __init__(self, forks: Forks, home: Path, *, kills: int, seed: int) -> None:
-        self.forks, self.home, self.kills, self.seed = forks, home, kills, seed
+    def __init__(self, forks: Forks, home: Path, *, kills: int, seed: int, processes: int = 1) -> None:
+        self.forks, self.home, self.kills, self.seed, self.processes = forks, home, kills, seed, processes
+        self.at_once = AT_ONCE if processes == 1 else 1
         self.recipe = write_fault_recipe(home / "recipe")
-        self.figures = Figures(seed=seed)
+        self.figures = Figures(seed=seed, processes=processes)
         self.plain: dict[str, Any] = {}
         """What came of a run that nothing disturbed."""
         self._most = (0, 0, 0.0)
@@ -115,14 +128,15 @@ class Suite:
         start = time.perf_counter()
         self.forks.learn(self.recipe)
         plain = self._start([self.recipe, "--out", self.home / "plain"], self.home / "plain")
-        ended = self.forks.wait(plain)
+        ended, *others = [self.forks.wait(child) for child in plain]
         assert ended.code == 0, ended.output
+        assert not any(other.code for other in others)
         self._most = (ended.board[OPERATIONS], ended.board[FLUSHES], ended.seconds)
         self.plain = outcome(self.home / "plain")
         at_work: list[tuple[Generator[int, Ended, None], int]] = []
         count = 0
         while at_work or self.figures.kills < self.kills:
-            while len(at_work) < AT_ONCE and self.figures.kills < self.kills:
+            while len(at_work) < self.at_once and self.figures.kills < self.kills:
                 chain = self._chain(count)
                 at_work.append((chain, next(chain)))
                 count += 1
@@ -149,13 +163,19 @@ class Suite:
             else:
                 blow = self._draw(draw, directory)
             where = f"seed {self.seed}, run {number}, start {starts}, {blow}"
-            ended = yield self._start(given, directory, blow)
+            children = self._start(given, directory, blow)
+            ended = yield children.pop(blow.rank)
+            for companion in children:
+                if ended.code != 0:
+                    self.forks.signal(companion, signal.SIGKILL)
+                yield companion
             self.figures.starts += 1
             if ended.code == 0:
                 break
             assert ended.code == -signal.SIGKILL, f"{where}: exit code {ended.code}: {ended.output[-3000:]}"
             kills += 1
             self._count(blow, ended, directory)
+            self.figures.raw[-1] |= {"run": number, "start": starts}
             must_be_sound(directory, self.plain, where)
             whole = (directory / "identity.json").exists() and draw.random() < 0.5
             given = [directory] if whole else [self.recipe, "--out", directory, "--resume"]
@@ -165,19 +185,25 @@ class Suite:
         self.figures.ended(kills)
         shutil.rmtree(directory)
 
-    def _start(self, given: list[str | Path], directory: Path, blow: Blow | None = None) -> int:
-        blow = blow or Blow()
-        return self.forks.start(
-            ["run", *given],
-            cwd=self.home,
-            prepare=strike,
-            kill_after=blow.after,
-            directory=str(directory),
-            operation=blow.operation,
-            flush=blow.flush,
-            phase=blow.phase,
-            number=blow.number,
-        )
+    def _start(self, given: list[str | Path], directory: Path, blow: Blow | None = None) -> list[int]:
+        """Start all processes, one of which gets the blow."""
+        port = free_port() if self.processes > 1 else 0
+        children = []
+        for rank in range(self.processes):
+            own = blow if blow is not None and blow.rank == rank else Blow()
+            values: dict[str, Any] = {
+                "directory": str(directory),
+                "operation": own.operation,
+                "flush": own.flush,
+                "phase": own.phase,
+                "number": own.number,
+            }
+            if self.processes > 1:
+                values |= {"rank": rank, "processes": self.processes, "port": port}
+            prepare = strike if self.processes == 1 else strike_together
+            child = self.forks.start(["run", *given], cwd=self.home, prepare=prepare, kill_after=own.after, **values)
+            children.append(child)
+        return children
 
     def _aimed(self, draw: random.Random, phase: str) -> Blow:
         """A blow in this phase; in any step of the first half, so that checkpoints are to come."""
@@ -187,6 +213,10 @@ class Suite:
         """A blow that falls, most likely, before the run is at its end: what is left of it may be little."""
         left = max(LEAST_LEFT, 1 - saved_steps(directory) / STEPS)
         operations, flushes, seconds = self._most
+        if self.processes > 1 and draw.random() < 0.4:
+            if draw.random() < 0.5:
+                return Blow(after=draw.uniform(0, (1 + left) / 2 * seconds), rank=1)
+            return Blow(phase=draw.choice(OF_SECOND), number=draw.randint(1, 3), rank=1)
         kind = draw.choices(("operation", "flush", "after"), (5, 2, 3))[0]
         if kind == "operation":
             return Blow(operation=draw.randint(1, round(left * operations)))
@@ -199,8 +229,20 @@ class Suite:
         figures.kills += 1
         figures.phases[PHASES[ended.board[PHASE]]] += 1
         figures.kinds[blow.kind] += 1
+        figures.ranks[blow.rank] += 1
         made = max((line["step"] for line in lines_of(directory) if line["event"] == "step"), default=0)
         figures.went_back.append(max(0, made - saved_steps(directory)))
+        drawn = {key: value for key, value in dataclasses.asdict(blow).items() if value is not None}
+        seen = {"phase_met": PHASES[ended.board[PHASE]], "steps_made": made, "steps_saved": saved_steps(directory)}
+        figures.raw.append({**drawn, **seen})
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def saved_steps(run: Path) -> int:

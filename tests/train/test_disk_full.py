@@ -16,8 +16,11 @@ import pytest
 
 from fitune.checkpoint.files import places
 from fitune.checkpoint.manifest import damage
+from fitune.runs.identity import write_identity
+from fitune.runs.provenance import write_environment, write_recipe
 from fitune.train import loop
 from fitune.train.save import save
+from fitune.train.start import make_directory
 from support.blows import MEANS, deny
 from support.fault_suite import lines_of, outcome, write_fault_recipe
 from support.forked import Ended, Forks
@@ -129,6 +132,22 @@ def test_neither_can_the_last_checkpoint(disk: Disk, plain: dict[str, Any]) -> N
         shutil.rmtree(place)
     assert disk.steps() == [3, 4]
     disk.go_on()
+    disk.must_equal(plain)
+
+
+@pytest.mark.parametrize("at", [make_directory, write_identity, write_environment, write_recipe])
+def test_the_very_first_file(disk: Disk, recipe: Path, plain: dict[str, Any], at: Function) -> None:
+    """One of those that a run begins with: it ends in a line, and the same command begins again once there is room."""
+    ended = disk.start(at, 1)
+    assert ended.code == 2
+    if disk.means == "forbidden":  # files can be written, and no checkpoint
+        disk.must_tell(ended, f"error: {disk.run / 'adapter'} could not be written: {disk.cause}")
+        shutil.rmtree(disk.run)
+    else:
+        disk.must_tell(ended, f"could not be written: {disk.cause}. Nothing is lost. Mend that, or give another --out")
+    (disk.place / "filler").unlink(missing_ok=True)
+    again = disk.forks.run(["run", recipe, "--out", disk.run, "--resume"], cwd=disk.cwd)
+    assert again.code == 0, again.output
     disk.must_equal(plain)
 
 

@@ -5,6 +5,7 @@ It is kept in the run's directory as one file, `identity.json`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -70,12 +71,12 @@ class Difference:
 def read_identity(run: Path) -> Identity | None:
     """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
     try:
-        identity = Identity(**read_json(run / IDENTITY))
+        identity = Identity(**_as_written(read_json(run / IDENTITY)))
         _must_be_sound(identity)
         return replace(identity, recipe=translated(identity.recipe))  # it may be of 0.1
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{run / IDENTITY} cannot be read: {error}. Start the run anew, with another --out") from error
 
 
@@ -99,7 +100,20 @@ def _must_be_sound(identity: Identity) -> None:
 
 def write_identity(run: Path, identity: Identity) -> None:
     """Keep it. Raises `OSError`."""
-    write_file(run / IDENTITY, json.dumps(asdict(identity), indent=1) + "\n")
+    values = asdict(identity)
+    write_file(run / IDENTITY, json.dumps({**values, "sha256": _digest_of(values)}, indent=1) + "\n")
+
+
+def _as_written(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, which must have the digest that was written with them; older runs have none. Raises `ValueError`."""
+    said = values.pop("sha256", None)
+    if said != _digest_of(values) and (said is not None or values.get("place") is not None):
+        raise ValueError("it is not what was written (its SHA-256 differs)")
+    return values
+
+
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
