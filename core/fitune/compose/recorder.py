@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -100,6 +101,7 @@ class CudaRecorder(NoRecorder):
         self.length, self.pin_memory, self.more_targets = length, pin_memory, more_targets
         self.model = model
         self._pool: Any = None
+        self._release: Callable[[], object] = _nothing
         self._stream: Any = None
         self._tensors: list[Place] = []
         """Where all tensors of the model were when something was last recorded; empty while nothing is."""
@@ -171,17 +173,19 @@ class CudaRecorder(NoRecorder):
     def close(self) -> None:
         """Give up the pool, and give back to the device what was in it."""
         torch.cuda.synchronize(self.index)
-        if self._pool is not None:
-            torch._C._cuda_releasePool(self.index, self._pool)
+        self._release()
         self._pool, self._tensors, self._stale = None, [], False
         torch.cuda.empty_cache()
 
     def _open(self) -> tuple[Any, Any]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            # Held by this one use, which is not given back before `close`.
+            # Held by this one use, which ends at `close`, or with this object.
             torch._C._cuda_beginAllocateCurrentStreamToPool(self.index, self._pool)
             torch._C._cuda_endAllocateToPool(self.index, self._pool)
+            release = weakref.finalize(self, torch._C._cuda_releasePool, self.index, self._pool)
+            release.atexit = False
+            self._release = release
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.index)
         return self._pool, self._stream
@@ -221,6 +225,10 @@ class CudaRecorder(NoRecorder):
         fresh = torch.Generator(device=self.device)
         fresh.set_state(state)
         torch.cuda.default_generators[self.index].graphsafe_set_state(fresh)
+
+
+def _nothing() -> None:
+    """Where there is no pool to be released."""
 
 
 @contextlib.contextmanager

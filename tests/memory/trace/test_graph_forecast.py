@@ -51,9 +51,11 @@ def test_what_micro_batches_take_is_of_the_pool_and_all_else_is_not(plain: Forec
                        "cuBLAS workspace", "kernel scratch", "saved activations"}  # fmt: skip
     assert {block.phase for block in log.blocks if block.apart} == {"forward", "loss", "backward", "gradients"}
     static = [block for block in log.blocks if not block.apart and block.kind == "saved activations"]
-    assert {(block.shape, block.dtype) for block in static} <= {((2, 512), "int64"), ((), "float32")}, (
-        "where batches are copied to, and the sum of losses"
-    )
+    assert {(block.shape, block.dtype) for block in static} <= {
+        ((2, 512), "int64"),
+        ((), "float32"),
+        ((1,), "int64"),
+    }, "where batches are copied to, the sum of losses, and the generator's seed and offset"
     kept = [block for block in log.blocks if block.kind == "gradients" and block.dtype == "float32"]
     assert {block.step for block in kept} == {1}, "gradients of masters stay from the first step on"
     assert all(not block.apart for block in kept)

@@ -129,10 +129,9 @@ def test_it_says_where_it_has_no_effect() -> None:
 # --------------------------------------------------------------------------------------------------------------- shapes
 def test_rows_have_few_lengths_and_numbers_of_targets() -> None:
     shapes = Shapes(length=2048, more_targets=True)
-    found = {shape_of(shapes.padded(batch)) for batch in _rows(*range(3, 2048, 5), 2048)}
-    lengths = {dict(shape[:-2])["input_ids"][1] for shape in found}  # type: ignore[call-overload]
-    assert lengths == set(range(128, 2049, 128))
-    assert len(found) <= 16 * 4
+    padded = [shapes.padded(batch) for batch in _rows(*range(3, 2048, 5), 2048)]
+    assert {batch.input_ids.shape[1] for batch in padded} == set(range(128, 2049, 128))
+    assert len({shape_of(batch) for batch in padded}) <= 16 * 4
     exact = Shapes(length=2048, more_targets=False)
     assert [exact.padded(batch).targets for batch in _rows(100, 2048)] == [99, 2047]
     assert [shapes.padded(batch).targets for batch in _rows(3, 2048)] == [127, 2047], "no more than there can be"

@@ -23,6 +23,8 @@ class TracedRecorder(NoRecorder):
         self.device = device
         self.length, self.more_targets = length, takes_more_targets(plan)
         self._tracer = tracer
+        self._generator: list[Tensor] = []
+        """What torch's generator keeps on the card for graphs: a seed, and an offset."""
 
     def apart(self, compute: Callable[[], Tensor]) -> Tensor:
         """Compute in the pool; `against` says what a run would see."""
@@ -38,6 +40,8 @@ class TracedRecorder(NoRecorder):
 
     def record(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Compute in the pool, as a recording takes the same memory; what replays it takes none."""
+        if not self._generator:
+            self._generator = [torch.empty(1, dtype=torch.int64, device=self.device) for _ in range(2)]
         self._tracer.log.release(EMPTY_CACHE)  # as `torch.cuda.graph` begins
         with self._in_pool():
             loss = compute()
