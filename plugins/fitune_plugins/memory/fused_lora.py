@@ -53,8 +53,10 @@ def is_plain(layer: LoraLayer) -> bool:
     if len(names) != 1 or layer.lora_variant or layer.lora_bias[names[0]] or getattr(layer, "fan_in_fan_out", False):
         return False
     base: Any = layer.get_base_layer()
+    adapter = layer.lora_A[names[0]].weight.dtype
     computes = base.weight.dtype if base.weight.is_floating_point() else base.compute_dtype
-    return bool(layer.lora_A[names[0]].weight.dtype == computes)
+    in_8_bits = base.weight.is_floating_point() and base.weight.element_size() == 1  # `fp8`, which computes in any
+    return bool(adapter == computes or in_8_bits)
 
 
 @hookimpl

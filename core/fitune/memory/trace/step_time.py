@@ -58,6 +58,8 @@ class Work:
     rest: Counter[Operation] = field(default_factory=Counter)
     backward: int = 0
     """Operations of micro-batches that a backward pass launches."""
+    own: int = 0
+    """Operations of ours (`fitune.`) among them: Triton kernels, each with some Python around it."""
     listed: int = 0
     """Tensors in the lists that operations of the rest are given: a fused optimizer looks at each."""
     moved: int = 0
@@ -78,6 +80,7 @@ class Work:
         else:
             self.micro[operation] += times
             self.backward += times if phase == "backward" else 0
+            self.own += times if name.startswith("fitune.") else 0
 
     def seconds(self, card: Card | Pace, *, traced: int, accumulation: int) -> Seconds:
         """Of a step of `accumulation` micro-batches, of which `traced` were counted."""
@@ -86,6 +89,7 @@ class Work:
         micro, rest = (_on_card(work, pace) for work in (self.micro, self.rest))
         behind = max(rest, self.rest.total() * pace.forward + self.listed * pace.listed)
         launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
+        launches += self.own * pace.own
         if self.graphs:
             launches = traced * pace.forward
         moving = self.moved / pace.link
