@@ -36,6 +36,9 @@ class StoredQuantization:
     """Whether a loaded model is plain already, or becomes so by `PreTrainedModel.dequantize`: what a merge needs."""
     rounds_inputs: bool = False
     """Whether its layers round their inputs to 8 bits, so that the same weights, dequantised, say something else."""
+    reading: float = 0.0
+    """Bytes a weight that reading the largest of its tensors takes of the card beside that tensor, where its weights
+    become plain ones as they are read."""
     notice: str = ""
     """What the user should know, printed before the run."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ from fitune import Lever, ModelError, ModelLoader, Problem, Recipe, hookimpl
 from fitune_plugins.loaders.fingerprint import of_directory, of_hub
 from fitune_plugins.loaders.quantized import (
     arguments_for,
+    dequantises,
     make_trainable,
     problems,
     stored,
@@ -81,18 +83,19 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
 
     must_name_no_kernel(source, arguments)
     plain = arguments_for(source, arguments)
-    before = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
-        model, found = load(
-            source,
-            dtype=getattr(torch, dtype),
-            device_map={"": device},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            **{"trust_remote_code": False, **plain, **arguments},
-        )
+        # Threads would lay quantised weights on the card faster than they become plain ones there.
+        one_by_one = {"HF_DEACTIVATE_ASYNC_LOAD": "1"} if dequantises(plain) else {}
+        with _environment({"DISABLE_SAFETENSORS_CONVERSION": "1", **one_by_one}):
+            model, found = load(
+                source,
+                dtype=getattr(torch, dtype),
+                device_map={"": device},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **{"trust_remote_code": False, **plain, **arguments},
+            )
     except pickle.UnpicklingError as error:
         # torch's own message tells how to switch the safe unpickler off: not here.
         raise ModelError(
@@ -101,11 +104,6 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
         ) from error
     except Exception as error:  # safetensors, the hub's client and torch each raise kinds of their own
         raise ModelError(f"the model {source} cannot be loaded: {_cause(error)}") from error
-    finally:
-        if before is None:
-            del os.environ["DISABLE_SAFETENSORS_CONVERSION"]
-        else:
-            os.environ["DISABLE_SAFETENSORS_CONVERSION"] = before
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source} is an adapter, whose base no recipe names. Merge it into its base, and load that")
     wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *_misshapen(model)})
@@ -118,6 +116,21 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
     if "gguf_file" not in arguments:
         make_trainable(model, getattr(torch, dtype), plain=bool(plain))
     return model
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the process' environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _misshapen(model: PreTrainedModel) -> Iterable[str]:

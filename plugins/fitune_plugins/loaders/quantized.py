@@ -12,13 +12,13 @@ import functools
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
 from fitune_plugins.loaders.packed_shapes import pack_shapes
+from fitune_plugins.loaders.quantization_methods import Method, Values, key_of, method_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,65 +29,6 @@ KEY = "quantization_config"
 
 TRAINABLE = "auto_trainable"
 """What asks GPTQModel for layers that have a gradient."""
-
-Values = Mapping[str, Any]
-"""What a model's configuration says of its quantisation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A way to quantise a checkpoint."""
-
-    name: str
-    """What users call it."""
-    packages: tuple[tuple[str, str], ...] = ()
-    """What it needs: each module, and what pip installs it by."""
-    plain: bool = False
-    """Whether weights are dequantised as they are read."""
-    built: bool = False
-    """Whether a model without values can get its layers, and be dequantised when it has values."""
-    packed: bool = False
-    """Whether a model without values gets layers that stand for those of its package, which must be asked for layers
-    that have a gradient."""
-    rounds_inputs: bool = False
-    """Whether its layers round their inputs to 8 bits, too."""
-
-
-BITSANDBYTES = (("bitsandbytes", "'fitune[bitsandbytes]'"),)
-
-METHODS = {
-    "bitsandbytes_4bit": Method(name="bitsandbytes, 4 bits", packages=BITSANDBYTES, built=True),
-    "bitsandbytes_8bit": Method(name="bitsandbytes, 8 bits", packages=BITSANDBYTES, built=True, rounds_inputs=True),
-    "gptq": Method(name="GPTQ", packages=(("optimum", "optimum"), ("gptqmodel", "gptqmodel")), packed=True),
-    "awq": Method(name="AWQ", packages=(("gptqmodel", "gptqmodel"),), packed=True),
-    "auto-round": Method(name="AutoRound", packages=(("auto_round", "auto-round"),)),
-    "aqlm": Method(name="AQLM", packages=(("aqlm", "'aqlm[gpu,cpu]'"),)),
-    "hqq": Method(name="HQQ", packages=(("hqq", "hqq"),)),
-    "quanto": Method(name="quanto", packages=(("optimum.quanto", "optimum-quanto"),)),
-    "quark": Method(name="Quark", packages=(("quark", "amd-quark"),)),
-    "spqr": Method(name="SpQR", packages=(("spqr_quant", "'spqr_quant[gpu]'"),)),
-    "torchao": Method(name="torchao", packages=(("torchao", "torchao"),)),
-    "vptq": Method(name="VPTQ", packages=(("vptq", "vptq"),)),
-    "compressed-tensors": Method(
-        name="compressed-tensors", packages=(("compressed_tensors", "compressed-tensors"),), plain=True
-    ),
-    "fp8": Method(name="FP8", plain=True),
-    "mxfp8": Method(name="MXFP8", plain=True),
-    "mxfp4": Method(name="MXFP4", plain=True),
-}
-"""By what transformers calls it. Others that it knows stay quantised, too."""
-
-
-def method_of(values: Values) -> Method:
-    """How a checkpoint is quantised."""
-    return METHODS.get(_key(values), Method(name=_key(values)))
-
-
-def _key(values: Values) -> str:
-    for bits in (8, 4):
-        if values.get(f"load_in_{bits}bit"):
-            return f"bitsandbytes_{bits}bit"
-    return str(values.get("quant_method", "without a name"))
 
 
 def values_in(config: Values) -> Values | None:
@@ -148,6 +89,7 @@ def stored(id: str | None, path: Path | None, revision: str, dtype: str) -> Stor
         kept=not method.plain,
         dequantizes=method.plain or method.built,
         rounds_inputs=method.rounds_inputs,
+        reading=method.reading[dtype == "float32"],
         notice=notice,
     )
 
@@ -169,11 +111,16 @@ def arguments_for(source: str, arguments: Mapping[str, Any]) -> dict[str, Quanti
         return {}
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-    kind: Any = AUTO_QUANTIZATION_CONFIG_MAPPING[_key(values)]
+    kind: Any = AUTO_QUANTIZATION_CONFIG_MAPPING[key_of(values)]
     if method.packed:  # by itself, GPTQModel takes its fastest layers, which have no gradient
         own = values.get("backend") in (None, "auto", "autoawq")
         return {KEY: kind.from_dict({**values, "backend": TRAINABLE})} if own else {}
     return {KEY: kind.from_dict({**values, "dequantize": True})}
+
+
+def dequantises(arguments: Mapping[str, Any]) -> bool:
+    """Whether transformers is told, by what `arguments_for` gives, to make plain weights of quantised ones."""
+    return bool(getattr(arguments.get(KEY), "dequantize", False))
 
 
 def make_trainable(model: PreTrainedModel, dtype: torch.dtype, *, plain: bool) -> None:

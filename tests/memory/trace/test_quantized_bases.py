@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from fitune import ModelError
 from fitune.compose.model import base_model, built, planned
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import forecast, margin_of
 from fitune.memory.trace.meta import tensors_of
+from fitune.memory.trace.run import DEQUANTISED
+from fitune.memory.trace.tracer import Tracer
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
+from fitune_plugins.loaders.quantization_methods import METHODS
 from support.quantized import write
 from support.traces import shapes
 
@@ -79,3 +88,60 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, kind: str, monkeypat
     monkeypatch.setattr("fitune_plugins.loaders.quantized._is_there", lambda module: False)
     with pytest.raises(ModelError, match=r"cannot be forecast: its quantiser needs the package \w+, .* pip install"):
         built(recipe)
+
+
+def _taken(make: Callable[..., Tensor], *given: Tensor) -> int:
+    """Bytes that are taken at most beside the result, what is given included."""
+    tracer = Tracer(None, scratch={}, cublas_workspace=1, on_card=lambda tensor: tensor.device.type == "cpu")
+    tracer.enter("load", 0)
+    for tensor in given:
+        tracer.adopt(tensor)
+    with tracer:
+        result = make(*given).nbytes
+    now = most = 0
+    for number in tracer.log.events:
+        now += tracer.log.blocks[abs(number) - 1].bytes * (1 if number > 0 else -1)
+        most = max(most, now)
+    return most - result
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dequantising_takes_what_is_said(dtype: torch.dtype) -> None:
+    """By transformers' own functions, beside what they make."""
+    stored, scales = torch.zeros(256, 512, dtype=torch.float8_e4m3fn), torch.ones(2, 4)
+    fp8 = _taken(lambda *given: Fp8Dequantize(None)._dequantize_one(*given, dtype), stored, scales)
+    assert METHODS["fp8"].reading[dtype == torch.float32] * stored.numel() == pytest.approx(fp8, rel=0.01)
+    blocks, scales = (torch.zeros(4, 256, *rest, dtype=torch.uint8) for rest in ((16, 16), (16,)))
+    mxfp4 = _taken(lambda *given: convert_moe_packed_tensors(*given, dtype=dtype), blocks, scales)
+    assert METHODS["mxfp4"].reading[dtype == torch.float32] * 2 * blocks.numel() == pytest.approx(mxfp4, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("fp8", 9), ("mxfp4", 3.66), ("4bit", 0)])
+def test_what_is_dequantised_as_it_is_read_is_forecast(tmp_path: Path, kind: str, share: float) -> None:
+    """For the largest of its tensors, behind all weights: neither the embeddings nor the head is one of them."""
+    recipe = _read(tmp_path / "recipe", kind, "model.dtype='bfloat16'")
+    blocks = forecast(recipe, shapes(recipe), A10G).trace.log.blocks
+    model = built(recipe)
+    ends = ("embed_tokens.weight", "lm_head.weight")
+    largest = max(p.numel() for name, p in model.named_parameters() if not name.endswith(ends))
+    found = [block.bytes for block in blocks if block.operation == DEQUANTISED]
+    assert found == ([int(share * largest)] if share else [])
+
+
+@pytest.mark.parametrize(("kind", "alone"), [("fp8", "1"), ("4bit", None)])
+def test_what_is_dequantised_is_read_one_by_one(
+    tmp_path: Path, kind: str, alone: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By threads, quantised weights would lie on a card long before they become plain ones."""
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
+    recipe, seen = _read(tmp_path / "recipe", kind), list[str | None]()
+    load: Any = AutoModelForCausalLM.from_pretrained
+
+    def watched(*given: Any, **named: Any) -> Any:
+        seen.append(os.environ.get("HF_DEACTIVATE_ASYNC_LOAD"))
+        return load(*given, **named)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    base_model(recipe, planned(recipe, gpu=False)[1], torch.device("cpu"))
+    assert seen == [alone]
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ

@@ -22,7 +22,8 @@ from fitune.plugin.model import unwrapped
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from fitune.train.run import run
-from fitune_plugins.loaders.quantized import METHODS, method_of, values_in
+from fitune_plugins.loaders.quantization_methods import METHODS, method_of
+from fitune_plugins.loaders.quantized import values_in
 from support.quantized import held_out, say, write
 from support.resuming import Stopper
 from support.tiny import losses, parts_of

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 STEPS = 2
 
 WARM_UP = "transformers' warm-up of the allocator"
+DEQUANTISED = "a weight that is dequantised as it is read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ def follow(
     tracer.enter("load", 0)
     tracer.last_step = STEPS
     with tracer:
-        _load(model, tracer)
+        _load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading)
         model = prepared(strategies, model)
         isolate(model)
         trainables = _trainables(recipe, model, tracer)
@@ -167,9 +168,10 @@ def follow(
     return step, computed
 
 
-def _load(model: PreTrainedModel, tracer: Tracer) -> None:
+def _load(model: PreTrainedModel, tracer: Tracer, reading: float) -> None:
     """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
-    it back to the caching allocator, which then serves every tensor from it.
+    it back to the caching allocator, which then serves every tensor from it. The largest of those that are dequantised
+    as they are read takes `reading` bytes more a weight for a while; here, it comes last.
     """
     of_adapter = {id(p) for p in model.parameters() if p.requires_grad} if _adapts(model) else set()
     tensors = list(tensors_of(model))
@@ -177,9 +179,20 @@ def _load(model: PreTrainedModel, tracer: Tracer) -> None:
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in base}
     tracer.log.pass_through(Block(sum(storages.values()), "weights", "load", WARM_UP, ""))
     gc.collect()
-    for tensor in (*base, *(tensor for tensor in tensors if id(tensor) in of_adapter)):
+    for tensor in base:
+        tracer.adopt(tensor)
+    if reading:
+        tracer.log.pass_through(Block(int(reading * _largest(model)), "kernel scratch", "load", DEQUANTISED, ""))
+    for tensor in (tensor for tensor in tensors if id(tensor) in of_adapter):
         tracer.adopt(tensor)
     tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
+
+
+def _largest(model: PreTrainedModel) -> int:
+    """Weights of the largest tensor but the embeddings and the head, which no checkpoint has quantised."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    apart = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    return max((p.numel() for p in model.parameters() if id(p) not in apart), default=0)
 
 
 def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
