@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from transformers import get_scheduler
 
 from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
 from fitune.compose.dialogue import dialogue_of, end_as_trained
@@ -127,15 +126,7 @@ def compose(
     optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
     steps = _steps(recipe, plan, accelerator, len(data.rows))
     timings.done("adapter")
-    scheduler = cast(
-        "LambdaLR",  # as all schedules are that a recipe can name
-        get_scheduler(
-            recipe.train.schedule,
-            optimizer,
-            num_warmup_steps=recipe.train.warmup_steps,
-            num_training_steps=steps,
-        ),
-    )
+    scheduler = _scheduler(recipe, optimizer, steps)
     run = Run(
         recipe=recipe,
         directory=directory,
@@ -171,6 +162,19 @@ def compose(
         run_data=run_data,
         dialogue=dialogue,
     )
+
+
+def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """Of the learning rate. What it is imported from imports peft, which the adapter knows better how to."""
+    from transformers import get_scheduler
+
+    found = get_scheduler(
+        recipe.train.schedule,
+        optimizer,
+        num_warmup_steps=recipe.train.warmup_steps,
+        num_training_steps=steps,
+    )
+    return cast("LambdaLR", found)  # as all schedules are that a recipe can name
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from fitune import ModelError
+from fitune_plugins.adapters.lora_imports import without_bitsandbytes
 from fitune_plugins.adapters.lora_places import plain_modules
 from fitune_plugins.adapters.lora_targets import Targets
 
@@ -28,6 +29,13 @@ LENGTHS = (1, 2, 3)
 
 def wrap(model: PreTrainedModel, targets: Targets, *, r: int, alpha: float, dropout: float, float32: bool) -> PeftModel:
     """The model with adapters on these layers, all else frozen. Raises `ModelError`."""
+    with without_bitsandbytes():
+        return _wrapped(model, targets, r=r, alpha=alpha, dropout=dropout, float32=float32)
+
+
+def _wrapped(
+    model: PreTrainedModel, targets: Targets, *, r: int, alpha: float, dropout: float, float32: bool
+) -> PeftModel:
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
