@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ MAMBA: Json = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mam
 MORE: dict[str, Json] = {
     **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h"), MAMBA),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LATENT),
-    **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
-    **dict.fromkeys(("cwm", "modernbert-decoder"), {"bos_token_id": 1}),
+    **{name: {"rotary_dim": 8} for name in ("codegen", "gptj")},
+    **{name: {"bos_token_id": 1} for name in ("cwm", "modernbert-decoder")},
     "dots1": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -163,8 +163,8 @@ def resume(home: Path) -> None:
         raise RuntimeError("the adapter is another than that of the run that was not stopped")
 
 
-def tried(name: str) -> Json:
-    """One family, every verb."""
+def tried(name: str, verbs: Sequence[str] = VERBS) -> Json:
+    """One family, with these verbs."""
     warnings.simplefilter("ignore")
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     row: Json = {"family": name}
@@ -183,7 +183,7 @@ def tried(name: str) -> Json:
             "merge": lambda: ft("merge", home / "whole", "--to", home / "merged", "--dtype", "float32"),
             "generate": lambda: ft("generate", home / "whole", "--prompt", "Count.", "--max-new-tokens", 3),
         }
-        for verb in VERBS:
+        for verb in verbs:
             start = time.perf_counter()
             try:
                 steps[verb]()
@@ -193,6 +193,17 @@ def tried(name: str) -> Json:
                 row[verb] = text[:400] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text[:300]}"
             row.setdefault("seconds", {})[verb] = round(time.perf_counter() - start, 1)
     return row
+
+
+def merged(before: list[Json], now: list[Json]) -> list[Json]:
+    """Rows with what was found now in the place of what was before, verb by verb; sorted by family."""
+    rows = {row["family"]: row for row in before}
+    for row in now:
+        old = rows.get(row["family"], {})
+        seconds = {**old.get("seconds", {}), **row.get("seconds", {})}
+        kept = {key: value for key, value in old.items() if key != "not made"}
+        rows[row["family"]] = {**kept, **row, "seconds": seconds} if "not made" not in row or not kept else old
+    return [rows[name] for name in sorted(rows)]
 
 
 def families() -> list[str]:
@@ -207,14 +218,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--only", nargs="*", help="families in place of all")
+    parser.add_argument("--verbs", nargs="*", choices=VERBS, default=VERBS, help="some alone: the rest stays in --out")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--minutes", type=float, default=60, help="wait no longer for what is not done")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     start, rows = time.perf_counter(), []
-    pool = context.Pool(asked.processes, maxtasksperchild=1)
-    jobs = [(name, pool.apply_async(tried, (name,))) for name in asked.only or families()]
+    pool = context.Pool(asked.processes, maxtasksperchild=1 if "run" in asked.verbs else 30)
+    jobs = [(name, pool.apply_async(tried, (name, asked.verbs))) for name in asked.only or families()]
     for name, job in jobs:
         left = 60 * asked.minutes - (time.perf_counter() - start)
         try:
@@ -224,14 +236,20 @@ def main() -> None:
                 {"family": name, "not made": f"{type(error).__name__}: no time was left, or it ended its process"}
             )
         print(json.dumps(rows[-1]), flush=True)
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {}
+    rows = merged(before.get("rows", []), rows) if asked.only or asked.verbs != VERBS else rows
     made = [row for row in rows if "not made" not in row]
-    about = {
-        "command": "python benchmarks/families.py",
+    now = {
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "only": asked.only or "all",
+    }
+    about = {
+        "command": "python benchmarks/families.py",
+        "swept": [*before.get("swept", []), {"verbs": [*asked.verbs], **now}],
         "families": len(rows),
         "made": len(made),
-        **{verb: sum(row[verb] == "ok" for row in made) for verb in VERBS},
+        **{verb: sum(row.get(verb) == "ok" for row in made) for verb in VERBS},
     }
     text = json.dumps(about, indent=1).removesuffix("\n}") + ',\n "rows": [\n'
     asked.out.write_text(text + ",\n".join(map(json.dumps, rows)) + "\n]}\n", encoding="utf-8")
