@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +178,16 @@ def test_low_rank_parts_that_cannot_be_added() -> None:
         kernels.gated(x, x, torch.zeros(2, 4), torch.zeros(3, 8), None, None, "silu")
     with pytest.raises(ValueError, match="at most 16"):
         kernels.gated(x, x, torch.zeros(2, wide), torch.zeros(wide, 8), None, None, "silu")
+
+
+def test_a_second_copy_of_the_package_has_the_first_s_operations() -> None:
+    spec = importlib.util.spec_from_file_location("somebody_s_norm", Path(kernels.__file__).parent / "norm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert copy.norm is not kernels.norm
+    assert copy._norm is torch.ops.fitune.norm.default
 
 
 def test_an_activation_that_is_not_known() -> None:

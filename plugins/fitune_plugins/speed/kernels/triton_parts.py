@@ -1,7 +1,9 @@
 """What the Triton kernels share: low-rank parts, norms, activations, and how launches are sized.
 
 All are launched with `enable_fp_fusion=False`: what is rounded between a product and a sum does not hang on what stands
-around it, so that a result made again in the backward direction is the forward's, to the bit.
+around it, so that a result made again in the backward direction is the forward's, to the bit. And none keeps anything
+in global memory between two looks at it: Triton sets barriers for shared memory alone, and threads that read what
+others of their program have stored may find what was there before.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
