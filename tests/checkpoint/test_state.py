@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,47 @@ def test_dropout_layers_draw_as_before(tmp_path: Path) -> None:
     expected = losses_of(train(other))
     restore(parts, state)
     assert losses_of(train(parts)) == expected
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_state_lies_as_its_parameter_does(recipe_path: Path, fused: bool, tmp_path: Path) -> None:
+    """Files hold dense rows; a fused step pairs the numbers of a parameter and its state by where they lie."""
+    from fitune.checkpoint.encoding import decode, encode
+
+    turned = [MemoryStrategy(name="turned", summary="x", options=NoOptions, make=lambda _: _Turned(fused=fused))]
+
+    class Plugin:
+        @hookimpl
+        def ft_memory_strategies(self) -> Iterable[MemoryStrategy[NoOptions]]:
+            return turned
+
+    overrides = ["train.steps=6", 'memory.strategy=[{use="turned"}]']
+    first = parts_of(recipe_path, *overrides, plugins=[Plugin()])
+    state, expected = _state_after(first, 3)
+    stored: dict[str, Tensor] = {}
+    told = encode(state.optimizer, stored, "optimizer")
+    read = replace(state, optimizer=decode(told, stored))
+    second = parts_of(recipe_path, *overrides, plugins=[Plugin()])
+    restore(second, read)
+    states = second.step.optimizer.state
+    lies = [(m.stride(), *(states[m][key].stride() for key in ("exp_avg", "exp_avg_sq"))) for m in states]
+    assert all(len(set(strides)) == 1 for strides in lies)
+    assert any(strides[0][0] == 1 and strides[0][1] > 1 for strides in lies)
+    assert losses_of(train(second, Position(3))) == expected
+    assert_same(values_of(second), values_of(first))
+
+
+class _Turned(Strategy):
+    """Adapters whose matrices lie the other way round, as those of `fast-layers` do."""
+
+    def __init__(self, *, fused: bool) -> None:
+        self.fused = fused
+
+    def prepare(self, model: Any) -> Any:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                parameter.data = parameter.data.t().contiguous().t()
+        return model
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=self.fused)

@@ -125,14 +125,21 @@ def copied(value: Any) -> Any:
 
 
 def _load(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load it; what `load_state_dict` rounds to the parameter's type keeps its own."""
+    """Load it; what `load_state_dict` rounds to the parameter's type keeps its own, and what is as large as the
+    parameter lies as it does: files hold dense rows, and fused optimizers pair numbers by where they lie.
+    """
     optimizer.load_state_dict(copied(state))  # a copy: on the CPU it would share its tensors
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, parameter in enumerate(parameters):
         for key, kept in state["state"].get(number, {}).items():
             found = optimizer.state[parameter].get(key)
-            if isinstance(kept, Tensor) and isinstance(found, Tensor) and found.dtype != kept.dtype:
-                optimizer.state[parameter][key] = kept.to(found.device, copy=True)
+            if not isinstance(kept, Tensor) or not isinstance(found, Tensor):
+                continue
+            if found.dtype != kept.dtype:
+                found = kept.to(found.device, copy=True)
+            if found.shape == parameter.shape and found.stride() != parameter.stride():
+                found = torch.empty_like(parameter, dtype=found.dtype, device=found.device).copy_(found)
+            optimizer.state[parameter][key] = found
 
 
 def _set_settings(optimizer: torch.optim.Optimizer, now: Sequence[Mapping[str, Any]], state: TrainingState) -> None:
