@@ -8,9 +8,10 @@ and the merged one, read from its files (m). Rounding keeps a and m apart, so tw
   is near 1, while a layer that was left out is a part of the effect that is missing.
 
 How far rounding alone takes them was measured on SmolLM2-135M (benchmarks/merge_parity.json): a relative difference of
-2e-6 in float32, 0.004 in float16 and 0.04 in bfloat16, and a share that is 1e-6, 0.001 and 0.02 away from 1; where layers
-of bitsandbytes in 8 bits round their inputs too, 0.127 and 0.013. The limits are twice that and more. A merge without one of the 210 adapted layers has 1.3 % less of the effect: of a run in float32
-it is refused in float32 and float16, but where bfloat16 is trained in or merged to it cannot be told from rounding.
+2e-6 in float32, 0.004 in float16 and 0.04 in bfloat16, and a share that is 1e-6, 0.001 and 0.02 away from 1; where
+layers of bitsandbytes in 8 bits round their inputs too, 0.127 and 0.013. The limits are twice that and more. A merge
+without one of the 210 adapted layers has 1.3 % less of the effect: of a run in float32 it is refused in float32 and
+float16, but where bfloat16 is trained in or merged to it cannot be told from rounding.
 
 A model that was trained in a coarser type and is merged to float32 is compared with itself before it was merged, cast
 to float32, too: that is the same arithmetic but for its order, whatever the type that was trained in.
