@@ -235,11 +235,28 @@ def test_a_manifest_of_wrong_types_is_an_error(run: Path, text: str) -> None:
     must_be_found(run, NAME)
 
 
+def test_an_identity_that_was_changed_is_an_error(run: Path) -> None:
+    """In any of its values, though another one may be right as well."""
+    file = run / "identity.json"
+    values = json.loads(file.read_text())
+    changes: list[dict[str, Any]] = [
+        {"recipe": {**values["recipe"], "seed": 43}}, {"data": "0" * 64}, {"held_out": "x"}, {"model": "0" * 64},
+        {"rows_of_step": 3}, {"versions": {}}, {"base": None}, {"place": "/elsewhere"}, {"place": None},
+        {"sha256": "0" * 64}, {"sha256": None},
+    ]  # fmt: skip
+    for change in changes:
+        file.write_text(json.dumps({**values, **change}))
+        with pytest.raises(RunError, match="it is not what was written"):
+            start_of(run, open_registry(), (), out=None, resume=False, allowed=())
+
+
 @pytest.mark.parametrize("value", [None, 5, "text", [1], {"a": 1}])
-def test_an_identity_of_wrong_types_is_an_error(run: Path, value: object) -> None:
+def test_an_identity_of_wrong_types_is_an_error(run: Path, stopped: Path, value: object) -> None:
     """The run is refused, or goes on where the value may be; nothing else is raised."""
     file = run / "identity.json"
     values = json.loads(file.read_text())
+    del values["sha256"], values["place"]  # as 0.1 wrote it, which nothing tells from one that was changed
+    (run.parent / "recipe").symlink_to(stopped.parent / "recipe")
     for text in (json.dumps(value), "[" * 9999):
         file.write_text(text)
         with pytest.raises(RunError, match=r"identity\.json cannot be read: .* Start the run anew"):

@@ -71,8 +71,12 @@ class Difference:
 def read_identity(run: Path) -> Identity | None:
     """That of a run's directory; None where it has not begun to train. Raises `RunError` if it cannot be read."""
     try:
-        identity = Identity(**_as_written(read_json(run / IDENTITY)))
+        values = read_json(run / IDENTITY)
+        said = values.pop("sha256", None)
+        identity = Identity(**values)
         _must_be_sound(identity)
+        if said != _digest_of(values) and (said is not None or identity.place is not None):  # 0.1 wrote neither
+            raise ValueError("it is not what was written (its SHA-256 differs)")
         return replace(identity, recipe=translated(identity.recipe))  # it may be of 0.1
     except FileNotFoundError:
         return None
@@ -102,14 +106,6 @@ def write_identity(run: Path, identity: Identity) -> None:
     """Keep it. Raises `OSError`."""
     values = asdict(identity)
     write_file(run / IDENTITY, json.dumps({**values, "sha256": _digest_of(values)}, indent=1) + "\n")
-
-
-def _as_written(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, which must have the digest that was written with them; older runs have none. Raises `ValueError`."""
-    said = values.pop("sha256", None)
-    if said != _digest_of(values) and (said is not None or values.get("place") is not None):
-        raise ValueError("it is not what was written (its SHA-256 differs)")
-    return values
 
 
 def _digest_of(values: Mapping[str, Any]) -> str:
