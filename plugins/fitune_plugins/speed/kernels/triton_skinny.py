@@ -15,7 +15,8 @@ ROWS = 16
 """Rows of a program: the fewest that tensor cores take, so that rows of a few thousand tokens fill a card."""
 
 DEPTH = 256
-"""Columns of x that a program reads at a time."""
+"""Columns of x that a program reads at a time; half of that for more than 16 columns of the result, so that four stages
+take 60 KiB of shared memory at most: cards but the largest have 64 to 100 for a program."""
 
 
 def skinny(x: Tensor, right: Tensor, scaling: float) -> Tensor:
@@ -32,10 +33,11 @@ def skinny_(out: Tensor, x: Tensor, right: Tensor, scaling: float) -> None:
 
 def _launch(out: Tensor, x: Tensor, right: Tensor, scaling: float, *, add: bool) -> None:
     rows, depth = x.shape
-    wide = x.dtype == torch.float32
+    wide, columns = x.dtype == torch.float32, block(right.shape[0])
+    depth_at_once = 64 if wide else DEPTH if columns <= 16 else DEPTH // 2
     _skinny[(triton.cdiv(rows, ROWS),)](
         out, x, right, rows, depth, out.stride(0), x.stride(0), right.stride(0), scaling,
-        P=right.shape[0], COLUMNS=block(right.shape[0]), ADD=add, ROWS=ROWS, DEPTH=64 if wide else DEPTH,
+        P=right.shape[0], COLUMNS=columns, ADD=add, ROWS=ROWS, DEPTH=depth_at_once,
         num_warps=4, num_stages=2 if wide else 4,
     )  # fmt: skip
 
