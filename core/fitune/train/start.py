@@ -19,7 +19,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.places import data_places, model_place
 from fitune.recipe.reader import read_recipe, read_recipe_text
-from fitune.runs.atomic import PARTIAL
+from fitune.runs.atomic import is_left_over
 from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
@@ -129,7 +129,7 @@ def _own(directory: Path) -> Path:
 
 def _is_left_over(place: Path) -> bool:
     """Whether it is what a run may leave that was killed before it had written anything whole."""
-    return place.name in LEFT_OVER or (place.name.startswith(".") and place.name.endswith(PARTIAL))
+    return (place.name in LEFT_OVER and not place.is_symlink()) or is_left_over(place)
 
 
 def remove_if_empty(directories: Sequence[Path]) -> None:
