@@ -148,9 +148,8 @@ def run(
     `allow_plugins` are the switches of these names. The plugins are those that are installed, unless a registry is
     given. Raises the errors of `fitune.errors`; `Interrupted` is one.
     """
-    from rich.console import Console
-
     from fitune.cli.progress import Progress
+    from fitune.cli.text_console import TextConsole
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.plugin.registry import Registry
@@ -169,4 +168,4 @@ def run(
     given = recipe if isinstance(recipe, Recipe) else Path(recipe)
     place = None if out is None else Path(out)
     start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
-    return begin(start, registry, force=force, watch=Progress(Console()) if is_main_process() else UNWATCHED)
+    return begin(start, registry, force=force, watch=Progress(TextConsole()) if is_main_process() else UNWATCHED)

@@ -18,9 +18,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-"""Control characters but line ends and tabs, marks that turn the direction of writing, halves of surrogate pairs, and
-the byte order mark."""
+CONTROLS = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+"""Control characters but line ends and tabs, marks that turn the direction of writing (Unicode's TR 9), halves of
+surrogate pairs, the byte order mark, and characters that nobody sees; not the joiners that scripts and emoji need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +113,20 @@ def visible(text: str) -> str:
     return CONTROLS.sub(_escaped, text)
 
 
+def visible_json(text: str) -> str:
+    """JSON with its own escapes in place of what a terminal obeys: by itself it escapes but the first 32 characters."""
+    return CONTROLS.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found[0])), text)
+
+
+def _units(character: str) -> tuple[int, ...]:
+    """A character in UTF-16, which JSON's escapes are of."""
+    code = ord(character)
+    return (code,) if code < 2**16 else (0xD800 + (code - 2**16 >> 10), 0xDC00 + (code & 0x3FF))
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
 
 
 def cause(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import tomli
+import tomli_w
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
+from fitune.errors import CONTROLS
 from fitune.plugin.paths import located
 from fitune.recipe.renamed import place_of_run
 from fitune.runs.card import published, write_card
@@ -133,3 +137,56 @@ def test_a_merged_model_has_its_parity(run: Path, tmp_path: Path) -> None:
     assert 'AutoModelForCausalLM.from_pretrained("mine")' in card.text
     shown = card.text.partition("## Parity of the merged model\n\n```text\n")[2].partition("```")[0]
     assert shown.strip() == out.strip().rpartition("\n")[0]
+
+
+HOSTILE = (
+    "![x](http://evil/x.png)",
+    "[here](http://evil)",
+    "<script>alert(1)</script>",
+    "`a` ``b`` ```c",
+    "# head | cell | *b* _i_ ~~s~~ &lt;",
+    "http://evil/x www.evil.example me@evil.example",
+    "\x1b]8;;http://evil\x1b\\ \u202e \x9b31m",
+    "```\n# out of the block\n",
+    '", trust_remote_code=True)  #',
+)
+
+
+def _marks(card: str) -> set[str]:
+    """All that Markdown takes for a mark there, as GitHub reads it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card)
+    return {inner.type for token in tokens for inner in (token, *(token.children or ()))}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_card_takes_from_a_run_is_text(run: Path, text: str) -> None:
+    """On 0.1 all of it went into the card as it was."""
+    plain = _marks(_card(run).text)
+    recipe = tomli.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    recipe["name"] = text
+    recipe["model"] = {"use": text, "id": text}
+    recipe["data"]["source"] = [{"use": text, text: text, "path": text}]
+    (run / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    environment = {"model_commit": text, "fitune": text, "python": text, "packages": {text: text}}
+    (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    (run / "memory.json").write_text(
+        json.dumps({
+            "forecast": {"card": text, "allocated": 1, "reserved": 1, "context": 1},
+            "measured": {"allocated": 1, "reserved": 1, "context": 1},
+        })
+    )  # fmt: skip
+    card = _card(run).text
+    assert _marks(card) <= plain | {"text_special"}
+    assert CONTROLS.search(card) is None
+    (program,) = (token.content for token in MarkdownIt("commonmark").parse(card) if token.info == "python")
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
+    assert {len(call.args) + len(call.keywords) for call in calls} <= {1, 2}
+    assert not any(call.keywords for call in calls)
+
+
+def test_a_card_holds_no_secret(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "not-of-a-known-shape")
+    recipe = tomli.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    recipe["data"]["source"][0]["note"] = "with not-of-a-known-shape"
+    (run / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    assert "not-of-a-known-shape" not in _card(run).content

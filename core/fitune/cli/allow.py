@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fitune.errors import visible
+from fitune.cli.printing import say
 from fitune.plugin.trust import Answer, Trust
 
 ANSWERS: dict[str, Answer] = {"y": "this", "a": "always", "n": "no"}
@@ -30,8 +30,8 @@ def _somebody_is_there() -> bool:
 
 
 def _ask(path: Path, digest: str) -> Answer:
-    click.echo(
-        f"{visible(str(path))} is not known on this machine, and its code would run.\n  SHA-256 {digest}\n"
+    say(
+        f"{path} is not known on this machine, and its code would run.\n  SHA-256 {digest}\n"
         "  y  run it, and this text of it from now on\n"
         "  a  run it, and this file from now on, also after it has changed: for one that is yours\n"
         "  n  do not run it",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fitune.cli.printing import say
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
 from fitune.runs.layout import read_json
 
@@ -27,9 +28,9 @@ def check_command(settings: Settings, recipe: Path, overrides: Sequence[str]) ->
 
     read = read_recipe(recipe, settings.registry(), overrides)
     for notice in _of_lengths(read):
-        click.echo(f"note: {notice}", err=True)
+        say(f"note: {notice}", err=True)
     uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
-    click.echo(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
+    say(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")

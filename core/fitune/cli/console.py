@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fitune.errors import visible
 from fitune.plugin.events import (
     CheckpointReport,
     EvalReport,
@@ -164,7 +165,7 @@ class RunConsole:
         )
         for before, after in list(zip(first.answers, last.answers, strict=True))[:number]:
             cells = (before.prompt, before.expected, before.generated, after.generated)
-            table.add_row(*(escape(cell.strip()) for cell in cells))
+            table.add_row(*(escape(visible(cell.strip())) for cell in cells))
         if number:
             self.console.print(table)
         when = f"after {first.step} steps" if first.step else "before training"

@@ -30,8 +30,7 @@ def ft_listeners() -> Iterable[Listener[ConsoleOptions]]:
 
 
 def _make(options: ConsoleOptions) -> object:
-    from rich.console import Console
-
     from fitune.cli.console import RunConsole
+    from fitune.cli.text_console import TextConsole
 
-    return RunConsole(Console(quiet=options.quiet))
+    return RunConsole(TextConsole(quiet=options.quiet))

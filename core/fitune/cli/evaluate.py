@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fitune.cli.places import model_option
+from fitune.cli.printing import say, say_json
 from fitune.cli.settings import (
     Settings,
     base_option,
@@ -61,6 +61,6 @@ def _print_evaluation(trained: Trained, report: EvalReport, base: bool, as_json:
 
     if as_json:
         which = {"run": str(trained.directory), "checkpoint": trained.checkpoint, "base": base, "step": report.step}
-        click.echo(json.dumps({**which, **eval_values(report)}, indent=2))
+        say_json({**which, **eval_values(report)})
     else:
-        click.echo(evaluation_text(report))
+        say(evaluation_text(report))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fitune.cli.printing import say, say_json
 from fitune.cli.settings import Settings, loading_switches, set_option
 from fitune.errors import RunError
 from fitune.runs.layout import RECIPE
@@ -63,23 +63,22 @@ def _explain(
     gpu: str | None,
     as_json: bool,
 ) -> None:
-    from rich.console import Console
-
+    from fitune.cli.text_console import TextConsole
     from fitune.recipe.reader import read_recipe
 
     registry = settings.registry()
     recipe = read_recipe(path, registry, overrides)
-    with Console(stderr=True).status("tracing the run and every change to it"):
+    with TextConsole(stderr=True).status("tracing the run and every change to it"):
         from fitune.memory.oom.explain import explain
         from fitune.memory.oom.report import as_json as json_of
         from fitune.memory.oom.report import lines
 
         found = explain(recipe, registry, message, overrides=overrides, gpu=gpu)
     if as_json:
-        click.echo(json.dumps(json_of(found), indent=2))
+        say_json(json_of(found))
         return
     for line in lines(found):
-        click.echo(line)
+        say(line)
 
 
 def _given(paths: Sequence[Path], figures: dict[str, str | None]) -> tuple[OutOfMemoryMessage, Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fitune.cli.places import model_option
+from fitune.cli.printing import say
 from fitune.cli.settings import (
     Settings,
     base_option,
@@ -93,7 +94,7 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, model: Path
     if asked.interactive:
         from fitune.trained.chat import converse
 
-        converse(generator, asked.system, _read_line, _write, lambda what: click.echo(f"note: {what}", err=True))
+        converse(generator, asked.system, _read_line, _write, lambda what: say(f"note: {what}", err=True))
         return
     system = [] if asked.system is None else [{"role": "system", "content": argument_text(asked.system, "--system")}]
     for number, prompt in enumerate(prompts):

@@ -21,13 +21,13 @@ from fitune.cli.generate import generate_command
 from fitune.cli.merge import merge_command
 from fitune.cli.plan import plan_command
 from fitune.cli.plugins import plugins_command
+from fitune.cli.printing import filtered_streams, say
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
 from fitune.compose.processes import is_main_process
 from fitune.errors import FtError, nearest, sentences
-from fitune.recipe.secrets import redacted
 
 COMMANDS: tuple[click.Command, ...] = (
     check_command,
@@ -65,11 +65,11 @@ class Commands(click.Group):
         """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody."""
         built_in = dict(self.commands)
         for error in context.ensure_object(Settings).registry().call_every("ft_commands", cli=self):
-            click.echo(f"warning: {error.message}", err=True)
+            say(f"warning: {error.message}", err=True)
         for name, command in built_in.items():
             if self.commands[name] is not command:
                 self.commands[name] = command
-                click.echo(f'warning: a plugin wants to replace the built-in command "{name}"', err=True)
+                say(f'warning: a plugin wants to replace the built-in command "{name}"', err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,7 +85,7 @@ for command in COMMANDS:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ft`. A user's error is one message on standard error and exit code 2; --debug shows where it was raised."""
-    with standard_streams():
+    with standard_streams(), filtered_streams():
         _main(arguments)
 
 
@@ -98,15 +98,26 @@ def _main(arguments: Sequence[str] | None) -> None:
         cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
     except FtError as error:
         if settings.debug:
-            traceback.print_exception(error)
+            _say_where(error)
         elif is_main_process():  # the others fail for the same reason, and would say the same
             with contextlib.suppress(OSError):  # the disk under its log may be full: the exit code tells
                 for line in error.lines:
-                    click.echo(f"error: {redacted(line)}", err=True)
+                    say(f"error: {line}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         sys.exit(130)
+    except OSError:
+        raise  # told by `standard_streams`
+    except Exception as error:  # a bug, whose traceback is text too
+        _say_where(error)
+        sys.exit(1)
+
+
+def _say_where(error: BaseException) -> None:
+    """Print a traceback: as a whole, since a secret may have several lines, and without colours."""
+    with contextlib.suppress(OSError):
+        say("".join(traceback.format_exception(error)).rstrip("\n"), err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fitune.cli.places import model_option
+from fitune.cli.printing import say
 from fitune.cli.settings import (
     Settings,
     checkpoint_option,
@@ -80,5 +81,5 @@ def _merge(trained: Trained, to: Path, dtype: str, file: bool, asked: Any) -> No
     to = to if to.name not in ("", "..") else to.resolve()  # what is written needs a name to stand beside
     found = merge(trained, Merge(to=to, dtype=getattr(torch, dtype), file=file, **asked), watch())
     for line in found.lines:
-        click.echo(line)
-    click.echo(f"merged {to}")
+        say(line)
+    say(f"merged {to}")

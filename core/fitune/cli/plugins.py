@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from fitune.cli.printing import say, say_json
 from fitune.cli.settings import Settings, switches
 from fitune.errors import PluginError, nearest
 from fitune.plugin.options import describe
@@ -28,9 +28,9 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         return
     registry = context.ensure_object(Settings).registry()
     if as_json:
-        click.echo(json.dumps(rows(registry), indent=2))
+        say_json(rows(registry))
     else:
-        click.echo(table(registry))
+        say(table(registry))
 
 
 @plugins_command.command()
@@ -46,7 +46,7 @@ def show(settings: Settings, name: str) -> None:
         raise PluginError(f'the plugin "{name}" is broken: {cause}' if cause else f'"{name}" has no options to show')
     if not found:
         raise PluginError(f'no plugin provides "{name}". {nearest(name, {p.record.name for p in registry.provided})}')
-    click.echo("\n\n".join(details(provided) for provided in found))
+    say("\n\n".join(details(provided) for provided in found))
 
 
 def rows(registry: Registry) -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fitune.cli.places import data_option, model_option
+from fitune.cli.printing import say
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
 
 
@@ -46,10 +47,10 @@ def run_command(
     RECIPE may be the directory of a run, which then goes on from its newest checkpoint. Exit codes: 0 if it is done, 2
     for an error, 3 if it was asked to stop (SIGINT, SIGTERM, SIGHUP), has saved and can go on.
     """
-    from rich.console import Console
 
     from fitune.cli.output import lenient_output
     from fitune.cli.progress import Progress
+    from fitune.cli.text_console import TextConsole
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.plugin.timings import Timings, process_begun
@@ -65,11 +66,11 @@ def run_command(
     start = start_of(recipe, registry, overrides, **asked)
     timings.done("recipe")
     with lenient_output():
-        watch = Progress(Console()) if is_main_process() else UNWATCHED
+        watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
         begin(start, registry, force=force, watch=watch, timings=timings)
     if start.done:
-        click.echo(f"{start.directory} is done: there is nothing to go on with")
+        say(f"{start.directory} is done: there is nothing to go on with")
 
 
 def _say_phase(phase: str, seconds: float) -> None:
-    click.echo(f"{seconds:8.2f} s  {phase}", err=True)
+    say(f"{seconds:8.2f} s  {phase}", err=True)

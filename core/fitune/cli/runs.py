@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from fitune.cli.printing import say, say_json
 from fitune.cli.settings import switches
-from fitune.errors import visible
 
 HERE = "runs"
 """Where runs are unless they were told where to be."""
@@ -86,10 +85,10 @@ def compare(directories: tuple[Path, ...], as_json: bool) -> None:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        click.echo(visible(line))  # names of directories, and what records say, may hold anything
+        say(line)
 
 
 def _print_json(values: object) -> None:
     from fitune.runs.json_lines import finite
 
-    click.echo(json.dumps(finite(values), indent=2))
+    say_json(finite(values))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fitune.cli.printing import say
 from fitune.plugin.trust import FLAG as ALLOW_PLUGINS
 from fitune.plugin.trust import VARIABLE
 from fitune.recipe.checks import FLAG
@@ -39,7 +40,7 @@ class Settings:
         from fitune.plugin.registry import Registry
 
         if self._registry is None:
-            trace = partial(click.echo, err=True) if self.trace else None
+            trace = partial(say, err=True) if self.trace else None
             self._registry = Registry.open(
                 third_party=self.third_party,
                 trace=trace,
@@ -104,13 +105,12 @@ base_option = click.option("--base", is_flag=True, help="The model as it was bef
 def tell_of(trained: Trained) -> None:
     """Say what is to be known of the checkpoint that was opened."""
     for notice in trained.notices:
-        click.echo(f"note: {notice}", err=True)
+        say(f"note: {notice}", err=True)
 
 
 def watch() -> Watch:
     """Bars on standard error, while data are prepared and rows evaluated."""
-    from rich.console import Console
-
     from fitune.cli.progress import Progress
+    from fitune.cli.text_console import TextConsole
 
-    return Progress(Console(stderr=True))
+    return Progress(TextConsole(stderr=True))

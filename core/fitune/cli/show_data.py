@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.text import Text
 
+from fitune.cli.printing import say_json
 from fitune.cli.progress import Progress
+from fitune.cli.text_console import TextConsole
 from fitune.data.prepare import Prepared, context_of, held_out_data, tokenizer_of, training_data
 from fitune.data.survey import as_json_row, pieces, survey
-from fitune.errors import CONTROLS, DataError, visible
+from fitune.errors import DataError
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.recipe import Recipe
@@ -23,7 +22,7 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     with blame(f'model loader "{recipe.model.record.name}"'):
         tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
-    watch = Progress(Console(stderr=True))
+    watch = Progress(TextConsole(stderr=True))
     data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
     if data is None:
         raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
@@ -34,14 +33,14 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     counted = survey(data, context.length)
     if as_json:
         examples = [as_json_row(number, data.rows[number], tokenizer) for number in numbers]
-        click.echo(as_shown_json({**counted.as_json(), "examples": examples}))
+        say_json({**counted.as_json(), "examples": examples}, plain=False)
         return
-    console = Console()
+    console = TextConsole()
     for line in (*counted.lines(), *(f"note: {notice}" for notice in notices)):
-        console.print(visible(line), highlight=False, soft_wrap=True, markup=False)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     for number in numbers:
         example = data.rows[number]
-        origin = visible(str(example.origin))
+        origin = str(example.origin)
         title = f"row {number + 1} ({origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
         console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
         console.print(picture(example, tokenizer), soft_wrap=True)
@@ -55,12 +54,6 @@ def notices_of(
 
     model = built_or_none(recipe)
     return () if model is None else position_notices(recipe, context, model, data, held_out)
-
-
-def as_shown_json(values: dict[str, Any]) -> str:
-    """Values as JSON that a terminal does not obey: JSON itself escapes but the first 32 control characters."""
-    written = json.dumps(values, ensure_ascii=False, indent=2)
-    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
 STYLES = {"trained": "bold green", "trained special": "bold magenta", "special": "magenta", "context": "dim"}
@@ -78,7 +71,7 @@ def picture(example: Example, tokenizer: Any) -> Text:
         if kind == "border":
             text.append("\n──────── next document ────────\n", style="yellow")
         else:
-            text.append(visible(piece), style=STYLES[kind])
+            text.append(piece, style=STYLES[kind])
     if inside:
         text.append("⟧", style="bold green")
     return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from fitune.cli.printing import say, say_json
 from fitune.data.run_data import gather
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, budget_card, card_or_budget, find_card, local_card, parse_size
@@ -79,14 +77,14 @@ def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked)
             found = measure(plant, levers(planted, registry, base.trace.config))
         if asked.as_json:
             of_fit = {} if fitted is None else {"fit": json_of_fit(fitted)}
-            click.echo(json.dumps({**json_of(base, found), **of_fit}, indent=2))
+            say_json({**json_of(base, found), **of_fit})
             return
         for line in _lines(recipe, base, fitted, asked):
-            click.echo(line)
+            say(line)
         if found is not None:
-            click.echo()
+            say()
             for line in lever_lines(planted, found):
-                click.echo(line)
+                say(line)
 
 
 def _read(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked) -> Recipe:

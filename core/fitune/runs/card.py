@@ -7,6 +7,7 @@ address without the name and the password in it.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any
 
 import tomli_w
 
+from fitune.errors import one_line, visible
 from fitune.plugin.paths import located
 from fitune.plugin.units import gib
 from fitune.recipe.renamed import place_of_run
+from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
 from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE, read_json, read_toml
 from fitune.runs.lines import readable_metrics
 
 CARD = "README.md"
+
+MARKS = re.compile(r"[\\`*_{}\[\]<>()#!|~&$^]|(?<=:)//|(?<=www)\.|@")
+"""Characters that mean something in Markdown, and the beginnings of what becomes a link by itself."""
 
 Values = dict[str, Any]
 
@@ -43,7 +49,7 @@ class _Facts:
 
     def __init__(self, directory: Path, target: Path) -> None:
         recipe = read_toml(directory / RECIPE)
-        self.recipe: Values = published(recipe)
+        self.recipe: Values = redacted_values(published(recipe))
         self.environment = read_json(directory / ENVIRONMENT)
         self.memory = read_json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
@@ -97,38 +103,38 @@ def _head(facts: _Facts) -> str:
 def _body(facts: _Facts, name: str, parity: Sequence[str]) -> Iterator[str]:
     commit, version = facts.environment.get("model_commit"), facts.environment.get("fitune", "")
     what = "An adapter of" if facts.is_adapter else "A model merged from" if parity else "A fine-tuned"
-    at = f" (commit `{commit}`)" if commit else ""
-    licensed = f" Its license: {facts.license}." if facts.license else ""
-    yield f"# {facts.recipe.get('name', name)}\n"
-    yield f"{what} `{facts.base}`{at}, trained by fitune {version}.{licensed}\n".replace("  ", " ")
+    at = f" (commit {code(commit)})" if commit else ""
+    licensed = f" Its license: {text(facts.license)}." if facts.license else ""
+    yield f"# {text(facts.recipe.get('name', name))}\n"
+    yield f"{what} {code(facts.base)}{at}, trained by fitune {text(version)}.{licensed}\n".replace("  ", " ")
     yield from _use(facts, name)
     yield from _data(facts)
     yield from _results(facts)
     yield from _memory(facts.memory)
     if parity:
         yield "## Parity of the merged model\n"
-        yield "\n".join(["```text", *parity, "```\n"])
+        yield block("text", "\n".join(parity) + "\n") + "\n"
     packages = facts.environment.get("packages")
     if isinstance(packages, dict):
         found = {"python": facts.environment.get("python"), **packages}
         yield "## Versions\n"
-        yield ", ".join(f"{package} {number}" for package, number in found.items() if number) + "\n"
+        yield ", ".join(f"{text(package)} {text(number)}" for package, number in found.items() if number) + "\n"
     if facts.recipe:
         yield "## Recipe\n"
-        yield f"```toml\n{tomli_w.dumps(facts.recipe)}```"
+        yield block("toml", tomli_w.dumps(facts.recipe))
 
 
 def _use(facts: _Facts, name: str) -> Iterator[str]:
     load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if facts.is_adapter:
         load += "from peft import PeftModel\n\n"
-        load += f'base = AutoModelForCausalLM.from_pretrained("{facts.base}")\n'
-        load += f'model = PeftModel.from_pretrained(base, "{name}")\n'
+        load += f"base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base)})\n"
+        load += f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n"
     else:
         load += f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
     load += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
     yield "## Use\n"
-    yield f"```python\n{load}```\n"
+    yield block("python", load) + "\n"
     yield "Or, with the run's directory: `ft generate RUN --prompt TEXT`.\n"
 
 
@@ -150,7 +156,8 @@ def _data(facts: _Facts) -> Iterator[str]:
 
 def _source(table: Values) -> str:
     shown = {key: value for key, value in table.items() if key != "use"}
-    return f"`{table.get('use')}` " + ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+    said = (f"{text(key)} {code(value)}" for key, value in shown.items() if value is not None)
+    return f"{code(table.get('use'))} " + ", ".join(said)
 
 
 def _results(facts: _Facts) -> Iterator[str]:
@@ -173,11 +180,30 @@ def _memory(memory: Values) -> Iterator[str]:
     forecast, measured = memory.get("forecast"), memory.get("measured")
     if not isinstance(forecast, dict) or not isinstance(measured, dict) or forecast.get("error"):
         return
-    yield f"## Memory on {forecast.get('card')}\n"
+    yield f"## Memory on {text(forecast.get('card'))}\n"
     rows = (
         f"| {key} | {gib(forecast[key], 3)} | {gib(measured[key], 3)} |" for key in ("allocated", "reserved", "context")
     )
     yield "\n".join(["| | forecast | measured |", "|---|---|---|", *rows]) + "\n"
+
+
+def text(value: object) -> str:
+    """A value as plain text of Markdown, in one line: nothing in it is a mark, a link, an image or HTML."""
+    return MARKS.sub(r"\\\g<0>", one_line(str(value)))
+
+
+def code(value: object) -> str:
+    """A value as code in a line, between more backticks than it has itself; nothing in it is a mark."""
+    said = one_line(str(value))
+    ticks = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    edge = " " if not said or "`" in (said[0], said[-1]) else ""
+    return f"{ticks}{edge}{said or ' '}{edge}{ticks}"
+
+
+def block(language: str, lines: str) -> str:
+    """Lines as a block of code, with more backticks around it than it has itself. Ends without a line's end."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+    return f"{ticks}{language}\n{visible(lines)}{ticks}"
 
 
 def published(value: Any) -> Any:

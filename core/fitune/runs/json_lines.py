@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.errors import cause
+from fitune.recipe.secrets import told
 from fitune.runs.atomic import write_file
 
 WAITING = 50_000
@@ -123,10 +124,10 @@ class Complaints:
         """Say what is wrong with a subject, unless that was said already."""
         if subject not in self._told:
             self._told.add(subject)
-            print(f"warning: {what}", file=sys.stderr)
+            print(f"warning: {told(what)}", file=sys.stderr)
 
     def mended(self, subject: str, what: str) -> None:
         """Say that a subject is as it should be again, if it was complained of."""
         if subject in self._told:
             self._told.remove(subject)
-            print(f"note: {what}", file=sys.stderr)
+            print(f"note: {told(what)}", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitune.errors import visible_json
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.runs.atomic import write_file
 
@@ -41,8 +42,8 @@ def keep_rows(
         file = home / f"step-{step}.jsonl"
         if not file.exists() and sum(1 for _ in home.glob("step-*.jsonl")) >= MOST:
             return None
-        lines = [json.dumps(row, ensure_ascii=False) for row in _rows(step, examples, tokenizer, loss, norm)]
-        write_file(file, "".join(f"{line}\n" for line in lines))
+        lines = (json.dumps(row, ensure_ascii=False) for row in _rows(step, examples, tokenizer, loss, norm))
+        write_file(file, "".join(f"{visible_json(line)}\n" for line in lines))
     except Exception:  # a full disk, a tokenizer of a third party that cannot decode
         return None
     return file

@@ -14,6 +14,7 @@ from fitune.plugin.listening import Listening
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import Listener
 from fitune.plugin.registry import Registry
+from fitune.recipe.secrets import told
 
 Report: TypeAlias = StepReport | EvalReport | CheckpointReport | Notice
 """What the loop gives."""
@@ -81,7 +82,7 @@ class Events:
             return
         failures: list[FtError] = self.registry.call_every("ft_run_finished", recipe=recipe, run=run, error=error)
         for failure in failures if error is not None else failures[1:]:
-            print(f"error: {failure.message}", file=sys.stderr)  # what ended the run comes after it
+            print(f"error: {told(failure.message)}", file=sys.stderr)  # what ended the run comes after it
         if failures and error is None:
             raise failures[0]
 

@@ -13,7 +13,7 @@ from fitune.compose.processes import is_main_process
 from fitune.errors import RunError
 from fitune.memory.fit.refit import Composition
 from fitune.memory.oom.message import read_message
-from fitune.recipe.secrets import redacted
+from fitune.recipe.secrets import told
 from fitune.runs.atomic import write_file
 
 LOG = "error.txt"
@@ -65,7 +65,7 @@ def log(error: BaseException, directory: Path) -> None:
     if is_main_process():
         with contextlib.suppress(OSError):
             text = "".join(traceback.format_exception(error))
-            write_file(directory / LOG, redacted(text))
+            write_file(directory / LOG, told(text))
 
 
 def room_on(device: torch.device, said: str) -> int:
