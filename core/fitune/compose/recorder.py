@@ -22,6 +22,9 @@ WAITS = "called a synchronizing CUDA operation"
 
 NO_GPU = "it needs an NVIDIA GPU"
 
+OF_ITSELF = "Synchronization debug mode is a prototype"
+"""What torch says, once, as it is asked to say that."""
+
 OF_ONE_LOSS = 512
 """Bytes that the allocator takes for a scalar."""
 
@@ -211,7 +214,7 @@ class CudaRecorder(NoRecorder):
             if WAITS in str(one.message):
                 where = f"{one.filename.rpartition('/')[2]}, line {one.lineno}"
                 seen.append(f"the host waits for the GPU in the midst of it ({where})")
-            else:
+            elif OF_ITSELF not in str(one.message):
                 warnings.warn_explicit(str(one.message), one.category, one.filename, one.lineno, registry=self._told)
 
     def _mend(self, now: Any, state: Tensor) -> None:
