@@ -15,7 +15,8 @@ from fitune.cli.console import RunConsole
 from fitune.compose import parts
 from fitune.compose.parts import compose
 from fitune.data.run_data import gather
-from fitune.memory.background import Beside
+from fitune.memory import background
+from fitune.memory.background import Beside, beside_run
 from fitune.memory.cards.cards import find_card, parse_size
 from fitune.memory.cards.observed import better_known, note, observed
 from fitune.memory.forecast import forecast
@@ -84,6 +85,29 @@ def test_no_process_and_no_file_is_left(recipe_path: Path, tmp_path: Path, monke
     beside.stop()
     assert process.returncode is not None
     assert list(tmp_path.glob("fitune-*")) == []
+
+
+def test_its_process_can_begin_before_the_rows_are_known(
+    recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "local_card", lambda: A10G)
+    recipe = read_recipe(recipe_path, open_registry(), ["memory.strategy=[]"])
+    with beside_run(third_party=False, granted=frozenset(), force=False) as beside:
+        assert beside is not None
+        process = beside._process
+        assert process is not None
+        found = compose(recipe, tmp_path / "run", forecaster=beside).run.forecast
+    assert found is not None
+    assert found.error is None
+    assert process.returncode == 0  # the same process answered
+    with beside_run(third_party=False, granted=frozenset(), force=False, wanted=False) as beside:
+        assert beside is not None
+        assert beside._process is None
+    with beside_run(third_party=False, granted=frozenset(), force=False) as beside:  # and a run ends before it asks
+        assert beside is not None
+        process = beside._process
+    assert process is not None
+    assert process.returncode is not None
 
 
 def _fails(*given: object) -> None:

@@ -69,6 +69,13 @@ class Beside:
         self._failure = "it was not started"
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
+    def prepare(self) -> None:
+        """Start the process, which takes seconds to import what it needs: meanwhile data are prepared."""
+        try:
+            self._spawn()
+        except OSError as error:  # a run does not fail for want of its forecast
+            self._failure = f"its process could not be started: {error.strerror or error}"
+
     def start(
         self, recipe: Recipe, context: DataContext, accumulation: int, data: Prepared, held_out: Prepared | None
     ) -> None:
@@ -85,12 +92,11 @@ class Beside:
             shapes=shapes,
             card=self.card,
         )
-        try:
-            self._begin(pickle.dumps(request))
-        except OSError as error:  # a run does not fail for want of its forecast
-            self._failure = f"its process could not be started: {error.strerror or error}"
+        if self._process is None:
+            self.prepare()
+        self._ask(pickle.dumps(request))
 
-    def _begin(self, request: bytes) -> None:
+    def _spawn(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             stdin=subprocess.PIPE,
@@ -98,7 +104,10 @@ class Beside:
             stderr=subprocess.PIPE,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # not one byte of the card
         )
-        assert self._process.stdin is not None
+
+    def _ask(self, request: bytes) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
         with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why on its other end
             self._process.stdin.write(request)
             self._process.stdin.close()
@@ -148,10 +157,13 @@ class Beside:
 
 
 @contextlib.contextmanager
-def beside_run(*, third_party: bool, granted: frozenset[str], force: bool) -> Iterator[Beside | None]:
+def beside_run(
+    *, third_party: bool, granted: frozenset[str], force: bool, wanted: bool = True
+) -> Iterator[Beside | None]:
     """A forecaster for a run on this machine's GPU, whose process does not outlive the run; None without a GPU.
 
-    `granted` are the digests of the single-file plugins that may run in it.
+    `granted` are the digests of the single-file plugins that may run in it. Where it is `wanted` for sure, its process
+    begins at once.
     """
     card = local_card()
     if card is None:
@@ -159,6 +171,8 @@ def beside_run(*, third_party: bool, granted: frozenset[str], force: bool) -> It
         return
     beside = Beside(better_known(card), third_party=third_party, granted=granted, force=force)
     try:
+        if wanted:
+            beside.prepare()
         yield beside
     finally:
         beside.stop()

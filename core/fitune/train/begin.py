@@ -45,7 +45,12 @@ def begin(
                 must_not_lead_out(start.directory)
                 granted = frozenset(registry.trust.granted)
                 forecaster = stack.enter_context(
-                    beside_run(third_party=registry.third_party, granted=granted, force=force)
+                    beside_run(
+                        third_party=registry.third_party,
+                        granted=granted,
+                        force=force,
+                        wanted=not start.recipe.memory.fit,  # which forecasts what it chooses
+                    )
                 )
             run(start.recipe, registry, start.directory, watch, forecaster, resume=start.resume, timings=timings)
     finally:
