@@ -15,7 +15,7 @@ from fitune_plugins.speed.linears import join
 from fitune_plugins.speed.pieces import mlp, output, project
 
 CHECKPOINTED_OUTSIDE = "__call__" in GradientCheckpointingLayer.__dict__
-"""Whether transformers checkpoints a layer around its `forward`; from 5.20 on it does so in that of the class."""
+"""Whether transformers checkpoints a layer around its `forward`; from 5.23 on it does so in that of the class."""
 
 
 class FastLayer:

@@ -124,6 +124,7 @@ def parts_of(layer: Any) -> Parts:
     if any(getattr(layer, name).p for name in family.drops):
         raise CannotGroup("the model drops parts of its residual")
     attention, mlp = layer.self_attn, layer.mlp
+    _must_be_its_own(layer, attention)
     multiplier = 1.0 if family.multiplier is None else float(getattr(layer, family.multiplier))
     names = ("qkv_proj",) if family.one_product else ("q_proj", "k_proj", "v_proj")
     config = attention.config
@@ -144,6 +145,17 @@ def parts_of(layer: Any) -> Parts:
         mlp=None if "forward" in mlp.__dict__ else _mlp(layer, family, multiplier),
         eager=sys.modules[type(attention).__module__].eager_attention_forward,
     )
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _must_be_its_own(layer: nn.Module, attention: nn.Module) -> None:
+    """Raise `CannotGroup` if something would be passed by: hooks of parts, or what stands for a `forward`."""
+    if any(getattr(part, kind) for part in layer.modules() if part is not layer for kind in HOOKS):
+        raise CannotGroup("its parts have hooks, which would not be called")
+    if "forward" in layer.__dict__ or "forward" in attention.__dict__:
+        raise CannotGroup("another strategy has changed what it computes")
 
 
 def _mlp(layer: Any, family: Family, multiplier: float) -> Mlp:

@@ -64,9 +64,9 @@ class Fp8(Strategy):
             if capability < CAPABILITY:
                 what = f"{torch.cuda.get_device_name(inner.device)} does not multiply numbers of 8 bits"
                 raise ModelError(f"{NAME}: {what} (Ada and Hopper do). Remove the [[memory.strategy]]")
-        found = [linear for linear in _linears(inner) if _fits(linear)]
+        found = list(dict.fromkeys(linear for linear in _linears(inner) if _fits(linear)))  # layers may share some
         if not found:
-            why = "has no frozen linear layer in 16 bits whose sides are multiples of 16"
+            why = "has no frozen linear layer in bfloat16 whose sides are multiples of 16"
             raise ModelError(f"{NAME}: {type(inner).__name__} {why}. Remove the [[memory.strategy]]")
         for linear in found:
             convert(linear, turned=self.options.layouts == "two")
@@ -86,11 +86,14 @@ def _linears(inner: PreTrainedModel) -> Iterable[nn.Linear]:
 
 
 def _fits(linear: Any) -> bool:
+    """Whether its products can be made so: those of rows with scales of their own are given in bfloat16 alone."""
+    import torch
+
     from fitune_plugins.speed.fp8_linear import MULTIPLE
 
     sides = (linear.in_features, linear.out_features)
-    in_16_bits = linear.weight.element_size() == 2
-    return in_16_bits and not linear.weight.requires_grad and not any(side % MULTIPLE for side in sides)
+    frozen = not any(parameter.requires_grad for parameter in linear.parameters())
+    return linear.weight.dtype == torch.bfloat16 and frozen and not any(side % MULTIPLE for side in sides)
 
 
 @hookimpl

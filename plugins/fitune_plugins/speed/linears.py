@@ -300,8 +300,6 @@ def _base(module: Any) -> Any:
         raise CannotGroup(f"the adapter {type(module).__name__} is none that is known here")
     if any(parameter.requires_grad for parameter in base.parameters()):
         raise CannotGroup("layers of the base train too")
-    if base._forward_hooks or base._forward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
-        raise CannotGroup("its layers have hooks, which would not be called")
     if "forward" in module.__dict__ or ("forward" in base.__dict__ and name != "Linear4bit"):
         raise CannotGroup("another strategy has changed what its layers compute")
     return base

@@ -177,8 +177,8 @@ class _Project(torch.autograd.Function):
         part: Projections = ctx.part
         group = part.group
         flat, low, cos, sin, q, k, *masks = ctx.saved_tensors
-        dq, dk, dv = (g.reshape(flat.shape[0], -1, part.head_dim) for g in grads[:3])
-        dresidual = None if grads[3] is None else grads[3].reshape(flat.shape)
+        dq, dk, dv = (_dense_rows(g.reshape(flat.shape[0], -1, part.head_dim)) for g in grads[:3])
+        dresidual = _dense_rows(grads[3].reshape(flat.shape))
         folds = [NO_FOLD, NO_FOLD]
         if len(group.linears) == 3 and part.whole_norms is None:
             folds = [group.folded(low, 0), group.folded(low, 1)]
@@ -206,7 +206,7 @@ class _Project(torch.autograd.Function):
         if fold[0] is None:
             dh = group.add_down(dh, dlow, masks)
         if part.norm is None:
-            dx, hidden = (dh if dresidual is None else dh.add_(dresidual)), flat
+            dx, hidden = dh.add_(dresidual), flat
         else:
             dx, hidden = part.norm.backward(dh, flat, low=fold, residual=dresidual, again=group.down is not None)
         del dh
@@ -230,7 +230,7 @@ class _Output(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         part: Output = ctx.part
         flat, low, kept, *masks = ctx.saved_tensors
-        d = _before(grads[0].reshape(-1, part.group.outputs), kept, part.norm, part.multiplier)
+        d = _before(_dense_rows(grads[0].reshape(-1, part.group.outputs)), kept, part.norm, part.multiplier)
         dlow = part.group.grad_of_low([d])
         made = part.group.grads(flat, low, dlow, [d], masks)
         dattended = part.group.add_down(part.group.grad_of_input([d]), dlow, masks)
@@ -264,7 +264,7 @@ class _Mlp(torch.autograd.Function):
         flat, low, low_down, kept, gate, up, *masks = ctx.saved_tensors
         masks, masks_down = masks[: ctx.masks], masks[ctx.masks :]
         group, down = part.group, part.down
-        dz = grads[0].reshape(flat.shape)
+        dz = _dense_rows(grads[0].reshape(flat.shape))
         d = _before(dz, kept, part.after, part.multiplier)
         dlow = down.grad_of_low([d])
         dact = down.grad_of_input([d])
@@ -293,6 +293,13 @@ class _Mlp(torch.autograd.Function):
         del dh
         of_group = group.grads(hidden, low, dlow, parts, masks)
         return dx.view(grads[0].shape), None, None, *of_group, *of_down
+
+
+def _dense_rows(grad: Tensor) -> Tensor:
+    """The gradient, with a unit stride along its last axis, as kernels take it: plain attention of one row gives keys'
+    gradient the other way round, and what is expanded has a stride of 0.
+    """
+    return grad if grad.stride(-1) == 1 else grad.contiguous()
 
 
 def _three(part: Projections, made: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,8 +14,9 @@ from fitune_plugins.speed.kernels.library import operation, wide
 LARGEST = 448.0
 """Of the type."""
 
-SMALLEST = 1e-12
-"""A row's largest number is taken for no less: rows of zeros have a scale too."""
+SMALLEST = 1e-30
+"""A row's largest number is taken for no less: rows of zeros have a scale too. Gradients of a token may be as small as
+1e-10, and smaller by a weight's scale."""
 
 
 def to_fp8(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ def transposed(x: Tensor) -> Tensor:
 
 
 def product(x8: Tensor, x_scale: Tensor, right8: Tensor, right_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x [M, K] @ right [N, K]^T` of numbers in 8 bits with scales `[M, 1]` and `[1, N]`, in a type of 16 bits.
+    """`x [M, K] @ right [N, K]^T` of numbers in 8 bits with scales `[M, 1]` and `[1, N]`, in bfloat16.
 
     By tensor cores on CUDA and where there are no values, else by the same numbers in float32.
     """

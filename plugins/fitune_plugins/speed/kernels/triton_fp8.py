@@ -48,13 +48,16 @@ def _to_fp8(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     most = tl.zeros((BLOCK,), dtype=tl.float32)
+    none = tl.zeros((BLOCK,), dtype=tl.int32)
     for start in range(0, depth, BLOCK):
         at = start + tl.arange(0, BLOCK)
         mine = tl.load(x + row * x_stride + at, mask=at < depth, other=0.0).to(tl.float32)
         if COLUMNS:
             mine *= tl.load(columns + at, mask=at < depth, other=0.0)
         most = tl.maximum(most, tl.abs(mine))
+        none += (mine != mine).to(tl.int32)
     by = tl.maximum(tl.max(most, axis=0), smallest) / largest
+    by = tl.where(tl.sum(none, axis=0) > 0, float("nan"), by)  # maxima pass over what is no number
     tl.store(scale + row, by)
     for start in range(0, depth, BLOCK):
         at = start + tl.arange(0, BLOCK)
