@@ -48,7 +48,11 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     written = tomli.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     (run / "recipe.toml").write_text(tomli_w.dumps(aged(written)), encoding="utf-8")
     identity = json.loads((run / "identity.json").read_text(encoding="utf-8"))
+    del identity["sha256"], identity["place"]
     (run / "identity.json").write_text(json.dumps({**identity, "recipe": aged(identity["recipe"])}), encoding="utf-8")
+    for name in ("recipe.toml", "identity.json"):  # which named places from the root
+        text = (run / name).read_text(encoding="utf-8")
+        (run / name).write_text(text.replace("../recipe/", f"{recipe.parent}/"), encoding="utf-8")
     return run
 
 
