@@ -181,16 +181,18 @@ class CudaRecorder(NoRecorder):
         torch.cuda.empty_cache()
 
     def _open(self) -> tuple[Any, Any]:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.index)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-            # Held by this one use, which ends at `close`, or with this object.
-            torch._C._cuda_beginAllocateCurrentStreamToPool(self.index, self._pool)
+            # Held by this one use, which ends at `close`, or with this object. torch has no pool for a stream that is
+            # the default one.
+            with torch.cuda.stream(self._stream):
+                torch._C._cuda_beginAllocateCurrentStreamToPool(self.index, self._pool)
             torch._C._cuda_endAllocateToPool(self.index, self._pool)
             release = weakref.finalize(self, torch._C._cuda_releasePool, self.index, self._pool)
             release.atexit = False
             self._release = release
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.index)
         return self._pool, self._stream
 
     @contextlib.contextmanager
