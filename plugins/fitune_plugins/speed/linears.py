@@ -115,7 +115,7 @@ class Group:
         for linear, mask in zip(self.linears, masks, strict=True):
             if linear.rank:
                 kept = x_MK if mask is None else _dropped(x_MK, mask, linear.dropout)
-                torch.mm(kept, self.down[linear.ranks].t(), out=low_MP[:, linear.ranks])
+                low_MP[:, linear.ranks] = kept @ self.down[linear.ranks].t()  # `out=` would hide it from checkpoints
         return low_MP.mul_(self.scaling)
 
     def products(self, x_MK: Tensor) -> list[Tensor]:
