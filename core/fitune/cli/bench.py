@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fitune.cli.printing import say
 from fitune.cli.settings import switches
 from fitune.errors import RunError, cause
 
@@ -20,12 +21,12 @@ def bench_command(as_json: bool) -> None:
     from fitune.memory.cards.bench import measure
     from fitune.memory.cards.rates import directory, keep, to_json
 
-    rates = measure(lambda text: click.echo(text, err=as_json))
+    rates = measure(lambda text: say(text, err=as_json))
     try:
-        click.echo(f"kept in {keep(rates)}", err=as_json)
+        say(f"kept in {keep(rates)}", err=as_json)
     except OSError as error:
         if not as_json:
             raise RunError(f"what was measured cannot be kept in {directory()}: {cause(error)}") from error
-        click.echo(f"not kept in {directory()}: {cause(error)}", err=True)
+        say(f"not kept in {directory()}: {cause(error)}", err=True)
     if as_json:
-        click.echo(to_json(rates), nl=False)
+        say(to_json(rates).rstrip())

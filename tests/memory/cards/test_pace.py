@@ -13,6 +13,7 @@ from fitune.memory.cards.pace import (
     GAP,
     LAUNCH,
     MATMUL,
+    WITHIN,
     Operation,
     Pace,
     attention,
@@ -39,6 +40,7 @@ from fitune.memory.cards.rates import (
     shipped,
     to_json,
 )
+from fitune.memory.trace.step_time import Work
 
 A10G, H100, H200, T4 = (find_card(name) for name in ("a10g", "h100", "h200", "t4"))
 
@@ -116,6 +118,16 @@ def test_a_card_of_the_same_chip_with_more_bandwidth_only_moves_bytes_faster() -
     assert there.seconds(copy) - RATES.gap == pytest.approx((here.seconds(copy) - RATES.gap) * 3350 / 4800)
     large = product("bfloat16", (1, 4096, 4096, 4096), aligned=True, added=False)
     assert there.seconds(large) == pytest.approx(here.seconds(large))
+
+
+def test_a_step_takes_longer_than_what_its_operations_take_by_themselves() -> None:
+    work = Work()
+    copy = Operation("pass", bytes=10**8, form="copy")
+    work.micro[copy] = 1000
+    assert work.seconds(pace(), traced=1, accumulation=2).card == pytest.approx(2 * 1000 * WITHIN * 2e-4)
+    assumed = Pace(T4, ASSUMED)
+    alone = 1000 * assumed.seconds(copy)
+    assert work.seconds(assumed, traced=1, accumulation=1).card == pytest.approx(alone)
 
 
 def test_shares_stand_for_a_card_that_is_not_known() -> None:

@@ -35,6 +35,12 @@ H100."""
 GAP = 2e-6
 """Seconds of the card between two operations, where nothing was measured."""
 
+WITHIN = 1.07
+"""By which measured operations take longer within a step than by themselves, one behind the other on a card that does
+nothing else. Chosen by runs: what was measured on an H100 makes a step at 4096 tokens 6 % too short there (302 ms a
+micro-batch), and 17 compositions on an H200 (`benchmarks/fit/compositions.json`) 7 to 15 %; with it, 14 of them are
+within 5 %, and three that kept attention's results, in a way since replaced, within 9 %."""
+
 CAUSAL = 0.5
 """Share of the square of tokens that causal attention computes."""
 
@@ -78,8 +84,11 @@ class Pace:
         self.own = OWN
         self.link = (card.host_link or find_card(ASSUMED_CARD).host_link) * 1e9 * LINK
         """Bytes a second between the host and the card."""
+        self.within = 1.0
+        """By which operations take longer within a step."""
         rates = self.origin.rates
         if rates is not None:
+            self.within = WITHIN
             self.gap, self.forward, self.backward, self.listed = rates.gap, rates.forward, rates.backward, rates.listed
             self.link = 2**30 / rates.link
             self._learn(rates, self.origin.base or card)

@@ -156,7 +156,7 @@ def _passing(name: str, given: list[Tensor], made: list[Tensor]) -> str:
 
 
 def _on_card(work: Counter[Operation], pace: Pace) -> float:
-    return sum(times * pace.seconds(operation) for operation, times in work.items())
+    return pace.within * sum(times * pace.seconds(operation) for operation, times in work.items())
 
 
 @dataclass(frozen=True, slots=True)
