@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from platformdirs import user_config_path
-
 from fitune.errors import PluginError, cause
 from fitune.plugin.reading import json_of, read_file
 
@@ -38,6 +36,8 @@ class UnknownCode(PluginError):
 
 def remembered_in() -> Path:
     """The file that says what is known, a line of JSON for each: `{"digest": ...}` or `{"file": ..., "owner": ...}`."""
+    from platformdirs import user_config_path
+
     return user_config_path("fitune", appauthor=False) / "allowed-plugins.jsonl"
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
-from fitune_plugins.loaders.packed_shapes import pack_shapes
 from fitune_plugins.loaders.quantization_methods import Method, Values, key_of, method_of
 
 if TYPE_CHECKING:
@@ -182,6 +181,8 @@ def with_shapes(model: PreTrainedModel, values: Values) -> None:
     if method.plain:
         return
     if method.packed:
+        from fitune_plugins.loaders.packed_shapes import pack_shapes
+
         pack_shapes(model, values)
         return
     if not method.built:
