@@ -186,6 +186,16 @@ def test_the_key_is_the_users_own(tmp_path: Path) -> None:
     assert [place.name for place in key_file().parent.iterdir()] == ["seal.key"]
 
 
+def as_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def as_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -193,8 +203,8 @@ def test_the_key_is_the_users_own(tmp_path: Path) -> None:
         lambda file: file.chmod(0o602),
         lambda file: file.write_bytes(b"short"),
         lambda file: file.write_bytes(b"x" * (BYTES + 1)),
-        lambda file: (file.unlink(), os.mkfifo(file)),
-        lambda file: (file.unlink(), file.symlink_to("nowhere")),
+        as_pipe,
+        as_link,
     ],
 )
 def test_a_key_that_others_may_know_is_none(spoil: Callable[[Path], object]) -> None:
