@@ -48,13 +48,13 @@ def test_plugins_as_json(capsys: Capture) -> None:
 def test_plugins_show_tells_options_types_defaults_and_meaning(capsys: Capture) -> None:
     lines = ft("plugins", "show", "lora", "--no-third-party", capsys=capsys).splitlines()
     assert lines[0] == "lora (adapter, plugin fitune_plugins.adapters.lora)"
-    at = lines.index("  r: integer >= 1; default 4")
+    at = lines.index("  r: integer >= 1 and <= 65536; default 4")
     assert lines[at + 1] == "      Rank of the adapters."
     assert "  dropout: number >= 0 and < 1; default 0.0" in lines
 
 
 def test_plugins_show_tells_what_is_required(capsys: Capture) -> None:
-    assert "  steps: integer >= 1; required\n" in ft("plugins", "show", "accumulation", capsys=capsys)
+    assert "  steps: integer >= 1 and <= 1048576; required\n" in ft("plugins", "show", "accumulation", capsys=capsys)
 
 
 def test_plugins_show_of_a_provider_without_options(capsys: Capture) -> None:

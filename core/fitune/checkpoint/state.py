@@ -75,6 +75,21 @@ def capture(parts: Parts, step: int, loaded: ModuleState, random: RandomState | 
     )
 
 
+def _difference(parts: Parts, state: TrainingState, names: Sequence[str]) -> str | None:
+    """Why a state is none of these parts, and what of a recipe to keep; None if it is one of theirs."""
+    masters, optimizer = parts.step.trainables.masters, _type(parts.step.optimizer)
+    if optimizer != state.optimizer_type:
+        return f"it was trained by {state.optimizer_type}, and here is {optimizer}. Keep the optimizer as it is"
+    if len(masters) != len(state.masters):
+        return f"{len(state.masters)} tensors train there, and {len(masters)} here. Keep [adapter] targets as they are"
+    for number, (master, kept) in enumerate(zip(masters, state.masters, strict=True)):
+        if master.shape != kept.shape:
+            name = names[number] if number < len(names) else f"tensor {number}"
+            what = f"{name} is {list(kept.shape)} there, and {list(master.shape)} here"
+            return f"{what}. Keep what gives tensors their shapes as it is, e.g. [adapter] r"
+    return None
+
+
 def restore(parts: Parts, state: TrainingState) -> None:
     """Put a composed run into this state; the state stays as it is. Raises `RunError` where it is another run's.
 
@@ -82,13 +97,9 @@ def restore(parts: Parts, state: TrainingState) -> None:
     optimizer. The state says how far they have come.
     """
     trainables, optimizer = parts.step.trainables, parts.step.optimizer
-    shapes = [tuple(m.shape) for m in trainables.masters]
-    if shapes != [tuple(m.shape) for m in state.masters] or _type(optimizer) != state.optimizer_type:
-        raise RunError(
-            f"what was trained cannot be taken over: {len(state.masters)} tensors by {state.optimizer_type} there, "
-            f"{len(shapes)} tensors by {_type(optimizer)} here. Keep [adapter] and the optimizer as they are"
-        )
     names = _names(parts)
+    if (differs := _difference(parts, state, names)) is not None:
+        raise RunError(f"what was trained cannot be taken over: {differs}")
     if names != state.names:
         here, there = next(pair for pair in zip(names, state.names, strict=True) if pair[0] != pair[1])
         raise RunError(

@@ -11,7 +11,7 @@ from fitune.cli.progress import Progress
 from fitune.cli.text_console import TextConsole
 from fitune.data.prepare import Prepared, context_of, held_out_data, tokenizer_of, training_data
 from fitune.data.survey import as_json_row, pieces, survey
-from fitune.errors import DataError
+from fitune.errors import DataError, visible
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext, Example
 from fitune.plugin.recipe import Recipe
@@ -71,7 +71,7 @@ def picture(example: Example, tokenizer: Any) -> Text:
         if kind == "border":
             text.append("\n──────── next document ────────\n", style="yellow")
         else:
-            text.append(piece, style=STYLES[kind])
+            text.append(visible(piece), style=STYLES[kind])  # rich would drop some
     if inside:
         text.append("⟧", style="bold green")
     return text

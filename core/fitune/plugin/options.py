@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOST = 100
+"""Problems of a table for which a remedy is sought, at most."""
+
 SHOWN = 80
 """Most characters of a wrong value that an error repeats."""
 
@@ -72,8 +75,11 @@ def parse(
         return _adapter(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
     except ValidationError as error:
         found: dict[str, Problem] = {}
-        for detail in error.errors(include_url=False):
-            problem = _problem(options, table, detail, known)
+        for number, detail in enumerate(error.errors(include_url=False)):
+            if number < MOST:
+                problem = _problem(options, table, detail, known)
+            else:  # to look for names that are near takes time, and nobody reads so much
+                problem = Problem(key=".".join(map(str, detail["loc"][:1])), what=detail["msg"].lower())
             found.setdefault(problem.key, problem)
         return None, list(found.values())
 

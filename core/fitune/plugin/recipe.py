@@ -66,11 +66,11 @@ class Memory:
 class Train:
     """`[train]`: the loop."""
 
-    micro_batch: Annotated[int, Ge(1)] = 1
+    micro_batch: Annotated[int, Ge(1), Le(2**16)] = 1
     """Rows in a forward pass, in each process."""
-    length: Annotated[int, Ge(2)] = 2048
+    length: Annotated[int, Ge(2), Le(2**24)] = 2048
     """Most tokens in a row."""
-    batch_tokens: Annotated[int, Ge(1)] | None = None
+    batch_tokens: Annotated[int, Ge(1), Le(2**40)] | None = None
     """Tokens of an optimizer step over all micro-batches and processes, as if every row were full. With `[memory] fit`,
     which then chooses `micro_batch` and accumulation; a multiple of `length`."""
     steps: Annotated[int, Ge(1)] | None = None
@@ -105,7 +105,7 @@ class Train:
 class Evaluation:
     """`[eval]`, beside its sources, without which nothing is evaluated."""
 
-    micro_batch: Annotated[int, Ge(1)] = 1
+    micro_batch: Annotated[int, Ge(1), Le(2**16)] = 1
     """Rows in a forward pass, in each process."""
     every: Annotated[int, Ge(1)] | None = None
     """Steps between evaluations; without it, only after the last step."""

@@ -1,13 +1,8 @@
-"""A TOML file with `--set` overrides: its values, and where each of them came from.
-
-tomli gives values without positions. They are found without a second TOML grammar: of a valid document, a prefix of
-lines parses exactly if it ends between two statements, so the statement that brings a key starts after the last
-shorter prefix that parsed. This reads the document once a line, and only when a position is asked for.
-"""
+"""A TOML file with `--set` overrides: its values, and where each of them came from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +11,14 @@ import tomli
 from fitune.errors import RecipeError
 from fitune.plugin.options import is_table
 from fitune.recipe.renamed import is_of_run, place_of_run, translated
+from fitune.recipe.toml import Key as Key
+from fitune.recipe.toml import TooMuch, lines, loads
 
-Key = tuple["str | int", ...]
-"""A path into a document: names of keys, and positions in arrays of tables."""
+LONGEST = 32
+"""Parts of an override's key, at most."""
+
+LONGEST_SHOWN = 500
+"""Characters of an override that an error repeats, at most."""
 
 
 class TomlSource:
@@ -31,7 +31,9 @@ class TomlSource:
         self.path = path
         self.text = text
         try:
-            self.values: dict[str, Any] = tomli.loads(text)
+            self.values: dict[str, Any] = loads(text)
+        except TooMuch as error:
+            raise RecipeError([f"{path}:{error.line}: no recipe: {error}"]) from error
         except tomli.TOMLDecodeError as error:
             message = error.msg.replace("Cannot overwrite a value", "this key is given a second time")
             raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
@@ -76,7 +78,7 @@ class TomlSource:
         if override is not None:
             return 0, f"--set {override}"
         if self._lines is None:
-            self._lines = dict(_lines(self.text))
+            self._lines = dict(lines(self.text))
         while key and key not in self._lines:
             inside = [text for k, text in self._overrides.items() if k[: len(key)] == key]
             if inside:  # a table that only overrides have made
@@ -96,9 +98,9 @@ class TomlSource:
         """Apply one override; gives the problem with it, if there is one."""
         name, equals, raw = text.partition("=")
         parts = [part.strip() for part in name.split(".")]
-        if not equals or not all(parts):
-            return f"--set {text}: not an override. Write table.key=value, e.g. --set train.steps=20"
-        key: Key = tuple(int(p) if p.isdecimal() else p for p in parts)
+        if not equals or not all(parts) or len(parts) > LONGEST:
+            return f"--set {text[:LONGEST_SHOWN]}: not an override. Write table.key=value, e.g. --set train.steps=20"
+        key: Key = tuple(int(p) if p.isdecimal() and len(p) < 10 else p for p in parts)
         inside: Any = self.values
         for number, part in enumerate(key):
             path = ".".join(parts[:number])
@@ -111,7 +113,10 @@ class TomlSource:
                 return f'--set {text}: "{path}" is not a table, so it has no key "{part}"'
             if number < len(key) - 1:
                 inside = inside[int(part)] if isinstance(inside, list) else inside.setdefault(str(part), {})
-        inside[str(key[-1])] = _value(raw)
+        try:
+            inside[str(key[-1])] = _value(raw)
+        except TooMuch as error:
+            return f"--set {text[:LONGEST_SHOWN]}: {error}"
         self._overrides.pop(key, None)  # the last of two stands last
         self._overrides[key] = text
         return None
@@ -120,35 +125,7 @@ class TomlSource:
 def _value(raw: str) -> object:
     """What stands behind an equals sign: a TOML value, or else a bare word or a path, as a shell user types it."""
     try:
-        values = tomli.loads(f"value = {raw}")
+        values = loads(f"value = {raw}")
     except tomli.TOMLDecodeError:
         return raw
     return values["value"] if len(values) == 1 else raw
-
-
-def _keys(values: Any, key: Key = ()) -> Iterator[Key]:
-    if key:
-        yield key
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _keys(value, (*key, name))
-    elif isinstance(values, list) and is_table(values):
-        for position, value in enumerate(values):
-            yield from _keys(value, (*key, position))
-
-
-def _lines(text: str) -> Iterator[tuple[Key, int]]:
-    """Each key of a valid document with the line, counted from 1, on which the statement that brings it starts."""
-    seen: set[Key] = set()
-    lines = [f"{line}\n" for line in text.split("\n")]  # of the ends that str.splitlines knows, TOML's own
-    start = 0
-    for end in range(1, len(lines) + 1):
-        try:
-            values = tomli.loads("".join(lines[:end]))
-        except tomli.TOMLDecodeError:
-            continue
-        for key in _keys(values):
-            if key not in seen:
-                seen.add(key)
-                yield key, start + 1
-        start = end

@@ -16,6 +16,9 @@ from fitune.plugin.registry import KINDS, Registry
 from fitune.recipe.checks import KEY, is_file, untrusted
 from fitune.recipe.source import Key, TomlSource
 
+MOST = 50
+"""Problems that are told at once, at most."""
+
 T = TypeVar("T")
 P = TypeVar("P", bound=Provider)
 
@@ -48,7 +51,9 @@ class Tables:
     def raise_problems(self) -> None:
         """Raise `RecipeError` if there are problems, in the order of the recipe's lines."""
         if self.problems:
-            raise RecipeError([text for _, text in sorted(self.problems, key=lambda problem: problem[0])])
+            told = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
+            more = [f"{self.source.path}: {len(told) - MOST:,} more problems"] if len(told) > MOST else []
+            raise RecipeError([*told[:MOST], *more])
 
     # --------------------------------------------------------------------------------------------------- tables
 

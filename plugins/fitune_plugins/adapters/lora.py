@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, nearest, sentences, unwrapped
 from fitune_plugins.adapters.lora_merge import merge
@@ -30,7 +30,7 @@ Preset = Literal["all-linear", "attention", "mlp"]
 class LoraOptions:
     """Options of the adapter `lora`."""
 
-    r: Annotated[int, Ge(1)] = 4
+    r: Annotated[int, Ge(1), Le(2**16)] = 4
     """Rank of the adapters."""
     alpha: Annotated[float, Gt(0)] = 8
     """The adapters' output is scaled by alpha / r. Costs no memory."""

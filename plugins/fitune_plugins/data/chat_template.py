@@ -139,6 +139,10 @@ class Template:
         # What a template's expressions may raise.
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise Refused(str(error)) from error
+        except RecursionError:
+            raise Refused("it calls itself without end") from None
+        except MemoryError:
+            raise Refused("its text is larger than the memory") from None
         return texts[0], [(start, end) for start, end in marks[0]] if marks else []
 
 

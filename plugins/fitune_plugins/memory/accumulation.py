@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from fitune import MemoryStrategy, Plan, Strategy, hookimpl
 
@@ -20,7 +20,7 @@ from fitune import MemoryStrategy, Plan, Strategy, hookimpl
 class AccumulationOptions:
     """Options of the strategy `accumulation`."""
 
-    steps: Annotated[int, Ge(1)]
+    steps: Annotated[int, Ge(1), Le(2**20)]
     """Micro-batches to an optimizer step, in each process."""
 
 

@@ -179,6 +179,20 @@ def test_generation_marks_are_mended(template: str) -> None:
     assert marked(last) == ["two<|im_end|>"]
 
 
+def test_a_template_that_calls_itself_is_refused() -> None:
+    """In a line; on 0.1 with a traceback."""
+    template = "{% macro again(x) %}{{ again(x) }}{% endmacro %}{{ again(messages[0].content) }}"
+    assert "it calls itself without end" in error(TALK, made(template))
+
+
+def test_a_template_that_is_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.render_jinja_template", full)
+    assert "its text is larger than the memory" in error(TALK, made("{{ messages[0].content }}"))
+
+
 def test_a_template_that_hides_an_answer_is_refused() -> None:
     template = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     expected = "data.jsonl:1: message 2 is rendered in a way that does not show exactly which text is its own"

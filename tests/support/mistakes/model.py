@@ -65,7 +65,7 @@ CASES = (
             'r.toml:6: [model] dtype: "dtype" is "bfloat6". Did you mean "bfloat16"? It takes: "bfloat16" or "float16" or "float32"'
         ],
     ),
-    case("rank 0", [below(LORA, "r = 0")], ['r.toml:9: [adapter] r: "r" is 0. It takes: integer >= 1']),
+    case("rank 0", [below(LORA, "r = 0")], ['r.toml:9: [adapter] r: "r" is 0. It takes: integer >= 1 and <= 65536']),
     case(
         "dropout 1.0",
         [below(LORA, "dropout = 1.0")],

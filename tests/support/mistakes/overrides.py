@@ -43,7 +43,12 @@ CASES = (
         ['--set train.steps=many: "steps" is "many". It takes: integer >= 1'],
         sets=["train.steps=many"],
     ),
-    case("--set out of range", [], ['--set adapter.r=0: "r" is 0. It takes: integer >= 1'], sets=["adapter.r=0"]),
+    case(
+        "--set out of range",
+        [],
+        ['--set adapter.r=0: "r" is 0. It takes: integer >= 1 and <= 65536'],
+        sets=["adapter.r=0"],
+    ),
     case(
         "--set of an entry that there is not",
         [],

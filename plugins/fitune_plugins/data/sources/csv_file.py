@@ -103,17 +103,22 @@ def _header(fields: list[str], where: str, delimiter: str | None) -> tuple[str, 
             if other in fields[0]:
                 fix = f"Name what stands between fields: delimiter = {json.dumps(other)}"
                 raise DataError(f"{where}: the header is one column, {json.dumps(short(fields[0]))}. {fix}")
+    named: set[str] = set()
     for number, name in enumerate(fields, 1):
         if not name.strip():
             raise DataError(f"{where}: column {number} of the header has no name. Give it one, or set: columns")
-        if fields.count(name) > 1:
+        if name in named:
             raise DataError(f'{where}: two columns of the header have the name "{name}". Rename one')
+        named.add(name)
     return tuple(fields)
 
 
 def _parse_error(error: csv.Error, where: str) -> DataError:
     """What is wrong with a row that cannot be told into fields. Raises it if no later row can be told either."""
-    if "unexpected end" in str(error) or "field larger" in str(error):
+    if "field larger" in str(error):
+        what = f"a field is longer than {csv.field_size_limit() >> 20} MiB, or a quote is never closed"
+        raise DataError(f"{where}: {what}. Split long texts, or double each quote in a text")
+    if "unexpected end" in str(error):
         # All that follows was read as part of this field: skipping it would be silent.
         raise DataError(f"{where}: a quote that is opened in this row is never closed. Double each quote in a text")
     if "new-line" in str(error):
@@ -131,10 +136,8 @@ def _check(options: CsvOptions) -> Iterator[Problem]:
     if options.delimiter is not None and (len(options.delimiter) != 1 or options.delimiter in '"\r\n'):
         what = f"the delimiter is {json.dumps(options.delimiter)}, not one character"
         yield Problem(key="delimiter", what=what, fix='Write e.g. ";", or "\\t" for a tab')
-    for name in options.columns:
-        if not name.strip() or options.columns.count(name) > 1:
-            yield Problem(key="columns", what="columns need names that differ", fix="Name every column once")
-            return
+    if not all(name.strip() for name in options.columns) or len(set(options.columns)) < len(options.columns):
+        yield Problem(key="columns", what="columns need names that differ", fix="Name every column once")
 
 
 @hookimpl

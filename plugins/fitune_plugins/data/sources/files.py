@@ -34,8 +34,10 @@ from fitune import DataContext, DataError, DataStage, Problem, Row, Stage, sente
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
 
-LONGEST = 64 << 20
-"""Most bytes of a line, and of a text that is one row: a file without line ends must not fill the memory."""
+LONGEST = 16 << 20
+"""Most bytes of a line, and of a text that is one row: a file without line ends must not fill the memory, nor a text of
+which nothing but a part could be trained on the time.
+"""
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 

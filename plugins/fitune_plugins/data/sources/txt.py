@@ -20,7 +20,7 @@ class TxtOptions(FileOptions):
     """Options of the source `txt`."""
 
     row: Literal["file", "paragraph", "line"] = "file"
-    """What a row is: a whole file (of at most 64 MiB), a paragraph (what stands between blank lines) or a line."""
+    """What a row is: a whole file (of at most 16 MiB), a paragraph (what stands between blank lines) or a line."""
 
 
 def read(path: Path, options: TxtOptions, reject: Reject) -> Iterator[Row]:
