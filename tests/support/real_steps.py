@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -133,8 +134,11 @@ def _log(recipe: Recipe, shapes: Shapes, *, real: bool) -> MemoryLog:
         known = Known() if real else stack.enter_context(as_with_values())
         stack.enter_context(modules.watch())
         where = torch.device("cpu") if real else DEVICE
-        follow(recipe, strategies, replace(plan, pin_memory=False), model, shapes, tracer, known, where)
-    return tracer.log
+        ended = follow(recipe, strategies, replace(plan, pin_memory=False), model, shapes, tracer, known, where)
+        log = copy.copy(tracer.log)
+        log.events = list(log.events)
+        del ended  # what trains is in a circle with its optimizer, and given back whenever the collector comes by
+    return log
 
 
 def _is_on_cpu(tensor: Tensor) -> bool:
