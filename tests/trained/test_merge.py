@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fitune import ModelError, RunError
+from fitune.checkpoint.manifest import write_manifest
 from fitune.testing import open_registry, write_recipe
 from fitune.trained.merge import Merge, merge
 from fitune.trained.open import Trained, find, open_base, open_run
@@ -167,6 +168,10 @@ def test_a_damaged_full_model_is_refused(tmp_path: Path) -> None:
     weights = load_file(file)
     del weights["model.norm.weight"]
     save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"model\.safetensors has \d+ bytes of \d+"):
+        _found(run)
+    (run / "model" / "manifest.json").unlink()
+    write_manifest(run / "model", 1)  # as if that were what was trained
     with pytest.raises(ModelError, match=r"1 of its weights are not in its files.*model\.norm\.weight"):
         open_run(_found(run))
 
