@@ -2,9 +2,9 @@
 
 transformers and peft compute a layer by a hundred operations, and write what each gives. Here norms, rotary embeddings,
 gated activations and the additions of adapters are one kernel each (`kernels/`), adapters with one input are multiplied
-together, and what is pointwise is computed again in the backward pass in place of being kept: less memory than with
-`fused-lora`, `fused-rms-norm` and `recompute-pointwise` together, and less time. Differs from the plain run by
-rounding, as those do.
+together, and what is pointwise is computed again in the backward pass in place of being kept. What is kept of a layer
+is what `fused-lora`, `fused-rms-norm` and `recompute-pointwise` together keep of it, in less time; the last norm,
+behind the layers, is left to `fused-rms-norm`. Differs from the plain run by rounding, as those do.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: Fp8Linear) -> Tensor:
         ctx.linear = linear
-        return linear.product(to_fp8(x.flatten(0, -2)), x.dtype).view(*x.shape[:-1], -1)
+        made = linear.product(to_fp8(x.flatten(0, -2)), x.dtype)
+        # No view, for whoever adds an adapter's part in place: autograd refuses that for views that are made here.
+        return torch.ops.aten._unsafe_view.default(made, [*x.shape[:-1], made.shape[-1]])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
