@@ -62,7 +62,7 @@ class _Product(torch.autograd.Function):
         ctx.linear = linear
         made = linear.product(to_fp8(x.flatten(0, -2)), x.dtype)
         # No view, for whoever adds an adapter's part in place: autograd refuses that for views that are made here.
-        return torch.ops.aten._unsafe_view.default(made, [*x.shape[:-1], made.shape[-1]])
+        return torch.ops.aten._unsafe_view.default(made, [*x.shape[:-1], made.shape[-1]])  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -27,7 +27,7 @@ def _adapted(inputs: int, *outputs: int, r: int = 4) -> tuple[list[Any], Group]:
     torch.manual_seed(0)
     base = nn.ModuleDict({f"l{at}": nn.Linear(inputs, n) for at, n in enumerate(outputs)})
     config = LoraConfig(r=r, lora_alpha=10, lora_dropout=SHARE, target_modules=r"l\d", init_lora_weights=False)
-    adapted: Any = get_peft_model(base, config).double().train()  # type: ignore[arg-type]
+    adapted: Any = get_peft_model(base, config).double().train()
     layers = list(adapted.base_model.model.values())
     made = group(layers)
     join(made)
@@ -56,11 +56,12 @@ def test_dropout_is_the_formula_with_the_masks_that_were_drawn(r: int) -> None:
     leaf = x.clone().requires_grad_()
     wanted = []
     for layer, mask in zip(layers, masks, strict=True):
+        assert mask is not None
         dropped = leaf * mask / (1 - SHARE)
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         wanted.append(layer.base_layer(leaf) + 10 / r * (dropped @ down.t() @ up.t()))
     total = sum((one * grad).sum() for one, grad in zip(wanted, grads, strict=True))
-    truth = torch.autograd.grad(total, [leaf, *made.parameters])  # type: ignore[arg-type]
+    truth = torch.autograd.grad(total, [leaf, *made.parameters])
     assert_close(results, [one.detach() for one in wanted], relative=1e-12)
     assert_close([dx, *found], truth, relative=1e-12)
 

@@ -103,8 +103,7 @@ def test_all_that_a_step_pairs_lies_alike(r: int, dtype: torch.dtype) -> None:
     optimizer = torch.optim.AdamW(decay_groups(trainables.masters), lr=1e-3, fused=True)
     for _ in range(2):
         for _ in range(2):
-            seeded_loss = model(**BATCH.inputs()).logits.float().logsumexp(-1).sum()
-            seeded_loss.backward()
+            torch.autograd.backward(model(**BATCH.inputs()).logits.float().logsumexp(-1).sum())
             for parameter in trainables.parameters:
                 assert parameter.grad is not None
                 assert _lies(parameter.grad) == _lies(parameter)
@@ -129,7 +128,7 @@ def test_training_is_the_same_step_by_step() -> None:
     """With fused AdamW, over several steps in float32."""
     found = []
     for change in (lambda model: model, fast):
-        model = change(plain_model("llama", r=6))
+        model = change(plain_model("llama", r=6))  # type: ignore[no-untyped-call]
         trainables = Trainables(model, masters=True)
         optimizer = torch.optim.AdamW(decay_groups(trainables.masters), lr=1e-2, fused=True)
         for _ in range(4):
