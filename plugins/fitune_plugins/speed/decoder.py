@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitune_plugins.speed.families import Parts, parts_of
-from fitune_plugins.speed.linears import join
+from fitune_plugins.speed.grouping import join
 from fitune_plugins.speed.pieces import mlp, output, project
 
 CHECKPOINTED_OUTSIDE = "__call__" in GradientCheckpointingLayer.__dict__

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fitune_plugins.speed.linears import CannotGroup, Group, group
-from fitune_plugins.speed.pieces import Mlp, Norm, Output, Projections
+from fitune_plugins.speed.grouping import CannotGroup, group
+from fitune_plugins.speed.layer_parts import Mlp, Norm, Output, Projections
+from fitune_plugins.speed.linears import Group
 
 if TYPE_CHECKING:
     from torch import nn

@@ -47,7 +47,7 @@ class FastLayers(Strategy):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         from fitune_plugins.speed.decoder import FastLayer
-        from fitune_plugins.speed.linears import CannotGroup
+        from fitune_plugins.speed.grouping import CannotGroup
 
         if not self.gpu:
             return model

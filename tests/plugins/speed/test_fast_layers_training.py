@@ -13,7 +13,8 @@ from fitune import Plan
 from fitune_plugins.memory import kept_results
 from fitune_plugins.memory.gradient_checkpointing import GradientCheckpointing, GradientCheckpointingOptions
 from fitune_plugins.memory.tiled_mlp import TiledMlp, TiledMlpOptions
-from fitune_plugins.speed.linears import Group, group, join
+from fitune_plugins.speed.grouping import group, join
+from fitune_plugins.speed.linears import Group
 from support.fast_models import BATCH, assert_same, fast, is_fast, must_be_the_same, plain_model, seeded
 from support.tiny import assert_close
 
