@@ -30,6 +30,7 @@ class FastLayer:
         self.layer = layer
         self.parts: Parts = parts_of(layer)
         self._adapted: Any = next((m for m in layer.modules() if hasattr(m, "lora_A")), None)
+        self._names = [] if self._adapted is None else list(self._adapted.active_adapters)
 
     def join(self) -> None:
         """Put the adapters of each group side by side, and take the layer's `forward` over."""
@@ -86,8 +87,11 @@ class FastLayer:
         return self._plain_mlp(between)
 
     def _is_plain(self) -> bool:
-        """Whether adapters are switched off, or part of the weights, just now."""
-        return self._adapted is not None and bool(self._adapted.disable_adapters or self._adapted.merged)
+        """Whether adapters are switched off, part of the weights, or others than those known here, just now."""
+        one = self._adapted
+        if one is None:
+            return False
+        return bool(one.disable_adapters or one.merged) or list(one.active_adapters) != self._names
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, named: dict[str, Any]) -> Tensor:
         """Attention as the model's configuration names it, `[B, S, heads, D]`."""

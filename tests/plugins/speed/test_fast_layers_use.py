@@ -28,18 +28,36 @@ def _layers(model: Any) -> list[Any]:
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3", "smollm3"])
 def test_adapters_that_are_off_or_merged(kind: str) -> None:
     model = plain_model(kind, r=5).double().eval()
-    wanted = model(IDS).logits
+    wanted = model(IDS, use_cache=False).logits
     with model.disable_adapter():
-        base = model(IDS).logits
+        base = model(IDS, use_cache=False).logits
     assert (wanted - base).abs().max() > 1e-3
     fast(model)
-    torch.testing.assert_close(model(IDS).logits, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(IDS, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
     with model.disable_adapter():
-        torch.testing.assert_close(model(IDS).logits, base, rtol=0, atol=0)
+        torch.testing.assert_close(model(IDS, use_cache=False).logits, base, rtol=0, atol=0)
     model.merge_adapter()
-    torch.testing.assert_close(model(IDS).logits, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(IDS, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
     model.unmerge_adapter()
-    torch.testing.assert_close(model(IDS).logits, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(IDS, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # which peft asks for
+def test_another_adapter_is_computed_where_it_is_the_active_one() -> None:
+    from peft import LoraConfig
+
+    second = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    plain, changed = plain_model("llama"), fast(plain_model("llama"))
+    for model in (plain, changed):
+        model.add_adapter("second", second)
+        model.eval()
+    changed.load_state_dict(plain.state_dict())
+    first = changed(IDS, use_cache=False).logits
+    for model in (plain, changed):
+        model.set_adapter("second")
+    wanted = plain(IDS, use_cache=False).logits
+    assert (first - wanted).abs().max() > 1e-3
+    torch.testing.assert_close(changed(IDS, use_cache=False).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_off_for_some_rows_of_a_training_step() -> None:
