@@ -99,7 +99,10 @@ def make_model(
     timings.done("weights")
     model = prepared(strategies, adapted(recipe, strategies, base))
     if accelerator.num_processes > 1:
-        broadcast([p.data for p in model.parameters() if p.requires_grad], from_process=0)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            dense = parameter.data.contiguous()  # NCCL takes no other; strategies may lay a matrix the other way round
+            broadcast(dense, from_process=0)
+            parameter.data.copy_(dense)
     return model
 
 
