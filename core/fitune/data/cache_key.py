@@ -69,10 +69,10 @@ def _plugin(use: Use[DataStage[Any]]) -> list[str]:
     while isinstance(make, partial):
         make = make.func
     modules = {getattr(make, "__module__", None) or type(make).__module__, use.record.options.__module__}
-    return [_code(place) for place in sorted(set(filter(None, map(_place, modules))))]
+    return [code_of(place) for place in sorted(set(filter(None, map(place_of, modules))))]
 
 
-def _place(module: str) -> str | None:
+def place_of(module: str) -> str | None:
     """The directory of a module's outermost package, or the file of a module that stands alone."""
     top = sys.modules.get(module.partition(".")[0])
     paths = list(getattr(top, "__path__", ()))
@@ -87,10 +87,10 @@ def _place(module: str) -> str | None:
 def _own_code() -> list[str]:
     """The core's own code that rows pass through: what plugins give, and what is made of it."""
     wings = Path(__file__).parents[1]
-    return [_code(str(wings / wing)) for wing in ("plugin", "data")]
+    return [code_of(str(wings / wing)) for wing in ("plugin", "data")]
 
 
-def _code(place: str) -> str:
+def code_of(place: str) -> str:
     """A digest of a file, or of all code below a directory."""
     return _package(place) if Path(place).is_dir() else digest_of(Path(place))
 

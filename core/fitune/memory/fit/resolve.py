@@ -12,6 +12,7 @@ from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
 from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
+from fitune.memory.fit.kept import keep, kept, key_of_fit
 from fitune.memory.fit.no_fit import explain_no_fit
 from fitune.memory.fit.result import Fitted
 from fitune.memory.fit.search import NothingFits, Search
@@ -41,7 +42,8 @@ def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | 
     if budget is not None:
         usable = min(budget, card.usable)
         card = replace(card, memory=usable, context=0, context_source="none: what is free now, beside the context")
-    return fit(recipe, registry, shapes, card)
+        return fit(recipe, registry, shapes, card)
+    return fit(recipe, registry, shapes, card, again=False)
 
 
 def card_of_fit(recipe: Recipe) -> Card | None:
@@ -55,15 +57,22 @@ def card_of_fit(recipe: Recipe) -> Card | None:
     return card_or_budget(wanted, local)
 
 
-def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted:
-    """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does."""
+def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True) -> Fitted:
+    """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does.
+
+    Unless it is to be looked for `again`, what an earlier search for the same has chosen is taken.
+    """
     model = built(recipe)
     config = model.config
     layers = layers_of(model)
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
+    key = key_of_fit(recipe, registry, config, shapes(recipe), card)
+    choices = choices_for(recipe, registry, config, recipe.memory.allow)
+    before = None if again else kept(key, recipe, tracing, card, {choice.name for choice in choices})
+    if before is not None:
+        return before
     if layers > 1 and not can_be_short(recipe, tracing):
         layers = 1
-    choices = choices_for(recipe, registry, config, recipe.memory.allow)
     choices = possible(choices, recipe, tracing, 0 if layers == 1 else SHORT[0])
     space = Space(
         choices=choices,
@@ -81,6 +90,7 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Fitted
     others = sorted(
         (one for one in search.considered.values() if one is not chosen), key=lambda one: (not one.fits, one.seconds)
     )
+    keep(key, chosen, others)
     return Fitted(
         recipe=made,
         forecast=forecast,

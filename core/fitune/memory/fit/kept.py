@@ -1,0 +1,129 @@
+"""What a search has chosen, kept in the user's cache: the next start of the same run does not search again.
+
+The key is a digest of all that a choice depends on: the recipe, the model's configuration, the rows, the card and its
+speeds, the code and the versions of what is installed. What is kept is names and options alone. It is composed and
+traced in full depth as the search does at its end, and only what still fits is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitune._version import __version__
+from fitune.data.cache import cache_directory
+from fitune.data.cache_key import code_of, place_of
+from fitune.memory.cards.cards import Card
+from fitune.memory.cards.rates import origin_of
+from fitune.memory.fit.result import Considered, Fitted
+from fitune.memory.fit.tracing import Tracing, Trial
+from fitune.memory.shapes import Shapes
+from fitune.plugin.digest import digest_of
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.runs.atomic import write_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from fitune.plugin.dataflow import Batch
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+"""Packages whose version may change what a composition takes."""
+
+LARGEST = 2**20
+"""Bytes of a file, at most."""
+
+
+def key_of_fit(recipe: Recipe, registry: Registry, config: PreTrainedConfig, shapes: Shapes, card: Card) -> str:
+    """A digest of all that a choice depends on."""
+    table = recipe.to_toml()
+    parts = [
+        [__version__, code_of(str(Path(__file__).parents[2])), [_version(name) for name in LIBRARIES]],
+        [[one.kind, one.record.name, _code(one.plugin)] for one in registry.provided],
+        [digest_of(file) for file in recipe.general.plugins],
+        [table[name] for name in ("model", "adapter", "memory", "train", "eval") if name in table],
+        [recipe.general.deterministic, [use.table() for use in recipe.stages]],
+        config.to_json_string(use_diff=False),
+        [[_sizes(batch) for batch in shapes.training], _sizes(shapes.evaluation), shapes.prompt],
+        [asdict(card), repr(origin_of(card))],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def keep(key: str, chosen: Considered, others: Sequence[Considered]) -> None:
+    """Keep a choice; where the cache cannot be written, the next start searches again."""
+    path = _file(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps({"chosen": asdict(chosen), "others": [asdict(one) for one in others]}) + "\n")
+    except (OSError, TypeError, ValueError):
+        return
+
+
+def kept(key: str, recipe: Recipe, tracing: Tracing, card: Card, names: Collection[str]) -> Fitted | None:
+    """What was chosen before, traced anew; None where there is nothing, it does not fit any more, or it has a strategy
+    that is none of these names.
+    """
+    entry = _read(_file(key))
+    if entry is None:
+        return None
+    chosen, others = entry
+    if not {str(table.get("use")) for table in chosen.tables} <= set(names):
+        return None
+    trial = Trial(
+        tables=chosen.tables,
+        micro_batch=chosen.micro_batch,
+        accumulation=None if recipe.train.batch_tokens is None else chosen.accumulation,
+    )
+    found = tracing.whole(trial)
+    if found is None:
+        return None
+    made, forecast, seen = found
+    if not forecast.passes or seen.reserved > card.usable - forecast.margin:
+        return None
+    chosen = replace(chosen, allocated=int(seen.allocated), reserved=int(seen.reserved), seconds=seen.seconds)
+    note = "chosen by an earlier search for the same run, which is kept; ft plan --fit searches anew"
+    return Fitted(recipe=made, forecast=forecast, chosen=chosen, others=others, card=card, notes=(note,))
+
+
+def _file(key: str) -> Path:
+    return cache_directory() / "fits" / f"{key}.json"
+
+
+def _read(path: Path) -> tuple[Considered, tuple[Considered, ...]] | None:
+    """An entry; None for one that is missing, or of another form."""
+    try:
+        if path.stat().st_size > LARGEST:
+            return None
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return _considered(entry["chosen"]), tuple(_considered(one) for one in entry["others"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _considered(values: dict[str, Any]) -> Considered:
+    tables = tuple({str(key): value for key, value in table.items()} for table in values["tables"])
+    return Considered(**{**values, "tables": tables})
+
+
+def _sizes(batch: Batch | None) -> list[Any] | None:
+    return None if batch is None else [list(batch.input_ids.shape), batch.targets, batch.tokens, list(batch.lengths)]
+
+
+def _code(plugin: str) -> str | None:
+    """Of the package, or file, that a plugin comes from."""
+    place = place_of(plugin)
+    return None if place is None else code_of(place)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
