@@ -188,11 +188,13 @@ def test_a_float16_model_of_a_large_vocabulary_is_taken() -> None:
 
 
 @pytest.mark.parametrize("length", [4096, 3900])
+@pytest.mark.parametrize("lora", [True, False], ids=["fused", "in chunks"])
 def test_a_forecast_traces_a_few_chunks_and_counts_all(
-    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lora: bool, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight chunks, the last one whole or not."""
-    recipe = recipe_of(tmp_path, "llama", "chunked-loss", "expandable-segments", lora=True, length=length, rows=1)
+    """Eight chunks, the last one whole or not; by one kernel where the head is frozen."""
+    monkeypatch.setattr("fitune_plugins.memory.chunked_loss.FUSED", 512)
+    recipe = recipe_of(tmp_path, "llama", "chunked-loss", "expandable-segments", lora=lora, length=length, rows=1)
     shapes, card = shapes_of_recipe(recipe, 1), find_card("a10g")
     few = trace(recipe, shapes, card)
     monkeypatch.setattr(chunked_cross_entropy, "ALIKE", 10**9)
