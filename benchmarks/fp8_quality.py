@@ -214,15 +214,22 @@ def _trained(place: Path, kind: str, seed: int, steps: int, rows: int) -> Json:
     text = RECIPE.format(seed=seed, strategies=", ".join(strategies), steps=steps, rows=rows, every=every)
     recipe.write_text(text, encoding="utf-8")
     made = place / f"{kind}-{seed}"
-    fitune.run(recipe, made, registry=open_registry(Plugin()), resume=made.exists())
-    _wide.clear()
-    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _metrics(made)
+    if not any(line["event"] == "evaluation" and line["step"] == steps for line in lines):
+        fitune.run(recipe, made, registry=open_registry(Plugin()), resume=made.exists())
+        _wide.clear()
+        lines = _metrics(made)
     return {
         "kind": kind,
         "seed": seed,
         "held_out": {str(line["step"]): round(line["loss"], 5) for line in lines if line["event"] == "evaluation"},
         "losses": [round(line["loss"], 4) for line in lines if line["event"] == "step"],
     }
+
+
+def _metrics(run: Path) -> list[Json]:
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _summary(runs: Sequence[Json]) -> Json:
