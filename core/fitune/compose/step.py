@@ -40,7 +40,7 @@ def always(norm: Tensor, loss_sum: Tensor) -> bool:
 
 
 class Computation:
-    """Computes micro-batches, of one step after the other: forward pass, backward pass, and what becomes of gradients."""
+    """Computes micro-batches, one step after the other: forward pass, backward pass, and what becomes of gradients."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """What torch's CUDA caching allocator reserves for a log of allocations: a model of it in plain Python.
 
 It follows `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.13) and `c10/core/AllocatorConfig.h` at their default
-settings, for one stream, and another one with a private pool, which CUDA graphs have; the constants carry the names that
-they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
+settings, for one stream, and another one with a private pool, which CUDA graphs have; the constants carry the names
+that they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
 
 What it leaves out: addresses of `cudaMalloc` are the driver's choice (here every segment lies behind the older ones,
 which decides between free blocks of one size), and an expandable segment has room for 9/8 of a card's memory there,
@@ -243,8 +243,8 @@ def replay(
 ) -> CachingAllocator:
     """The allocator after a log of events: `(block, bytes)` allocates, `(-block, anything)` frees; numbers are above 0.
 
-    `(0, EMPTY_CACHE)` and `(0, CLOSE_POOL)` are events too; blocks whose numbers are `apart` come from the private pool.
-    Raises `OutOfMemory` where `capacity` bytes are not enough, and as `CachingAllocator` does for a log that is wrong.
+    `(0, EMPTY_CACHE)` and `(0, CLOSE_POOL)` are events too; blocks whose numbers are `apart` come from the private
+    pool. Raises `OutOfMemory` where `capacity` bytes are not enough, and as `CachingAllocator` does for a wrong log.
     """
     allocator = CachingAllocator(expandable=expandable, capacity=capacity)
     allocate, free = allocator.allocate, allocator.free

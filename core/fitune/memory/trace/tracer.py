@@ -157,11 +157,20 @@ class Tracer(TorchDispatchMode):
                 self.waits = name
             self.draws |= _draws(func, args, kwargs or {})
         if self._trains():
-            flops = flops_of(func, name, args, kwargs or {}, results)
-            self.flops += times() * flops
-            if self._step == self.last_step:
-                phase = "optimizer" if self._behind else self._phase
-                self.work.note(phase, func, name, args, results, flops, times())
+            self._count(func, name, args, kwargs or {}, results)
+        self._account(name, args, results)
+        return results
+
+    def _count(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
+        """Note the operation's work."""
+        flops = flops_of(func, name, args, kwargs, results)
+        self.flops += times() * flops
+        if self._step == self.last_step:
+            phase = "optimizer" if self._behind else self._phase
+            self.work.note(phase, func, name, args, results, flops, times())
+
+    def _account(self, name: str, args: tuple[Any, ...], results: Any) -> None:
+        """Note what the operation takes of the card: its results, its workspace, and what it gives back at its end."""
         scratch = self._scratch.get(name)
         sizes = () if scratch is None else scratch(args, results)
         held = self._take_scratch(name, sizes) if name in COMPOSED else {}
@@ -174,7 +183,6 @@ class Tracer(TorchDispatchMode):
         if name not in COMPOSED:
             held = self._take_scratch(name, sizes)  # kernels take nearly all of it beside their results
         self._give_back(held)
-        return results
 
     def _trains(self) -> bool:
         """Whether what is done now belongs to an optimizer step."""
@@ -234,7 +242,7 @@ class Tracer(TorchDispatchMode):
             self.log.give_back(number)
 
     def _take_workspace(self, *, lt: bool) -> None:
-        """A handle's workspace on a stream is never given back; the backward pass has a thread, so a handle, of its own.
+        """A handle's workspace on a stream is never given back; the backward pass has a thread, and so one, of its own.
 
         cuBLASLt has one of its own, or shares it.
         """
