@@ -86,7 +86,7 @@ def train(directory: Path, signals: Path | None, *, dry: bool) -> None:
     settings = json.loads((directory.parent / "settings.json").read_text(encoding="utf-8"))
     recipe = read_recipe(Path(settings["recipe"]), registry, settings["overrides"])
     try:
-        with beside_run(third_party=False, force=True) as forecaster:
+        with beside_run(third_party=False, granted=frozenset(), force=True) as forecaster:
             run(recipe, registry, directory, forecaster=forecaster, refit=None if pretence is None else pretence.refit)
     except FtError as error:
         sys.exit("\n".join(error.lines))

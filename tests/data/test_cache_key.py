@@ -97,14 +97,14 @@ def test_each_change_gives_another_and_no_two_the_same() -> None:
 def test_the_code_that_prepares_is_part_of_it(wing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the core: those wings and no other, whose changes would prepare all data anew."""
     looked_at: list[str] = []
-    code = cache_key._code
+    code = cache_key.code_of
 
     def changed(place: str) -> str:
         looked_at.append(place)
         return "other" if Path(place).name == wing else code(place)
 
     before = key()
-    monkeypatch.setattr(cache_key, "_code", changed)
+    monkeypatch.setattr(cache_key, "code_of", changed)
     assert key() != before
     core = Path(cache_key.__file__).parents[1]
     assert [place for place in looked_at if Path(place).parent == core] == [str(core / "plugin"), str(core / "data")]

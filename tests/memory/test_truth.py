@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ ON_HOST = {"phimoe"}
 BY_VALUE = {"jetmoe", "dbrx", "longcat_flash"}
 """How many rows their products have follows from where their tokens go; a trace takes the most."""
 
-TO_ALL = {
+TO_ALL: dict[str, dict[str, Any]] = {
     "dbrx": {"ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 2, "moe_top_k": 2}},
     "longcat_flash": {"n_routed_experts": 2, "zero_expert_num": 0},
 }

@@ -26,6 +26,9 @@ MODELS = (
 )  # fmt: skip
 """Types of models (`config.model_type`) whose layers are known."""
 
+LEAST, BFLOAT16 = (7, 0), (8, 0)
+"""Compute capabilities from which Triton has kernels, and has them in bfloat16."""
+
 
 @dataclass(slots=True)
 class FastLayers(Strategy):
@@ -52,6 +55,10 @@ class FastLayers(Strategy):
         if not self.gpu:
             return model
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        why_not = _why_not(model)
+        if why_not:
+            self.said = [f"{NAME}: no decoder layer: {why_not}"]
+            return model
         made, reasons = [], dict[str, int]()
         for layer in layers:
             try:
@@ -68,6 +75,18 @@ class FastLayers(Strategy):
     def told(self, model: PreTrainedModel) -> Iterable[str]:
         """Say which layers were left to transformers, and why."""
         return tuple(self.said)
+
+
+def _why_not(model: PreTrainedModel) -> str:
+    """Why the card cannot run the kernels; empty where it can, or there is none: a forecast."""
+    import torch
+
+    if model.device.type != "cuda":
+        return ""
+    capability = torch.cuda.get_device_capability(model.device)
+    if capability < LEAST or (model.dtype == torch.bfloat16 and capability < BFLOAT16):
+        return f"{torch.cuda.get_device_name(model.device)} cannot run its kernels in {str(model.dtype)[6:]}"
+    return ""
 
 
 def _suits(config: PreTrainedConfig) -> bool:

@@ -159,7 +159,7 @@ def test_causal_attention_is_bound_by_half_of_its_square() -> None:
 
 
 def test_interpolation_is_exact_at_points_and_flat_far_away() -> None:
-    points = [((0.0,), 1.0), ((2.0,), 3.0)]
+    points: list[tuple[tuple[float, ...], float]] = [((0.0,), 1.0), ((2.0,), 3.0)]
     assert interpolated(points, (2.0,)) == 3.0
     assert interpolated(points, (1.0,)) == pytest.approx(2.0)
     assert interpolated(points, (1e6,)) == pytest.approx(2.0, rel=1e-3)

@@ -109,7 +109,8 @@ def _taken(make: Callable[..., Tensor], *given: Tensor) -> int:
 def test_dequantising_takes_what_is_said(dtype: torch.dtype) -> None:
     """By transformers' own functions, beside what they make."""
     stored, scales = torch.zeros(256, 512, dtype=torch.float8_e4m3fn), torch.ones(2, 4)
-    fp8 = _taken(lambda *given: Fp8Dequantize(None)._dequantize_one(*given, dtype), stored, scales)
+    one: Any = Fp8Dequantize(None)._dequantize_one
+    fp8 = _taken(lambda *given: one(*given, dtype), stored, scales)
     assert METHODS["fp8"].reading[dtype == torch.float32] * stored.numel() == pytest.approx(fp8, rel=0.01)
     blocks, scales = (torch.zeros(4, 256, *rest, dtype=torch.uint8) for rest in ((16, 16), (16,)))
     mxfp4 = _taken(lambda *given: convert_moe_packed_tensors(*given, dtype=dtype), blocks, scales)

@@ -212,7 +212,7 @@ class Counted(str):
 
 def test_names_of_columns_are_compared_once() -> None:
     """On 0.1 each was compared with all others: a hundred thousand columns took minutes."""
-    names = [Counted(f"c{number}") for number in range(1000)]
+    names: list[str] = [Counted(f"c{number}") for number in range(1000)]
     Counted.compared = 0
     assert len(csv_file._header(names, "f.csv:1", None)) == 1000
     assert Counted.compared < 10_000

@@ -156,7 +156,7 @@ def test_a_model_stops_at_all_that_may_end_its_answers() -> None:
     assert of_channels is not None
     marks = ("<|return|>", "<|end|>", "<|call|>")
     assert (of_channels.end, of_channels.ends) == ("<|return|>", marks)
-    made = tokenizer(CHANNELS.family)
+    made: Any = tokenizer(CHANNELS.family)
     assert ends_of(made, of_channels) == Ends(tokens=tuple(sorted(map(made.convert_tokens_to_ids, marks))))
     named = dialogue(HEADERS_NAMED.template, HEADERS_NAMED.family, **HEADERS_NAMED.options)
     made = tokenizer(HEADERS_NAMED.family)
