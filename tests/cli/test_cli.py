@@ -30,6 +30,7 @@ def test_help_names_every_command(capsys: Capture) -> None:
     text = ft("--help", "--no-third-party", capsys=capsys)
     commands = text.partition("Commands:\n")[2]
     assert [line.split()[0] for line in commands.splitlines()] == [
+        "bench",
         "check",
         "data",
         "eval",
