@@ -78,7 +78,7 @@ def test_a_card_whose_name_is_a_number_is_no_size() -> None:
     assert card_or_budget("12GiB").memory == 12 * 2**30
 
 
-MAY = "adamw-8bit, host-embeddings, nf4, offload-checkpoints"
+MAY = "adamw-8bit, fp8, host-embeddings, nf4, offload-checkpoints"
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_nothing_fits_is_said_with_what_would(directory: Path) -> None:
 
 
 def test_where_all_is_allowed_shorter_rows_would_fit(directory: Path) -> None:
-    every = 'memory.allow=["nf4", "adamw-8bit", "offload-checkpoints", "host-embeddings"]'
+    every = 'memory.allow=["nf4", "fp8", "adamw-8bit", "offload-checkpoints", "host-embeddings"]'
     with pytest.raises(RunError) as caught:
         resolve(recipe(directory, f'memory.fit="{HOPELESS}"', every), open_registry(), shapes)
     found = re.search(r"Rows of about (\d+) tokens would fit", caught.value.message)
