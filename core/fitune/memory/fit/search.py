@@ -44,6 +44,9 @@ LEAST = 1e-9
 RUNNERS_UP = 5
 """Compositions that are told of beside what was looked at closely."""
 
+ROOM = 0.05
+"""Share of the memory that is left free where a number of layers, found by its estimate, is far from the smallest."""
+
 STEPS = 4
 """Traces in full depth in which the number of layers of one composition is found."""
 
@@ -228,6 +231,8 @@ class Search:
                 self._note_seen(candidate.picks, candidate.rows, count, seen, fits=False, confirmed=True)
             correction = seen.reserved - estimate.at(count).reserved
             wanted = self._next(estimate, limit, correction, count, fits=fits)
+            if fits and wanted is None and estimate.worked is not None and limit - seen.reserved > ROOM * limit:
+                wanted = (max(misses, default=0) + count) // 2 or None  # the estimate tells nothing: halve
             if wanted is None or wanted in misses or wanted == count or (best is not None and wanted >= best.count):
                 break
             count = wanted
