@@ -30,7 +30,8 @@ class _Squared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        assert x.flatten()[0].item() > -1e9
+        if x.flatten()[0].item() < -1e9:  # a question to values, whose answer nobody knows beforehand
+            x = x.clamp_min(-1e9)
         scratch = torch.empty(SCRATCH, dtype=torch.uint8, device=x.device)
         ctx.save_for_backward(x.double())
         out = x * x
