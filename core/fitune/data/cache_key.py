@@ -33,7 +33,7 @@ def key_of(
     """A digest of all that the rows depend on which these stages make of sources with these contents."""
     tokenizer = context.tokenizer
     parts = [
-        [__version__, _own_code(), [_version(name) for name in LIBRARIES]],
+        [__version__, _own_code(), [version_of(name) for name in LIBRARIES]],
         [contents, [use.weight for use in sources]],
         [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
         [list(map(digest_of, _files(use.options))) for use in stages],  # sources tell the content of theirs
@@ -102,7 +102,8 @@ def _package(place: str) -> str:
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None for one that is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -8,7 +8,6 @@ traced in full depth as the search does at its end, and only what still fits is 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitune._version import __version__
 from fitune.data.cache import cache_directory
-from fitune.data.cache_key import code_of, place_of
+from fitune.data.cache_key import code_of, place_of, version_of
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.rates import origin_of
 from fitune.memory.fit.result import Considered, Fitted
@@ -44,7 +43,7 @@ def key_of_fit(recipe: Recipe, registry: Registry, config: PreTrainedConfig, sha
     """A digest of all that a choice depends on."""
     table = recipe.to_toml()
     parts = [
-        [__version__, code_of(str(Path(__file__).parents[2])), [_version(name) for name in LIBRARIES]],
+        [__version__, code_of(str(Path(__file__).parents[2])), [version_of(name) for name in LIBRARIES]],
         [[one.kind, one.record.name, _code(one.plugin)] for one in registry.provided],
         [digest_of(file) for file in recipe.general.plugins],
         [table[name] for name in ("model", "adapter", "memory", "train", "eval") if name in table],
@@ -120,10 +119,3 @@ def _code(plugin: str) -> str | None:
     """Of the package, or file, that a plugin comes from."""
     place = place_of(plugin)
     return None if place is None else code_of(place)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
