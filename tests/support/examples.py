@@ -17,4 +17,4 @@ def example(number: int, tokens: int = 3) -> Example:
 
 def plain(example: Example) -> object:
     """What two that are equal have in common."""
-    return example.input_ids.tolist(), example.labels.tolist(), example.lengths, example.origin
+    return example.input_ids.tolist(), example.labels.tolist(), example.lengths, example.extras, example.origin

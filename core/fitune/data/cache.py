@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from platformdirs import user_cache_path
 
-from fitune.data.cache_writer import Writer
+from fitune.data.cache_writer import EXTRAS, Writer
 from fitune.data.seal import is_sealed, key_file, seal_of, users_key
 from fitune.errors import DataError, cause
 from fitune.plugin.dataflow import Example, Origin
@@ -99,6 +99,7 @@ class Rows(Sequence[Example]):
             input_ids=columns.input_ids(at),
             labels=columns.labels(at),
             lengths=tuple(columns.lengths(at).tolist()),
+            extras={name: tuple(values(at).tolist()) for name, values in columns.extras.items()},
             origin=Origin(file=self._files[columns.file[at]], row=int(columns.row[at])),
         )
 
@@ -110,6 +111,8 @@ class _Columns:
         self.input_ids, self.labels, self.lengths = (_lists_of(batch, n) for n in ("input_ids", "labels", "lengths"))
         self.file = batch.column("file").to_numpy(zero_copy_only=True)
         self.row = batch.column("row").to_numpy(zero_copy_only=True)
+        extras = [name for name in batch.schema.names if name.startswith(EXTRAS)]
+        self.extras = {name.removeprefix(EXTRAS): _lists_of(batch, name) for name in extras}
 
 
 def build_or_open(
@@ -244,9 +247,9 @@ def _write(directory: Path, build: Build, name: str, sealing: bytes) -> None:
             os.fsync(written.fileno())
 
 
-def _lists_of(batch: pa.RecordBatch, name: str) -> Callable[[int], NDArray[np.int32]]:
+def _lists_of(batch: pa.RecordBatch, name: str) -> Callable[[int], NDArray[Any]]:
     """From a row's place in a batch to a copy of its list."""
     column = batch.column(name)
     offsets: NDArray[np.int32] = column.offsets.to_numpy(zero_copy_only=True)
-    values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
+    values: NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
     return lambda at: values[offsets[at] : offsets[at + 1]].copy()

@@ -38,7 +38,7 @@ def key_of(
         [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
         [list(map(digest_of, _files(use.options))) for use in stages],  # sources tell the content of theirs
         [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
-        [context.length, context.seed, context.skip_bad_rows],
+        [context.length, context.seed, context.skip_bad_rows, context.takes, context.held_out],
         settings,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,12 +1,17 @@
-"""Writes prepared rows to an Arrow file, a record batch at a time."""
+"""Writes prepared rows to an Arrow file, a record batch at a time.
+
+Columns for extras are there only where rows have some: `extras.NAME`, a list of a number for each document.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fitune.errors import DataError
 from fitune.plugin.dataflow import Example
 
 if TYPE_CHECKING:
@@ -21,6 +26,9 @@ TOKENS_IN_BATCH = 2**22
 """A record batch ends with the row that reaches so many tokens: long rows would fill the memory, and overflow Arrow's
 offsets of 32 bits."""
 
+EXTRAS = "extras."
+"""Before the name of an extra in that of its column."""
+
 
 class Writer:
     """Writes examples to an Arrow file, holding no more than a record batch of them."""
@@ -29,27 +37,24 @@ class Writer:
         import pyarrow as pa
 
         self._tokens = pa.list_(pa.int32())
-        self._schema = pa.schema(
-            {
-                "input_ids": self._tokens,
-                "labels": self._tokens,
-                "lengths": self._tokens,
-                "file": pa.int32(),
-                "row": pa.int64(),
-            }
-        )
+        self._numbers = pa.list_(pa.float64())
+        self._extras: tuple[str, ...] = ()
         self._file = file
         self._digest = hashlib.sha256()
         self.files: dict[str, int] = {}
 
     def write(self, examples: Iterable[Example]) -> int:
-        """Write all examples; gives their number."""
+        """Write all examples; gives their number. Raises `DataError` for extras that not all of them have."""
         import pyarrow as pa
 
         written = 0
-        with pa.OSFile(str(self._file), "wb") as sink, pa.ipc.new_file(sink, self._schema) as out:
-            for part in _parts(examples):
-                out.write_batch(self._batch(part))
+        parts = _parts(examples)
+        first = next(parts, [])
+        self._extras = tuple(sorted(first[0].extras)) if first else ()
+        schema = self._schema()
+        with pa.OSFile(str(self._file), "wb") as sink, pa.ipc.new_file(sink, schema) as out:
+            for part in itertools.chain([first] if first else [], parts):
+                out.write_batch(self._batch(part, schema))
                 written += len(part)
         return written
 
@@ -58,13 +63,23 @@ class Writer:
         """Of the content of all rows that were written."""
         return self._digest.hexdigest()
 
-    def _batch(self, part: Sequence[Example]) -> pa.RecordBatch:
+    def _schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        lists = dict.fromkeys(("input_ids", "labels", "lengths"), self._tokens)
+        extras = {EXTRAS + name: self._numbers for name in self._extras}
+        return pa.schema({**lists, "file": pa.int32(), "row": pa.int64(), **extras})
+
+    def _batch(self, part: Sequence[Example], schema: pa.Schema) -> pa.RecordBatch:
         import pyarrow as pa
 
         for example in part:
+            self._must_have_extras(example)
             for values in (example.input_ids, example.labels):
                 self._digest.update(f"{len(values)} ".encode() + values.astype("<i4").tobytes())
             self._digest.update(repr(tuple(map(int, example.lengths))).encode())
+            for name in self._extras:
+                self._digest.update(repr((name, *map(float, example.extras[name]))).encode())
         files = [self.files.setdefault(example.origin.file, len(self.files)) for example in part]
         columns = [
             _lists([example.input_ids for example in part]),
@@ -72,8 +87,24 @@ class Writer:
             pa.array([example.lengths for example in part], type=self._tokens),
             pa.array(files, type=pa.int32()),
             pa.array([example.origin.row for example in part], type=pa.int64()),
+            *(pa.array([example.extras[name] for example in part], type=self._numbers) for name in self._extras),
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def _must_have_extras(self, example: Example) -> None:
+        """Raise `DataError` if a row has other extras than the first, or not one a document."""
+        names = tuple(sorted(example.extras))
+        if names != self._extras:
+            raise DataError(
+                f"{example.origin}: its extras are {', '.join(names) or 'none'}, but those of the rows before it are "
+                f"{', '.join(self._extras) or 'none'}. All rows of a recipe need the same"
+            )
+        for name in names:
+            if len(example.extras[name]) != example.documents:
+                numbers = len(example.extras[name])
+                raise DataError(
+                    f'{example.origin}: extra "{name}" has {numbers} numbers for {example.documents} documents'
+                )
 
 
 def _parts(examples: Iterable[Example]) -> Iterator[list[Example]]:

@@ -206,7 +206,7 @@ class _Chain:
         self.lengths: Counter[int] = Counter()
         self.highest = self.longest = 0
         self.tokens = 0
-        self.context = replace(job.context, count=self._count)
+        self.context = replace(job.context, count=self._count, held_out=job.held_out)
 
     def _count(self, what: str) -> None:
         self.notes[what] += 1

@@ -9,7 +9,7 @@ stage needs to hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Flow = Literal["nothing", "rows", "conversations", "documents", "examples", "batches"]
 """What a data stage takes or gives: `Row`s, `Conversation`s, `Document`s, `Example`s, or padded `Batch`es."""
+
+Takes = Literal["documents", "pairs", "labelled"]
+"""What an objective learns from: documents with answers, pairs of a chosen and a rejected answer, or answers that are
+each judged good or bad."""
 
 Stage: TypeAlias = "Callable[[Iterator[Any]], Iterator[Any]]"
 """From a stream of what the stage takes to a stream of what it gives; `batches` are made one list of examples each."""
@@ -44,6 +48,10 @@ class DataContext:
     """Adds one to a counter that is printed once the data are ready, e.g. `count("rows cut at the right")`."""
     skip_bad_rows: bool = False
     """Whether a row that cannot be used is left out and counted, or stops the run (`[data] bad_rows`)."""
+    takes: Takes = "documents"
+    """What the recipe's objective learns from (`Objective.takes`)."""
+    held_out: bool = False
+    """Whether the rows are to be evaluated on, or to be trained on."""
 
     def reject(self, error: DataError) -> None:
         """Call this with what is wrong with a row, then go on to the next: raises the error, or counts the row."""
@@ -113,6 +121,13 @@ class Example:
     lengths: tuple[int, ...] = ()
     """Tokens of each document that is packed into this row, in order; empty for a row of one document. The first
     token of each has the label `IGNORED`: the document before it does not predict it."""
+    extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """More of what an objective is to know, by name, a number for each document. All rows have the same names."""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents in this row."""
+        return max(1, len(self.lengths))
 
     @property
     def targets(self) -> int:
@@ -146,6 +161,9 @@ class Batch:
     end with documents of no token."""
     longest: int = 0
     """Tokens of the longest document, or more, where `ends` are given."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """More of what an objective is to know, by name: shape `[documents]`, float32, in the order of `lengths`, or one a
+    row where there are none. Documents of padding, and those of no token, have 0."""
 
     def to(self, device: torch.device, *, pin: bool = False) -> Batch:
         """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for.
@@ -157,11 +175,14 @@ class Batch:
             pinned = tensor.pin_memory() if pin and tensor.device.type == "cpu" else tensor
             return pinned.to(device, non_blocking=True)
 
-        changes: dict[str, Any] = {name: moved(tensor) for name, tensor in self.tensors().items()}
-        return replace(self, **changes)
+        changes: dict[str, Any] = {name: moved(tensor) for name, tensor in self._fields().items()}
+        return replace(self, **changes, extras={name: moved(extra) for name, extra in self.extras.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors, by the names of its fields; those that are None are left out."""
+        """Its tensors, by the names of its fields, `extras.NAME` for the extras; those that are None are left out."""
+        return self._fields() | {f"extras.{name}": extra for name, extra in self.extras.items()}
+
+    def _fields(self) -> dict[str, Tensor]:
         fields = {name: getattr(self, name) for name in ("input_ids", "labels", "positions", "ends")}
         return {name: tensor for name, tensor in fields.items() if tensor is not None}
 

@@ -63,6 +63,7 @@ def _join(examples: Sequence[Example]) -> Example:
         labels=labels,
         origin=examples[0].origin,
         lengths=lengths,
+        extras={name: tuple(n for e in examples for n in e.extras[name]) for name in examples[0].extras},
     )
 
 

@@ -39,7 +39,8 @@ def _make(options: PadOptions, context: DataContext) -> Stage:
             for row, example in enumerate(examples):
                 input_ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids)
                 labels[row, : len(example.labels)] = torch.from_numpy(example.labels)
-            lengths = _documents(examples, length)
+            padding = _padding(examples, length)
+            lengths = _documents(examples, padding)
             if lengths:
                 _fill(input_ids, examples)
             yield Batch(
@@ -49,6 +50,7 @@ def _make(options: PadOptions, context: DataContext) -> Stage:
                 tokens=sum(len(example.input_ids) for example in examples),
                 positions=_positions_BS(lengths, length) if lengths else None,
                 lengths=lengths,
+                extras=_extras(examples, padding),
             )
 
     return pad
@@ -64,20 +66,35 @@ def _fill(input_ids_BS: Tensor, examples: Sequence[Example]) -> None:
         input_ids_BS[row, len(example.input_ids) :] = int(example.input_ids[-1])
 
 
-def _documents(examples: Sequence[Example], length: int) -> tuple[int, ...]:
-    """Tokens of each document, row after row, a row's padding behind its own; empty if no row is packed.
+def _padding(examples: Sequence[Example], length: int) -> list[list[int]]:
+    """Tokens of the documents of padding behind each row; none if no row is packed.
 
     Padding is cut where it is longer than every document, as it might go past a model's last position.
     """
     if not any(example.lengths for example in examples):
-        return ()
+        return [[] for _ in examples]
     longest = max(max(example.lengths or (len(example.input_ids),)) for example in examples)
-    found: list[int] = []
-    for example in examples:
-        tokens = len(example.input_ids)
-        found += example.lengths or (tokens,)
-        found += [min(longest, length - at) for at in range(tokens, length, longest)]
-    return tuple(found)
+    return [[min(longest, length - at) for at in range(len(e.input_ids), length, longest)] for e in examples]
+
+
+def _documents(examples: Sequence[Example], padding: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Tokens of each document, row after row, a row's padding behind its own; empty if no row is packed."""
+    if not any(example.lengths for example in examples):
+        return ()
+    rows = zip(examples, padding, strict=True)
+    return tuple(n for example, behind in rows for n in (*(example.lengths or (len(example.input_ids),)), *behind))
+
+
+def _extras(examples: Sequence[Example], padding: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The extras of each document, shape `[documents]`; those of padding are 0."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for name in examples[0].extras:
+        rows = zip(examples, padding, strict=True)
+        numbers = [n for example, behind in rows for n in (*example.extras[name], *(0.0 for _ in behind))]
+        found[name] = torch.tensor(numbers, dtype=torch.float32)
+    return found
 
 
 def _positions_BS(lengths: Sequence[int], length: int) -> Tensor:  # noqa: N802 - shape suffix

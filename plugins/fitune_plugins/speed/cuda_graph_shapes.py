@@ -83,9 +83,12 @@ def _longer(batch: Batch, length: int) -> Batch:
     longest = max(batch.lengths)
     tail = tuple(min(longest, more - at) for at in range(0, more, longest))
     behind = torch.cat([torch.arange(n) for n in tail]).expand(len(ids), -1)
-    lengths = tuple(n for row in _rows(batch.lengths, batch.input_ids.shape[1]) for n in (*row, *tail))
+    rows = list(_rows(batch.lengths, batch.input_ids.shape[1]))
+    lengths = tuple(n for row in rows for n in (*row, *tail))
     positions = torch.cat([batch.positions, behind], dim=1)
-    return replace(batch, input_ids=ids, labels=labels, positions=positions, lengths=lengths)
+    parted = {name: extra.split([len(row) for row in rows]) for name, extra in batch.extras.items()}
+    extras = {name: torch.cat([F.pad(row, (0, len(tail))) for row in rows]) for name, rows in parted.items()}
+    return replace(batch, input_ids=ids, labels=labels, positions=positions, lengths=lengths, extras=extras)
 
 
 def _rows(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -103,12 +106,14 @@ def _packed(batch: Batch) -> Batch:
     if batch.positions is None:
         return batch
     import torch
+    import torch.nn.functional as F
 
     tokens = batch.input_ids.shape[1]
     ends = [0, *accumulate(batch.lengths)]
     ends += ends[-1:] * (_up(len(batch.lengths), DOCUMENTS) - len(batch.lengths))
     longest = min(tokens, _up(max(batch.lengths), -(-tokens // QUARTERS)))
-    return replace(batch, ends=torch.tensor(ends, dtype=torch.int32), longest=longest)
+    extras = {name: F.pad(extra, (0, len(ends) - 1 - len(extra))) for name, extra in batch.extras.items()}
+    return replace(batch, ends=torch.tensor(ends, dtype=torch.int32), longest=longest, extras=extras)
 
 
 def copy_into(static: Batch, batch: Batch, *, pin: bool) -> None:
