@@ -24,6 +24,7 @@ from fitune.cli.plugins import plugins_command
 from fitune.cli.printing import filtered_streams, say
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
+from fitune.cli.schema import schema_command
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
 from fitune.compose.processes import is_main_process
@@ -41,6 +42,7 @@ COMMANDS: tuple[click.Command, ...] = (
     eval_command,
     merge_command,
     runs_command,
+    schema_command,
 )
 """The built-in commands."""
 

@@ -72,7 +72,7 @@ def parse(
     from pydantic import ValidationError
 
     try:
-        return _adapter(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
+        return adapter_of(options).validate_json(json.dumps(table, default=_not_json), strict=True), []
     except ValidationError as error:
         found: dict[str, Problem] = {}
         for number, detail in enumerate(error.errors(include_url=False)):
@@ -260,12 +260,12 @@ def _field_docs(options: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for cls in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         with contextlib.suppress(PydanticUserError):  # a type that pydantic does not know: what it says is left out
-            fields = _adapter(cls, docstrings=True).json_schema().get("properties", {})
+            fields = adapter_of(cls, docstrings=True).json_schema().get("properties", {})
             docs |= {name: " ".join(f["description"].split()) for name, f in fields.items() if "description" in f}
     return docs
 
 
-def _adapter(options: type[T], *, docstrings: bool = False) -> TypeAdapter[T]:
+def adapter_of(options: type[T], *, docstrings: bool = False) -> TypeAdapter[T]:
     """pydantic's reader of a dataclass; with `docstrings`, which take time to find, it knows those of the fields."""
     from pydantic import ConfigDict, TypeAdapter
 

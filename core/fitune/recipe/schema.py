@@ -1,0 +1,109 @@
+"""A JSON Schema of a recipe, for editors and validators: the core's tables, and those of every installed plugin.
+
+Made from the same dataclasses that recipes are read with, by pydantic, in the dialect of 2020-12. TOML knows no null,
+so a key that may be left out is simply not required. What no type can say (a file that is missing, stages that do not fit
+together) is left to `ft check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fitune.plugin.option_schema import schema_of_options
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Train, Weight
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Provider
+from fitune.plugin.registry import KINDS, Registry
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+Schema = dict[str, Any]
+
+
+def schema_of(registry: Registry) -> Schema:
+    """The schema of a recipe with these plugins. Raises nothing: a plugin that is broken offers nothing."""
+    definitions: Schema = {}
+
+    def plain(options: type) -> Schema:
+        return _lifted(schema_of_options(options), definitions)
+
+    def table(kind: type[Provider], *, source: bool | None = None, **more: Schema) -> Schema:
+        records = [r for r in _of(registry, kind) if source in (None, getattr(r, "takes", None) == "nothing")]
+        return _served([(r.name, r.summary, plain(r.options)) for r in records], more)
+
+    sources = _array(table(DataStage, source=True, **plain(Weight)["properties"]))
+    stages = _array(table(DataStage, source=False))
+    top = plain(General)
+    top["properties"] |= {
+        "model": table(ModelLoader),
+        "adapter": table(Adapter),
+        "memory": _with(plain(Memory), strategy=_array(table(MemoryStrategy))),
+        "data": _with(plain(Data), source=sources, stage=stages),
+        "train": plain(Train),
+        "eval": _with(plain(Evaluation), source=sources),
+        "checkpoint": plain(Checkpoint),
+        "listener": _array(table(Listener)),
+    }
+    top["required"] = [*top.get("required", ()), "model", "adapter", "data"]
+    top["description"] = "A recipe of fitune: all that a fine-tuning run depends on."
+    return {"$schema": DIALECT, "title": "fitune recipe", **top, "$defs": definitions}
+
+
+def _of(registry: Registry, kind: type[Provider]) -> Iterator[Any]:
+    """The records of a kind, by name, each name once."""
+    seen: set[str] = set()
+    for provided in sorted(registry.provided, key=lambda p: p.record.name):
+        if provided.kind == KINDS[kind] and provided.record.name not in seen:
+            seen.add(provided.record.name)
+            yield provided.record
+
+
+def _served(providers: list[tuple[str, str, Schema]], more: Schema) -> Schema:
+    """A table that a plugin serves: `use` names it, and says which other keys there are."""
+    each = []
+    for name, summary, options in providers:
+        use = {"const": name, "description": summary}
+        each.append(
+            {
+                **options,
+                "title": name,
+                "description": summary,
+                "properties": {"use": use, **more, **options.get("properties", {})},
+                "required": ["use", *options.get("required", ())],
+            }
+        )
+    return {"oneOf": each}
+
+
+def _array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _with(table: Schema, **more: Schema) -> Schema:
+    return {**table, "properties": {**table.get("properties", {}), **more}}
+
+
+def _lifted(schema: Schema, definitions: Schema) -> Schema:
+    """The schema without definitions of its own: they are everybody's now. Two classes of one name and other fields get
+    a name each.
+    """
+    own = schema.pop("$defs", {})
+    names: dict[str, str] = {}
+    for name, definition in own.items():
+        place, number = name, 1
+        while place in definitions and definitions[place] != definition:
+            number += 1
+            place = f"{name}{number}"
+        definitions[place] = definition
+        names[f"#/$defs/{name}"] = f"#/$defs/{place}"
+    for name in own:
+        place = names[f"#/$defs/{name}"].removeprefix("#/$defs/")
+        definitions[place] = _renamed(definitions[place], names)
+    found: Schema = _renamed(schema, names)
+    return found
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {k: names.get(v, v) if k == "$ref" else _renamed(v, names) for k, v in value.items()}
+    return [_renamed(item, names) for item in value] if isinstance(value, list) else value
