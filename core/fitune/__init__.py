@@ -49,11 +49,23 @@ from fitune.plugin.events import (
     StopRequest,
 )
 from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.launching import Job, JobStatus, Launcher, Machine, Price
 from fitune.plugin.levers import Lever
 from fitune.plugin.model import decay_groups, has_values, mend_generation_config, unwrapped
+from fitune.plugin.objective import Criterion, Outcome, Scores
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import Adapter, DataStage, Dialogue, Fit, Listener, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import (
+    Adapter,
+    DataStage,
+    Dialogue,
+    Fit,
+    Listener,
+    MemoryStrategy,
+    MemoryTwin,
+    ModelLoader,
+    Objective,
+)
 from fitune.plugin.strategy import (
     CannotRecord,
     MicroBatch,
@@ -76,6 +88,7 @@ __all__ = [
     "CannotRecord",
     "CheckpointReport",
     "Conversation",
+    "Criterion",
     "DataContext",
     "DataError",
     "DataStage",
@@ -87,8 +100,12 @@ __all__ = [
     "Flow",
     "FtError",
     "Interrupted",
+    "Job",
+    "JobStatus",
+    "Launcher",
     "Lever",
     "Listener",
+    "Machine",
     "MemoryForecast",
     "MemoryReport",
     "MemoryStrategy",
@@ -98,10 +115,13 @@ __all__ = [
     "ModelLoader",
     "NoOptions",
     "Notice",
+    "Objective",
     "OptimizerSettings",
     "Origin",
+    "Outcome",
     "Plan",
     "PluginError",
+    "Price",
     "Problem",
     "Recipe",
     "RecipeError",
@@ -111,6 +131,7 @@ __all__ = [
     "Row",
     "Run",
     "RunError",
+    "Scores",
     "Stage",
     "StepReport",
     "StopRequest",

@@ -4,11 +4,12 @@ They import `fitune` and each other, nothing deeper (tests/plugins/test_imports.
 plugin: the registry loads each by its name, so that one that is broken harms no other.
 """
 
-from fitune_plugins import adapters, data, events, loaders, memory, speed
+from fitune_plugins import adapters, data, events, loaders, memory, objectives, speed
 
 PLUGINS: tuple[str, ...] = (
     *loaders.PLUGINS,
     *adapters.PLUGINS,
+    *objectives.PLUGINS,
     *speed.PLUGINS,
     *memory.PLUGINS,
     *data.PLUGINS,

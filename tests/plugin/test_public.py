@@ -19,11 +19,11 @@ import fitune
 from support.paths import ROOT
 
 PUBLIC = (
-    "IGNORED", "Adapter", "Answer", "Batch", "CannotRecord", "CheckpointReport", "Conversation", "DataContext",
-    "DataError", "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted",
+    "IGNORED", "Adapter", "Answer", "Batch", "CannotRecord", "CheckpointReport", "Conversation", "Criterion",
+    "DataContext", "DataError", "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow", "FtError", "Interrupted",
     "Lever", "Listener", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "MicroBatch", "ModelError",
-    "ModelLoader", "NoOptions", "Notice", "OptimizerSettings", "Origin", "Plan", "PluginError", "Problem", "Recipe",
-    "RecipeError", "Recorder", "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Stage", "StepReport",
+    "ModelLoader", "NoOptions", "Notice", "Objective", "OptimizerSettings", "Origin", "Outcome", "Plan",
+    "PluginError", "Problem", "Recipe", "RecipeError", "Recorder", "Recovery", "RehearsalReport", "Row", "Run", "RunError", "Scores", "Stage", "StepReport",
     "StopRequest", "StoredQuantization", "Strategy", "__version__", "decay_groups", "has_values", "hookimpl",
     "mend_generation_config", "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
 )  # fmt: skip

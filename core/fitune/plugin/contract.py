@@ -24,11 +24,12 @@ from typing import Any
 import pluggy
 
 from fitune.errors import FtError, PluginError, Problem, described, nearest
-from fitune.plugin.dataflow import Flow
+from fitune.plugin.dataflow import Flow, Takes
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.hookspecs import OfferHooks
+from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
 
 
 def _arguments(*specifications: type) -> dict[str, tuple[str, ...]]:
@@ -49,17 +50,21 @@ EVENTS = _arguments(EventHooks)
 PROVIDERS: dict[str, type[Any]] = {
     "ft_model_loaders": ModelLoader,
     "ft_adapters": Adapter,
+    "ft_objectives": Objective,
     "ft_memory_strategies": MemoryStrategy,
     "ft_data_stages": DataStage,
     "ft_listeners": Listener,
+    "ft_launchers": Launcher,
 }
 
 RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}
 """The hooks that give something, and of which type."""
 
-CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "check")
+CALLABLES = ("load_tokenizer", "load_model", "attach", "save", "make", "needs_reference", "check")
 
-OPTIONAL = ("build_model", "load_quantized", "stored", "load", "load_whole", "merge", "fingerprint", "dialogue")
+OPTIONAL = (
+    "build_model", "load_quantized", "stored", "load", "load_whole", "merge", "fill", "off", "fingerprint", "dialogue",
+)  # fmt: skip
 """Fields that hold something to call, or None."""
 
 
@@ -192,6 +197,10 @@ def _wrong_of_its_kind(record: Any) -> str | None:
         required = [field.name for field in dataclasses.fields(record.options) if _is_required(field)]
         if required:
             return f'is there by default, so its option "{required[0]}" needs a default, too'
+    if isinstance(record, Objective):
+        kinds = typing.get_args(Takes)
+        known = record.takes in kinds
+        return None if known else f'takes "{record.takes}". {nearest(str(record.takes), kinds)}'
     flows = typing.get_args(Flow)
     for field in ("takes", "gives"):
         flow = getattr(record, field, flows[1])

@@ -1,8 +1,8 @@
 """What plugins may offer. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
 
-The first five hooks offer things that recipes pick by name; `ft_commands` and `ft_check` extend the command line and
-the checks, `ft_levers` and `ft_memory_twins` the forecast. The hooks that tell what happens in a run are in
-`fitune.plugin.eventspecs`. An implementation may leave out arguments it does not need.
+The first six hooks offer things that recipes pick by name, `ft_launchers` what `ft launch` does; `ft_commands` and
+`ft_check` extend the command line and the checks, `ft_levers` and `ft_memory_twins` the forecast. The hooks that tell
+what happens in a run are in `fitune.plugin.eventspecs`. An implementation may leave out arguments it does not need.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from fitune.errors import Problem
+from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
 
 if TYPE_CHECKING:
     import click
@@ -82,6 +83,40 @@ class OfferHooks:
             ...     )
 
         .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_objectives(self) -> Iterable[Objective[Any]]:
+        """Offer objectives: what a run minimises.
+
+        Example:
+            >>> from fitune import Criterion, NoOptions, Objective, Outcome, hookimpl
+            >>> class Hinge(Criterion):
+            ...     measures = ("accuracy",)
+            ...
+            ...     def units(self, example):
+            ...         return example.documents // 2  # pairs
+            ...
+            ...     def loss(self, model, batch, scores):
+            ...         import torch
+            ...
+            ...         log_probs, role = scores.log_probs(model, batch), batch.extras["role"]
+            ...         pairs = (role[:-1] == 1) & (role[1:] == -1)  # chosen, and rejected behind it
+            ...         margins = log_probs[:-1] - log_probs[1:]
+            ...         losses = torch.where(pairs, torch.relu(1 - margins), 0.0)
+            ...         right = (pairs & (margins > 0)).float().sum()
+            ...         return Outcome(loss=losses.sum(), measures={"accuracy": (right, pairs.float().sum())})
+            >>> @hookimpl
+            ... def ft_objectives():
+            ...     yield Objective(
+            ...         name="hinge",
+            ...         summary="The chosen answer's log-probability above the rejected one's, by 1 at least",
+            ...         options=NoOptions,
+            ...         make=lambda options: Hinge(),
+            ...         takes="pairs",
+            ...     )
+
+        .. versionadded:: 0.2
         """
 
     @hookspec
@@ -170,6 +205,48 @@ class OfferHooks:
             ...     )
 
         .. versionadded:: 0.1
+        """
+
+    @hookspec
+    def ft_launchers(self) -> Iterable[Launcher[Any]]:
+        """Offer launchers, which run a recipe on another machine: `ft launch RECIPE --on NAME`.
+
+        Example:
+            >>> import shutil
+            >>> import subprocess
+            >>> from pathlib import Path
+            >>> from fitune import JobStatus, Launcher, Machine, NoOptions, hookimpl
+            >>> JOBS = Path("/srv/jobs")
+            >>> def start(verb, name, *more):
+            ...     command = ["python3", JOBS / name / "bundle/start.py", verb, JOBS / name, *more]
+            ...     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            >>> def submit(options, job):
+            ...     if not (JOBS / job.name).exists():
+            ...         shutil.copytree(job.bundle, JOBS / job.name / "bundle")
+            ...         start("begin", job.name)
+            >>> def status(options, name):
+            ...     if not (JOBS / name).exists():
+            ...         return JobStatus(name=name, state="absent")
+            ...     state, _, what = start("status", name).strip().partition(" ")
+            ...     return JobStatus(name=name, state=state, what=what)
+            >>> @hookimpl
+            ... def ft_launchers():
+            ...     yield Launcher(
+            ...         name="jobs",
+            ...         summary="A directory that this machine shares with another",
+            ...         options=NoOptions,
+            ...         machine=lambda options, instance: Machine(name="the other", gpu="a10g", gpus=1),
+            ...         prepare=lambda options, job: [f"{JOBS / job.name} is made"],
+            ...         submit=submit,
+            ...         status=status,
+            ...         logs=lambda options, name: (JOBS / name / "log.txt").read_text().splitlines(),
+            ...         stop=lambda options, name: start("stop", name),
+            ...         fetch=lambda options, name, into: shutil.copytree(
+            ...             JOBS / name / "run", into, dirs_exist_ok=True
+            ...         ),
+            ...     )
+
+        .. versionadded:: 0.2
         """
 
     @hookspec

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from fitune.plugin.objective import Reference
 from fitune.plugin.options import to_table
 from fitune.plugin.paths import seen_from
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 
-R = TypeVar("R", bound="ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]")
+R = TypeVar("R", bound=Provider)
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 
@@ -149,6 +150,16 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The key that `[objective]` takes beside its plugin's own, where it compares the model with a reference."""
+
+    reference: Reference | None = None
+    """Where the log-probabilities of the model before training come from: "adapter-off" is the same weights without the
+    adapter, by another forward pass in each step; "prepared" are computed once, before the first step, and kept with
+    the prepared data. By default "adapter-off" where the adapter can be switched off, and starts anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Use(Generic[R]):
     """A table that a plugin serves: the provider it names, and its options, checked."""
 
@@ -156,11 +167,17 @@ class Use(Generic[R]):
     options: Any
     weight: float | None = None
     """Of a data source: how often each of its rows occurs in an epoch; None where the table does not say."""
+    start: Path | None = None
+    """Of an adapter (its key is `from`): the directory of the run whose adapter it goes on with; None for a new one."""
+    reference: Reference | None = None
+    """Of an objective: where its reference comes from; None where it has none."""
 
     def table(self, base: Path | None = None) -> dict[str, object]:
         """The table as TOML, every option explicit; paths as they are seen from a directory, where one is given."""
         weight = {} if self.weight is None else {"weight": self.weight}
-        return {"use": self.record.name, **weight, **to_table(self.options, base)}
+        start = {} if self.start is None else {"from": seen_from(self.start, base)}
+        reference = {} if self.reference is None else {"reference": self.reference}
+        return {"use": self.record.name, **weight, **start, **reference, **to_table(self.options, base)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +189,7 @@ class Recipe:
     general: General
     model: Use[ModelLoader[Any]]
     adapter: Use[Adapter[Any]]
+    objective: Use[Objective[Any]]
     memory: Memory
     strategies: tuple[Use[MemoryStrategy[Any]], ...]
     data: Data
@@ -194,6 +212,7 @@ class Recipe:
             **to_table(self.general, base),
             "model": self.model.table(base),
             "adapter": self.adapter.table(base),
+            "objective": self.objective.table(base),
             "memory": {**self._memory(base), "strategy": [s.table(base) for s in self.strategies]},
             "data": {
                 **to_table(self.data, base),

@@ -1,19 +1,22 @@
 """What plugins give and what flows between them: frozen records, each a small contract.
 
-A provider record (`ModelLoader`, `Adapter`, `MemoryStrategy`, `DataStage`, `Listener`) has a name that recipes use, a
-one-line summary, an options dataclass and a callable that takes the options read from the recipe. None of these records
-needs torch to be imported, so that listing plugins stays instant: import it inside the callables.
+A provider record (`ModelLoader`, `Adapter`, `Objective`, `MemoryStrategy`, `DataStage`, `Listener`) has a name that
+recipes use, a one-line summary, an options dataclass and a callable that takes the options read from the recipe. None
+of these records needs torch to be imported, so that listing plugins stays instant: import it inside the callables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from fitune.errors import Problem
-from fitune.plugin.dataflow import DataContext, Flow, Stage
+from fitune.plugin.dataflow import DataContext, Flow, Stage, Takes
+from fitune.plugin.launching import Launcher
+from fitune.plugin.objective import Criterion, no_reference
 from fitune.plugin.strategy import StoredQuantization, Strategy
 
 if TYPE_CHECKING:
@@ -89,6 +92,29 @@ class Adapter(Generic[O]):
     """Gives a loaded model as a plain one of transformers: what the adapter adds becomes part of the weights, in
     float32, and these are cast once, to the type. The weights that it does not touch may keep theirs. The base is
     never quantised here. Raises `ModelError`."""
+    fill: Callable[[O, PreTrainedModel, Path], None] | None = None
+    """Puts what `save` wrote into a directory where an attached model trains, for a run that goes on from another's
+    (`[adapter] from`); None for an adapter that cannot. Raises `ModelError`, for a part that is missing too."""
+    off: Callable[[PreTrainedModel], AbstractContextManager[object]] | None = None
+    """A context in which an attached model is its base, as if nothing had been attached; what trains stays as it is.
+    None for an adapter that changes the base's own weights."""
+    check: Callable[[O], Iterable[Problem]] = no_problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective(Generic[O]):
+    """What is minimised, and what it is measured by: `[objective] use = "NAME"`."""
+
+    name: str
+    summary: str
+    options: type[O]
+    make: Callable[[O], Criterion]
+    """Gives the objective of one run."""
+    takes: Takes = "documents"
+    """The examples that it is made for: what data stages have to give."""
+    needs_reference: Callable[[O], bool] = no_reference
+    """Whether it compares the model with what it was before training (`Scores.reference`): the recipe then has the key
+    `reference`, "adapter-off" or "prepared"."""
     check: Callable[[O], Iterable[Problem]] = no_problems
 
 
@@ -204,6 +230,9 @@ class DataStage(Generic[O]):
     fingerprint: Callable[[O], str | None] | None = None
     """Of a source: a digest of the content that it would read now, or None where nobody can know it. Prepared data are
     cached only if every source has one. Other stages are known by their name, options and plugin version."""
+    for_preferences: DataStage[O] | None = None
+    """What works in its place, under its name and with its options, where the recipe's objective learns from pairs or
+    from judged answers (`Objective.takes`); None for a stage that is the same for all of them."""
     dialogue: Callable[[O, DataContext], Dialogue | None] | None = None
     """Of a stage that takes conversations: how it writes them, for `ft generate` and `ft merge`; None where it trains
     on them as plain text. Raises `DataError`."""
@@ -228,7 +257,10 @@ class Listener(Generic[O]):
     """Whether a run has it, with its default options, where the recipe does not name it."""
 
 
-Provider: TypeAlias = "ModelLoader[Any] | Adapter[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]"
+Provider: TypeAlias = (
+    "ModelLoader[Any] | Adapter[Any] | Objective[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]"
+    " | Launcher[Any]"
+)
 
 
 def must_be_asked(record: MemoryStrategy[Any]) -> bool:

@@ -27,7 +27,8 @@ from fitune.errors import FtError, PluginError, nearest
 from fitune.plugin import contract
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.hookspecs import OfferHooks
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Provider
+from fitune.plugin.launching import Launcher
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.single_file import import_file, source_of
 from fitune.plugin.trust import Trust
 
@@ -52,9 +53,11 @@ P = TypeVar("P", bound=Provider)
 KINDS: dict[type[Any], str] = {
     ModelLoader: "model loader",
     Adapter: "adapter",
+    Objective: "objective",
     MemoryStrategy: "memory strategy",
     DataStage: "data stage",
     Listener: "listener",
+    Launcher: "launcher",
 }
 
 

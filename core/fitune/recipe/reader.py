@@ -9,17 +9,18 @@ from typing import Any
 
 from fitune.errors import PluginError, Problem
 from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Recipe, Train, Use
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader
+from fitune.plugin.records import DataStage, Listener, MemoryStrategy, ModelLoader
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import fit_problems, name_problem
 from fitune.recipe.listeners import with_defaults
+from fitune.recipe.objective import read_adapter, read_objective
 from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
 from fitune.recipe.source import Key, TomlSource
 from fitune.recipe.tables import Tables, split, without
 
-TABLES = ("model", "adapter", "memory", "data", "train", "eval", "checkpoint", "listener")
+TABLES = ("model", "adapter", "objective", "memory", "data", "train", "eval", "checkpoint", "listener")
 
 
 def read_recipe(path: Path, registry: Registry, overrides: Sequence[str] = (), *, look: bool = True) -> Recipe:
@@ -49,12 +50,13 @@ class _Reader:
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self.tables.table(name) for name in ("memory", "data", "eval"))
-        adapter = self.tables.use(Adapter, ("adapter",))
+        adapter = read_adapter(self.tables)
         whole = adapter is not None and adapter.record.load_whole is not None
         parts: dict[str, Any] = {
             "general": general,
             "model": self.tables.use(ModelLoader, ("model",), look=self.look or not whole),
             "adapter": adapter,
+            "objective": read_objective(self.tables, adapter),
             "memory": self.tables.parse(Memory, without(memory, "strategy"), ("memory",), known=["strategy"]),
             "strategies": self._strategies(memory),
             "data": self.tables.parse(Data, without(data, "source", "stage"), ("data",), known=["source", "stage"]),

@@ -62,7 +62,7 @@ def without_renamed(values: Mapping[str, Any]) -> Table:
 def translated(values: Mapping[str, Any]) -> Table:
     """The values of a recipe that a run of 0.1 wrote, as they are written now."""
     tables = [table for _, table in renamed(values)]
-    kept = without_renamed(values)
+    kept = {"objective": {"use": "sft"}, **without_renamed(values)}  # 0.1 knew no other
     return {**kept, "listener": [*kept.get("listener", []), *tables]} if tables else kept
 
 

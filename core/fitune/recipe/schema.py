@@ -1,8 +1,8 @@
 """A JSON Schema of a recipe, for editors and validators: the core's tables, and those of every installed plugin.
 
 Made from the same dataclasses that recipes are read with, by pydantic, in the dialect of 2020-12. TOML knows no null,
-so a key that may be left out is simply not required. What no type can say (a file that is missing, stages that do not fit
-together) is left to `ft check`.
+so a key that may be left out is simply not required. What no type can say (a file that is missing, stages that do not
+fit together) is left to `ft check`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fitune.plugin.option_schema import schema_of_options
-from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Train, Weight
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Provider
+from fitune.plugin.recipe import Checkpoint, Compared, Data, Evaluation, General, Memory, Train, Weight
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.registry import KINDS, Registry
+from fitune.recipe.objective import CONTINUED, FROM
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,10 +34,12 @@ def schema_of(registry: Registry) -> Schema:
 
     sources = _array(table(DataStage, source=True, **plain(Weight)["properties"]))
     stages = _array(table(DataStage, source=False))
+    begun: Schema = {FROM: {"type": "string", "description": CONTINUED}}
     top = plain(General)
     top["properties"] |= {
         "model": table(ModelLoader),
-        "adapter": table(Adapter),
+        "adapter": table(Adapter, **begun),
+        "objective": table(Objective, **plain(Compared)["properties"]),
         "memory": _with(plain(Memory), strategy=_array(table(MemoryStrategy))),
         "data": _with(plain(Data), source=sources, stage=stages),
         "train": plain(Train),

@@ -14,6 +14,7 @@ from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
 from fitune.plugin.registry import KINDS, Registry
 from fitune.recipe.checks import KEY, is_file, untrusted
+from fitune.recipe.foreign import told_better
 from fitune.recipe.source import Key, TomlSource
 
 MOST = 50
@@ -77,8 +78,9 @@ class Tables:
     def parse(self, options: type[T], table: Mapping[str, Any], at: Key, *, known: Sequence[str] = ()) -> T | None:
         """Read a table as a dataclass; `known` names keys that are read elsewhere, to suggest them too."""
         value, problems = parse(options, table, known=known)
+        place = f"[{'.'.join(part for part in at if isinstance(part, str))}]"
         for problem in problems:
-            self.add((*at, *split(problem.key)), problem)
+            self.add((*at, *split(problem.key)), told_better(problem, place, self.registry))
         return None if value is None else self._anchor(value, at)
 
     def _anchor(self, value: T, at: Key) -> T:
@@ -101,8 +103,10 @@ class Tables:
 
     # ---------------------------------------------------------------------------------------------- provided tables
 
-    def use(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
-        """The table at this key, served by the provider that it names; without `look`, its own check is left out."""
+    def use(self, record_type: type[P], at: Key, *, look: bool = True, known: Sequence[str] = ()) -> Use[P] | None:
+        """The table at this key, served by the provider that it names; without `look`, its own check is left out.
+        `known` are keys of it that are read elsewhere.
+        """
         table = self._inside(at)
         names = ", ".join(self.registry.names(record_type))
         if table is None:
@@ -126,7 +130,7 @@ class Tables:
         except PluginError as error:
             self.add((*at, "use"), Problem(what=error.message))
             return None
-        core = ("use", "weight") if at[-2:-1] == ("source",) else ("use",)
+        core = ("use", "weight") if at[-2:-1] == ("source",) else ("use", *known)
         return self.with_options(record, without(table, *core), at, look=look)
 
     def with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:

@@ -13,7 +13,7 @@ CASES = (
         [
             "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt",
             'r.toml:18: [stage]: unknown table "stage". Known: adapter, checkpoint, data, deterministic, eval, listener, '
-            "memory, model, name, plugins, seed, train",
+            "memory, model, name, objective, plugins, seed, train",
         ],
     ),
     case(

@@ -19,7 +19,7 @@ CASES = (
         [(TRAIN, "[zzzz]")],
         [
             'r.toml:21: [zzzz]: unknown table "zzzz". Known: adapter, checkpoint, data, deterministic, eval, listener, '
-            "memory, model, name, plugins, seed, train"
+            "memory, model, name, objective, plugins, seed, train"
         ],
     ),
     case("integer for a string", [(NAME, "name = 7")], ['r.toml:1: name: "name" is 7. It takes: string']),

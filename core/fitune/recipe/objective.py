@@ -1,0 +1,80 @@
+"""What a run minimises, and where its adapter begins: `[objective]`, and the key `from` of `[adapter]`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fitune.errors import Problem
+from fitune.plugin.options import toml_text
+from fitune.plugin.paths import located
+from fitune.plugin.recipe import Compared, Use
+from fitune.plugin.records import Adapter, Objective
+from fitune.recipe.tables import Tables
+
+DEFAULT = "sft"
+"""The objective of a recipe that names none."""
+
+FROM, REFERENCE = "from", "reference"
+"""Keys that stand beside a plugin's own."""
+
+CONTINUED = "A run's directory, or one of its checkpoints': its adapter is gone on with. By default, a new one begins."
+"""What the first of them means."""
+
+
+def read_adapter(tables: Tables) -> Use[Adapter[Any]] | None:
+    """The table `[adapter]`."""
+    use = tables.use(Adapter, ("adapter",), known=[FROM])
+    table = tables.source.values.get("adapter")
+    if use is None or not isinstance(table, dict) or FROM not in table:
+        return use
+    given, at = table[FROM], ("adapter", FROM)
+    if not isinstance(given, str):
+        tables.add(at, Problem(what=f'"{FROM}" is {toml_text(given)}, not a path', fix="Give a run's directory"))
+        return None
+    if use.record.fill is None:
+        what = f'the adapter "{use.record.name}" cannot go on from another run (Adapter.fill)'
+        tables.add(at, Problem(what=what, fix="Remove the key"))
+        return None
+    return dataclasses.replace(use, start=_place(tables, given))
+
+
+def _place(tables: Tables, given: str) -> Path:
+    overridden = tables.source.overridden(("adapter", FROM))
+    base = Path.cwd() if overridden else tables.source.path.parent.resolve()
+    return located(base, Path(given), None if overridden else tables.source.was)
+
+
+def read_objective(tables: Tables, adapter: Use[Adapter[Any]] | None) -> Use[Objective[Any]] | None:
+    """The table `[objective]`, or what stands for one that is left out; where its reference comes from is said."""
+    if "objective" not in tables.source.values:
+        record = tables.registry.find(Objective, DEFAULT)
+        return Use(record=record, options=record.options())
+    use = tables.use(Objective, ("objective",), known=[REFERENCE])
+    if use is None or adapter is None:
+        return None
+    table = tables.source.values["objective"]
+    given = {REFERENCE: table[REFERENCE]} if REFERENCE in table else {}
+    if not use.record.needs_reference(use.options):
+        if given:
+            what = f'"{REFERENCE}" has no effect: "{use.record.name}" compares with nothing, as it is set here'
+            tables.add(("objective", REFERENCE), Problem(what=what, fix="Remove it"))
+        return use
+    compared = tables.parse(Compared, given, ("objective",))
+    if compared is None:
+        return None
+    can = adapter.record.off is not None and adapter.start is None
+    if compared.reference == "adapter-off" and not can:
+        tables.add(("objective", REFERENCE), _cannot(adapter))
+        return None
+    return dataclasses.replace(use, reference=compared.reference or ("adapter-off" if can else "prepared"))
+
+
+def _cannot(adapter: Use[Adapter[Any]]) -> Problem:
+    what = f'"{REFERENCE}" is "adapter-off", but '
+    if adapter.start is not None:
+        what += "[adapter] from = ... begins with an adapter: without it, the model is not what it was before training"
+    else:
+        what += f'the adapter "{adapter.record.name}" cannot be switched off: it changes the model\'s own weights'
+    return Problem(what=what, fix=f'Set {REFERENCE} = "prepared"')
