@@ -32,15 +32,18 @@ MARKS = re.compile(r"[\\`*_{}\[\]<>()#!|~&$^]|(?<=:)//|(?<=www)\.|@")
 Values = dict[str, Any]
 
 
-def write_card(directory: Path, target: Path, *, name: str | None = None, parity: Sequence[str] = ()) -> None:
+def write_card(
+    directory: Path, target: Path, *, name: str | None = None, parity: Sequence[str] = (), file: str | None = None
+) -> None:
     """Write the card of a run's model into the directory that holds it.
 
-    `name` is what that directory will be called; `parity` what was compared of a merged model, in lines. A file of the
-    run that is missing leaves its lines out; nothing that is wrong here raises: the model is worth more than its card.
+    `name` is what that directory will be called; `parity` what was compared of a merged model, in lines; `file` the
+    GGUF file that it is in, if it is. A file of the run that is missing leaves its lines out; nothing that is wrong
+    here raises: the model is worth more than its card.
     """
     with contextlib.suppress(Exception):
         facts = _Facts(directory, target)
-        text = "\n".join([_head(facts), *_body(facts, name or target.name, parity)])
+        text = "\n".join([_head(facts, file), *_body(facts, name or target.name, parity, file)])
         write_file(target / CARD, text.rstrip("\n") + "\n")
 
 
@@ -83,7 +86,7 @@ class _Facts:
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _head(facts: _Facts) -> str:
+def _head(facts: _Facts, file: str | None) -> str:
     """What the hub reads of a card: a YAML head."""
     from huggingface_hub import ModelCardData
 
@@ -91,7 +94,7 @@ def _head(facts: _Facts) -> str:
     kind = adapter.get("use") if isinstance(adapter, dict) else None
     data = ModelCardData(
         base_model=facts.hub_id,
-        library_name="peft" if facts.is_adapter else "transformers",
+        library_name="gguf" if file else "peft" if facts.is_adapter else "transformers",
         license=facts.license,
         pipeline_tag="text-generation",
         datasets=sorted({one["id"] for one in facts.sources("data") if isinstance(one.get("id"), str)}) or None,
@@ -100,14 +103,14 @@ def _head(facts: _Facts) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _body(facts: _Facts, name: str, parity: Sequence[str]) -> Iterator[str]:
+def _body(facts: _Facts, name: str, parity: Sequence[str], file: str | None) -> Iterator[str]:
     commit, version = facts.environment.get("model_commit"), facts.environment.get("fitune", "")
     what = "An adapter of" if facts.is_adapter else "A model merged from" if parity else "A fine-tuned"
     at = f" (commit {code(commit)})" if commit else ""
     licensed = f" Its license: {text(facts.license)}." if facts.license else ""
     yield f"# {text(facts.recipe.get('name', name))}\n"
     yield f"{what} {code(facts.base)}{at}, trained by fitune {text(version)}.{licensed}\n".replace("  ", " ")
-    yield from _use(facts, name)
+    yield from _use(facts, name, file)
     yield from _data(facts)
     yield from _results(facts)
     yield from _memory(facts.memory)
@@ -124,7 +127,12 @@ def _body(facts: _Facts, name: str, parity: Sequence[str]) -> Iterator[str]:
         yield block("toml", tomli_w.dumps(facts.recipe))
 
 
-def _use(facts: _Facts, name: str) -> Iterator[str]:
+def _use(facts: _Facts, name: str, file: str | None) -> Iterator[str]:
+    if file is not None:
+        yield "## Use\n"
+        yield block("console", f"$ llama-cli -m {file} --jinja\n") + "\n"
+        yield f"llama.cpp, and what is built on it, reads {code(file)}: weights, tokenizer and chat template.\n"
+        return
     load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     if facts.is_adapter:
         load += "from peft import PeftModel\n\n"
