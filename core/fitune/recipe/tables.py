@@ -37,8 +37,9 @@ def split(key: str) -> Key:
 class Tables:
     """The tables of one recipe. What is wrong in them is collected with its line, and raised when that is asked for."""
 
-    def __init__(self, source: TomlSource, registry: Registry) -> None:
-        self.source, self.registry = source, registry
+    def __init__(self, source: TomlSource, registry: Registry, *, trains: bool = True) -> None:
+        """`trains` says whether something is to be trained: otherwise what keeps from that alone is no problem."""
+        self.source, self.registry, self.trains = source, registry, trains
         self.problems: list[tuple[int, str]] = []
         """Lines of the recipe, and what is wrong there."""
 
@@ -144,7 +145,8 @@ class Tables:
         before = len(self.problems)
         try:
             for problem in record.check(options):
-                self.add((*at, *split(problem.key)), problem)
+                if self.trains or not problem.to_train:
+                    self.add((*at, *split(problem.key)), problem)
         except FtError as error:
             self.add(at, Problem(what=error.message))
         except Exception as error:

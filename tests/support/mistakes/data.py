@@ -87,7 +87,7 @@ CASES = (
         "column of a format in the table of another stage",
         [below('use = "chat"', 'prompt = "question"')],
         [
-            'r.toml:20: [data.stage] prompt: unknown key "prompt". Known: date, end, loss, system, template, template_file, variables'
+            'r.toml:20: [data.stage] prompt: unknown key "prompt". "prompt" is a key of [[data.stage]] use = "prompt-completion"'
         ],
     ),
     case(
