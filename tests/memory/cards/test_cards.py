@@ -30,7 +30,8 @@ float32 = 12.7
 
 NAMES = (
     *("A100-40GB", "A100-80GB", "A10G", "A6000", "B200", "H100-80GB", "H200", "L4", "L40S"),
-    *("RTX 3090", "RTX 4090", "RTX 5090", "T4", "V100-16GB", "V100-32GB"),
+    *("RTX 3060", "RTX 3090", "RTX 4060 Ti 16GB", "RTX 4060 Ti 8GB", "RTX 4070", "RTX 4080", "RTX 4090"),
+    *("RTX 5070", "RTX 5080", "RTX 5090", "RTX A4000", "T4", "V100-16GB", "V100-32GB"),
 )
 
 
@@ -68,14 +69,15 @@ def test_what_is_known_of_a_card_is_plausible(card: Card) -> None:
     assert ("bfloat16" in card.matmul) == (card.capability >= (8, 0)), "tensor cores of bfloat16 came with Ampere"
     assert card.matmul["float32"] < card.matmul["float16"]
     assert card.matmul.get("bfloat16", card.matmul["float16"]) == card.matmul["float16"]
-    assert card.host_link in {15.75, 31.5, 63.0}, "16 lanes of PCIe 3, 4 or 5"
+    assert card.host_link in {15.75, 31.5, 63.0}, "16 lanes of PCIe 3, 4 or 5, or 8 of PCIe 4"
     assert card.host_link < card.bandwidth < 10_000
 
 
 @pytest.mark.parametrize("card", known_cards(), ids=lambda card: card.name)
 def test_memory_is_a_little_less_than_the_name_says(card: Card) -> None:
     sold = {"A10G": 24, "A6000": 48, "B200": 180, "H200": 141, "L4": 24, "L40S": 48, "T4": 16}
-    sold |= {"RTX 3090": 24, "RTX 4090": 24, "RTX 5090": 32}
+    sold |= {"RTX 3060": 12, "RTX 3090": 24, "RTX 4070": 12, "RTX 4080": 16, "RTX 4090": 24, "RTX 5070": 12}
+    sold |= {"RTX 5080": 16, "RTX 5090": 32, "RTX A4000": 16}
     named = re.search(r"(\d+)GB", card.name)
     size = int(named[1]) if named else sold[card.name]
     assert 0.9 * size < card.memory / GIB < size
@@ -263,10 +265,10 @@ def test_the_card_of_this_machine_has_its_real_memory(monkeypatch: pytest.Monkey
 
 
 def test_a_card_of_this_machine_that_is_not_known_says_what_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "NVIDIA GeForce RTX 3060", 12 * GIB)
+    pretend(monkeypatch, "NVIDIA GeForce RTX 3050", 12 * GIB)
     card = local_card()
     assert card is not None
-    assert (card.name, card.memory, card.capability) == ("NVIDIA GeForce RTX 3060", 12 * GIB, (8, 6))
+    assert (card.name, card.memory, card.capability) == ("NVIDIA GeForce RTX 3050", 12 * GIB, (8, 6))
     assert (card.context, card.matmul) == (GIB * 3 // 4, {})
     assert card.context_source == "assumed: this card is not known; 0.75 GiB, as measured on an H100"
 
