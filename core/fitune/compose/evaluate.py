@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitune.compose.objective import ObjectiveLoss
 from fitune.compose.positions import table_of
 from fitune.compose.reachable import cut_by
 from fitune.compose.stopping import Ends
+from fitune.compose.together import together
 from fitune.data.prepare import batches
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.events import Answer, EvalReport
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
     from fitune.plugin.dataflow import Stage
     from fitune.plugin.recipe import Evaluation
-    from fitune.plugin.strategy import Loss
 
 
 class EvaluationStopped(Exception):
@@ -40,25 +42,32 @@ class Evaluator:
         settings: Evaluation,
         examples: Sequence[Example],
         make_batches: Stage,
-        loss: Loss,
+        objective: ObjectiveLoss,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         ends: Ends,
         to_the_end: bool = False,
         length: int | None = None,
+        whole: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda compute: compute,
+        in_step: bool = False,
     ) -> None:
-        """Answers end at `ends`; `to_the_end` has each answer take as many tokens as it may, whatever the model says;
+        """`whole` gives the loss, or what generates, as strategies have it; `in_step` says that each process must call
+        the model as often as the others.
+
+        Answers end at `ends`; `to_the_end` has each answer take as many tokens as it may, whatever the model says;
         `length` is what rows were cut to, where that is known.
         """
         self.length = length
+        self.whole = whole
+        self.in_step = in_step
         self.ends = ends
         self.to_the_end = to_the_end
         self._stop: Callable[[], bool] = lambda: False
         self.settings = settings
         self.examples = examples
         self.make_batches = make_batches
-        self.loss = loss
+        self.objective = objective
         self.model = model
         self.tokenizer = tokenizer
         self.accelerator = accelerator
@@ -71,6 +80,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         self._stop = stop
+        self.objective.tally.begin()
         self.model.eval()
         try:
             loss = self._loss() if self.settings.loss else None
@@ -84,6 +94,7 @@ class Evaluator:
             targets=sum(example.targets for example in self.examples),
             seconds=time.perf_counter() - start,
             answers=answers,
+            metrics=self.objective.tally.means(self.accelerator),
         )
 
     def _picks(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -92,19 +103,31 @@ class Evaluator:
         size = self.settings.micro_batch
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
+    def _idle(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """What this process computes beside its share, of which nothing counts, so that all call the model as often."""
+        if not self.in_step:
+            return []
+        most = math.ceil(math.ceil(len(rows) / self.accelerator.num_processes) / self.settings.micro_batch)
+        return [np.asarray(rows[:1])] * (most - len(self._picks(rows)))
+
     def _go_on(self) -> None:
         if self._stop():
             raise EvaluationStopped
 
     def _loss(self) -> float:
-        """Mean over all held-out target tokens."""
+        """Mean over all held-out target tokens, or what else the objective counts."""
         device = self.accelerator.device
         total = torch.zeros((), dtype=torch.float64, device="cpu")
-        for batch in batches(self.examples, self._picks(range(len(self.examples))), self.make_batches):
+        every, loss = range(len(self.examples)), self.whole(self.objective)
+        for batch in batches(self.examples, self._picks(every), self.make_batches):
             self._go_on()
-            total += self.loss(self.model, batch.to(device)).double().cpu()
+            total += loss(self.model, batch.to(device)).double().cpu()
+        with self.objective.tally.unchanged():
+            for batch in batches(self.examples, self._idle(every), self.make_batches):
+                loss(self.model, batch.to(device))
+        together().meet()
         total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
-        return total.item() / sum(example.targets for example in self.examples)
+        return total.item() / self.objective.units(self.examples)
 
     def _answers(self) -> tuple[Answer, ...]:
         """An answer to each held-out prompt, by greedy decoding."""
@@ -119,6 +142,9 @@ class Evaluator:
                 prompts = [parts[row][0] for row in pick]
                 for row, text in zip(pick, self._generate(prompts), strict=True):
                     found.append((int(row), self._answer(int(row), parts[row], text)))
+            for pick in self._idle(by_length):
+                self._generate([parts[row][0] for row in pick])
+        together().meet()
         everybody = gather_object(found) if self.accelerator.num_processes > 1 else found
         return tuple(answer for _, answer in sorted(everybody, key=lambda pair: pair[0]))
 
@@ -135,7 +161,7 @@ class Evaluator:
         longest, most = max(len(p) for p in prompts), self.settings.max_new_tokens
         table = table_of(self.model)
         if table is not None and longest + most > table:  # each to the table's end, which is elsewhere for each
-            if len(prompts) > 1:
+            if len(prompts) > 1 and not self.in_step:
                 return [text for prompt in prompts for text in self._generate([prompt])]
             most = max(1, table - longest)
         pad = self.tokenizer.pad_token_id
@@ -151,7 +177,8 @@ class Evaluator:
             eos_token_id=list(self.ends.tokens) or None,
             pad_token_id=pad,
         )
-        out = cast(Any, self.model).generate(
+        out = self.whole(cast(Any, self.model).generate)(
+            synced_gpus=self.in_step,
             input_ids=ids.to(self.accelerator.device),
             attention_mask=mask.to(self.accelerator.device),
             generation_config=config,
@@ -179,9 +206,10 @@ def no_defaults(model: PreTrainedModel) -> Iterator[None]:
 def split_answer(example: Example) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Tokens before the last run of trained tokens, and that run: the prompt, and the answer to it.
 
-    The prompt has one token at least: the first token of a row is predicted by none.
+    The prompt has one token at least: the first token of a row is predicted by none. Of a row with several documents,
+    the first: of a pair, the chosen answer.
     """
-    trained = np.flatnonzero(example.labels != IGNORED)
+    trained = np.flatnonzero(example.labels[: example.lengths[0] if example.lengths else None] != IGNORED)
     breaks = np.flatnonzero(np.diff(trained) > 1)
     first = max(1, trained[breaks[-1] + 1] if len(breaks) else trained[0])
     return example.input_ids[:first], example.input_ids[first : trained[-1] + 1]

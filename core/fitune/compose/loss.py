@@ -1,4 +1,4 @@
-"""The plain loss: cross-entropy over the full logits tensor. Shapes: B rows, S tokens, V vocabulary."""
+"""The plain losses, over the full logits tensor. Shapes: B rows, S tokens, V vocabulary."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def plain_loss(model: nn.Module, batch: Batch) -> Tensor:
         ignore_index=IGNORED,
         reduction="sum",
     )
+
+
+def plain_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """The log-probability of each target token, given all before it: `[B, S]`, float32, 0 for all other tokens."""
+    logits_BSV = model(**batch.inputs()).logits
+    losses = F.cross_entropy(
+        logits_BSV[:, :-1].float().flatten(0, 1),
+        batch.labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return F.pad(-losses.view(len(batch.labels), -1), (1, 0))

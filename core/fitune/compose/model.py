@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,8 @@ from accelerate.utils import broadcast, set_seed
 from fitune.compose.attention import isolate_documents
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
+from fitune.compose.shards import is_sharded
+from fitune.compose.together import together
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.contract import blame
@@ -27,20 +31,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 """The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
 
-def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
-    """The recipe's memory strategies, and what they decide before a weight is read."""
+def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategies, Plan]:
+    """The recipe's memory strategies, and what they decide before a weight is read, in so many processes."""
     uses = in_order(recipe.strategies)
     strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in uses)
     look, stored = recipe.model.record.stored, None
     if look is not None:
         stored = call_plugin(recipe.model, look, recipe.model.options)
-    plan = Plan(gpu=gpu, stored=stored, notices=(stored.notice,) if stored is not None and stored.notice else ())
+    notices = (stored.notice,) if stored is not None and stored.notice else ()
+    plan = Plan(gpu=gpu, processes=processes, stored=stored, notices=notices)
     for use, strategy in strategies:
         plan = call_plugin(use, strategy.plan, plan)
     if stored is not None and plan.quantization is not None:
@@ -51,19 +57,41 @@ def planned(recipe: Recipe, *, gpu: bool) -> tuple[Strategies, Plan]:
     return strategies, replace(plan, notices=(*told_order(recipe.strategies, uses), *plan.notices))
 
 
-def adapted(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
-    """The base model, changed by the strategies, with its adapter."""
+def adapted(
+    recipe: Recipe, strategies: Strategies, model: PreTrainedModel, start: Path | None = None
+) -> PreTrainedModel:
+    """The base model, changed by the strategies, with its adapter: a new one, or what was saved in `start`."""
     for use, strategy in strategies:
         model = call_plugin(use, strategy.loaded, model)
-    return call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, model)
+    return begun(recipe, model, start)
+
+
+def begun(recipe: Recipe, model: PreTrainedModel, start: Path | None) -> PreTrainedModel:
+    """A model with its adapter as a run begins with it."""
+    use = recipe.adapter
+    model = call_plugin(use, use.record.attach, use.options, model)
+    if start is not None and use.record.fill is not None:
+        call_plugin(use, use.record.fill, use.options, model, start)
+    return model
 
 
 def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
-    """The model, with its adapter and on its device, changed by the strategies, in training mode."""
+    """The model, with its adapter and on its device, changed by the strategies and shared out over the processes, in
+    training mode.
+    """
     for use, strategy in strategies:
         model = call_plugin(use, strategy.prepare, model)
+    for use, strategy in strategies:
+        model = call_plugin(use, strategy.distribute, model)
     model.train()
     return model
+
+
+def called(strategies: Strategies, compute: Callable[P, T]) -> Callable[P, T]:
+    """What calls the model, as strategies have it."""
+    for use, strategy in reversed(strategies):
+        compute = call_plugin(use, strategy.whole, compute)
+    return compute
 
 
 def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tuple[str, ...]:
@@ -76,12 +104,13 @@ def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tupl
 
 
 def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
-    """Where a stage packs, make the model keep documents apart, and say how. Raises `ModelError` if it cannot."""
-    if not any(use.record.packs for use in recipe.stages):
+    """Where rows hold several documents, make the model keep them apart, and say how. Raises `ModelError` if it cannot."""
+    if not recipe.several:
         return plan
-    apart = f"packed documents are kept apart by {isolate_documents(model)}"
+    packs = any(use.record.packs for use in recipe.stages)
+    apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolate_documents(model)}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
-    return replace(plan, notices=(*plan.notices, apart, efficiency))
+    return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))
 
 
 def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
@@ -91,19 +120,40 @@ def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -
 
 
 def make_model(
-    recipe: Recipe, strategies: Strategies, plan: Plan, accelerator: Accelerator, timings: Timings
+    recipe: Recipe,
+    strategies: Strategies,
+    plan: Plan,
+    accelerator: Accelerator,
+    timings: Timings,
+    start: Path | None = None,
 ) -> PreTrainedModel:
-    """The model with its adapter, changed by the strategies; what trains is equal in every process."""
+    """The model with its adapter, changed by the strategies; what trains is equal in every process, and is what was
+    saved in the directory `start`, where one is given.
+    """
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    base = base_model(recipe, plan, accelerator.device)
+    base = _base(recipe, plan, accelerator)
     timings.done("weights")
-    model = prepared(strategies, adapted(recipe, strategies, base))
+    model = adapted(recipe, strategies, base, start)
+    with together().cut_off() if plan.sharded else contextlib.nullcontext():
+        model = prepared(strategies, model)
     if accelerator.num_processes > 1:
-        for parameter in (p for p in model.parameters() if p.requires_grad):
+        together().meet()  # none waits for one that could not load
+        for parameter in (p for p in model.parameters() if p.requires_grad and not is_sharded(p)):
             dense = parameter.data.contiguous()  # NCCL takes no other; strategies may lay a matrix the other way round
             broadcast(dense, from_process=0)
             parameter.data.copy_(dense)
     return model
+
+
+def _base(recipe: Recipe, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
+    """The base model on the device; or, where it is to be shared out, on the host of one process, without weights in
+    others, if its loader can build it so.
+    """
+    if not plan.sharded:
+        return base_model(recipe, plan, accelerator.device)
+    if accelerator.is_main_process or recipe.model.record.build_model is None:
+        return base_model(recipe, plan, torch.device("cpu"))
+    return built(recipe)
 
 
 def built(recipe: Recipe) -> PreTrainedModel:

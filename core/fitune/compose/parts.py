@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -17,13 +19,15 @@ from accelerate.utils import broadcast_object_list, set_seed
 from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
 from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
-from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import loss_scaling
-from fitune.compose.masks import unasked
-from fitune.compose.model import Strategies, make_model, make_optimizer, planned, told, with_documents_apart
+from fitune.compose.model import Strategies, called, make_model, make_optimizer, planned, told, with_documents_apart
+from fitune.compose.objective import ObjectiveLoss, objective_of
 from fitune.compose.optimizer import Trainables
 from fitune.compose.positions import longest_row, position_notices
+from fitune.compose.processes import process_count
 from fitune.compose.recorder import recorder_for
+from fitune.compose.reference import scored_rows
+from fitune.compose.shards import put_together
 from fitune.compose.step import Step
 from fitune.compose.stopping import ends_of
 from fitune.data.prepare import UNWATCHED, Prepared, Watch, batch_maker
@@ -73,6 +77,10 @@ class Parts:
     dialogue: Dialogue | None
     """How conversations were written; None where texts are trained on."""
 
+    def units(self, examples: Sequence[Example]) -> int:
+        """What the sum of the loss over these rows is divided by."""
+        return cast(ObjectiveLoss, self.step.loss).units(examples)
+
     @property
     def window(self) -> int:
         """Rows of one optimizer step, over all micro-batches and processes."""
@@ -89,17 +97,18 @@ def compose(
     fitted: tuple[str, ...] = (),
     resumed: int | None = None,
     evaluated: int = -1,
+    start: Path | None = None,
     stop: StopRequest | None = None,
     timings: Timings | None = None,
 ) -> Parts:
     """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
     weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before, and
-    `evaluated` after how many the last evaluation; `stop` is what can ask the run to end; `timings` notes what
-    takes how long.
+    `evaluated` after how many the last evaluation; `start` is where the weights are that the adapter goes on from;
+    `stop` is what can ask the run to end; `timings` notes what takes how long.
 
     Raises the errors of `fitune.errors`.
     """
-    strategies, plan = planned(recipe, gpu=torch.cuda.is_available())
+    strategies, plan = planned(recipe, gpu=torch.cuda.is_available(), processes=process_count())
     set_allocator(plan)
     set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
@@ -113,9 +122,12 @@ def compose(
     if forecaster is not None:
         forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
-    model = make_model(recipe, strategies, plan, accelerator, timings)
+    model = make_model(recipe, strategies, plan, accelerator, timings, start)
     plan = with_documents_apart(plan, recipe, model, data)
     run_data.must_be_known_to(model)
+    make_batches = batch_maker(recipe.stages, run_data.context)
+    scored = partial(scored_rows, recipe, plan, make_batches, accelerator.device, lambda: model, start, watch)
+    examples, held_out_examples = scored(data), None if held_out is None else scored(held_out)
     behind = position_notices(recipe, run_data.context, model, data, held_out)
     plan = replace(plan, notices=(*plan.notices, *behind))
     dialogue = dialogue_of(recipe, run_data.context)
@@ -149,19 +161,26 @@ def compose(
         timings=timings,
     )
     timings.done("forecast")
-    make_batches = batch_maker(recipe.stages, run_data.context)
     return Parts(
         run=run,
         accelerator=accelerator,
-        examples=data.rows,
+        examples=examples,
         make_batches=make_batches,
         step=make_step(recipe, plan, strategies, model, trainables, optimizer, accelerator.device),
         scheduler=scheduler,
         settings=settings_of(optimizer),
-        evaluator=None if held_out is None else _evaluator(run, held_out, make_batches, accelerator, dialogue),
+        evaluator=_evaluator(run, held_out_examples, make_batches, accelerator, dialogue, strategies),
         run_data=run_data,
         dialogue=dialogue,
     )
+
+
+def whole_for_writing(parts: Parts) -> contextlib.AbstractContextManager[None]:
+    """A context in which the first process has all of what trains; every process must enter it."""
+    if not parts.run.plan.sharded:
+        return contextlib.nullcontext()
+    kind = getattr(unwrapped(parts.run.model).config, "dtype", None)
+    return put_together(parts.run.model, kind if isinstance(kind, torch.dtype) else None)
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
@@ -199,9 +218,12 @@ def make_step(
 
     Raises `RunError` if the model's type cannot be trained.
     """
+    loss = objective_of(recipe, plan, device)
     return Step(
         model=model,
-        loss=unasked(plan.loss or plain_loss),
+        loss=loss,
+        whole=partial(called, strategies),
+        tally=loss.tally,
         trainables=trainables,
         optimizer=optimizer,
         strategies=[strategy for _, strategy in strategies],
@@ -214,25 +236,39 @@ def make_step(
 
 
 def _evaluator(
-    run: Run, held_out: Prepared, make_batches: Stage, accelerator: Accelerator, dialogue: Dialogue | None
-) -> Evaluator:
+    run: Run,
+    held_out: Sequence[Example] | None,
+    make_batches: Stage,
+    accelerator: Accelerator,
+    dialogue: Dialogue | None,
+    strategies: Strategies,
+) -> Evaluator | None:
+    if held_out is None:
+        return None
     return Evaluator(
         settings=run.recipe.evaluation,
-        examples=held_out.rows,
+        examples=held_out,
         make_batches=make_batches,
-        loss=unasked(run.plan.loss or plain_loss),
+        objective=objective_of(run.recipe, run.plan, accelerator.device),
         model=run.model,
         tokenizer=run.tokenizer,
         accelerator=accelerator,
         ends=ends_of(run.tokenizer, dialogue),
         length=run.recipe.train.length,
+        whole=partial(called, strategies),
+        in_step=run.plan.sharded,
     )
 
 
 def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> int:
     """Optimizer steps of the run."""
+    return steps_of(recipe, plan.accumulation, rows, int(accelerator.num_processes))
+
+
+def steps_of(recipe: Recipe, accumulation: int, rows: int, processes: int) -> int:
+    """Optimizer steps over so many rows."""
     train = recipe.train
-    window = train.micro_batch * plan.accumulation * int(accelerator.num_processes)
+    window = train.micro_batch * accumulation * processes
     if train.epochs is None and train.steps is not None:
         return train.steps
     of_epochs = steps_of_epochs(train.epochs or 1.0, -(-rows // window))

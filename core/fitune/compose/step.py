@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fitune.compose.loss_scaling import LossScaling
+from fitune.compose.objective import Tally
 from fitune.compose.optimizer import Trainables
 from fitune.compose.recorder import NoRecorder
 from fitune.plugin.dataflow import Batch
@@ -32,6 +33,11 @@ def nobody(phase: Phase) -> None:
 
 def alone() -> None:
     """The reduction of gradients where there is one process: nothing to do."""
+
+
+def as_it_is(loss: Loss) -> Loss:
+    """The loss where no strategy changes it."""
+    return loss
 
 
 def always(norm: Tensor, loss_sum: Tensor) -> bool:
@@ -67,11 +73,17 @@ class Computation:
         if self._factor is not None and factor is not None:
             self._factor.fill_(factor)  # where it is: what is recorded reads it from there
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def idle(self, batch: Batch) -> None:
+        """Compute a batch as any other, and add nothing by it."""
+        self(batch, weight=0.0)
+
+    def __call__(self, batch: Batch, weight: float = 1.0) -> Tensor:
         """Compute a batch, on the host or the device; gives the sum of its loss."""
         try:
             self._enter("forward")
             loss = self.loss(self.model, batch.to(self.device, pin=self.pin_memory))
+            if weight != 1:
+                loss = loss * weight
             self._enter("backward")
             (loss if self._factor is None else loss * self._factor).backward()
             self._enter("gradients")
@@ -99,6 +111,10 @@ class Step:
     """Of the loss, where the model computes in float16."""
     recorder: Recorder = field(default_factory=NoRecorder)
     """What strategies record micro-batches with."""
+    whole: Callable[[Loss], Loss] = as_it_is
+    """Gives the loss as strategies have it, which may have to call the model in another way."""
+    tally: Tally = field(default_factory=Tally)
+    """What the loss measures on the way, over the step."""
     computation: Computation = field(init=False)
     """How a micro-batch is computed."""
     micro_batch: MicroBatch = field(init=False)
@@ -107,7 +123,7 @@ class Step:
     def __post_init__(self) -> None:
         computation = Computation(
             model=self.model,
-            loss=self.loss,
+            loss=self.whole(self.loss),
             trainables=self.trainables,
             device=self.device,
             pin_memory=self.pin_memory,
@@ -125,24 +141,30 @@ class Step:
         micro_batches: Iterable[Batch],
         targets: int,
         *,
+        idle: Iterable[Batch] = (),
         reduce: Callable[[], None] = alone,
         enter: Callable[[Phase], None] = nobody,
         accept: Callable[[Tensor, Tensor], bool] = always,
     ) -> tuple[Tensor, Tensor]:
-        """Make a step over these micro-batches, on the host; `targets` are the step's, over all processes.
+        """Make a step over these micro-batches, on the host; `targets` are the units of the step's loss, over all
+        processes: target tokens, or what else its objective counts.
 
-        `reduce` sums the gradients over processes; `enter` is told of each phase; where `accept`, given the norm of the
-        gradient and the sum of this process' losses, says no, no weight is changed. Gives that sum and that norm,
-        float32 scalars on the device.
+        Of `idle` micro-batches nothing counts, but that they are computed. `reduce` sums the gradients over processes;
+        `enter` is told of each phase; where `accept`, given the norm of the gradient and the sum of this process'
+        losses, says no, no weight is changed. Gives that sum and that norm, float32 scalars on the device.
         """
         factor = None if self.scaling is None else self.scaling.factor(targets)
         self.recorder.step += 1
         self.computation.begin(enter, factor)
         self.trainables.begin()
+        self.tally.begin()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         with self._around():
             for batch in micro_batches:
                 loss_sum += self.micro_batch(batch)
+            for batch in idle:
+                with self.tally.unchanged():
+                    self.computation.idle(batch)
         enter("gradients")
         reduce()
         norm = self.trainables.finish(targets if factor is None else targets * factor, self.max_grad_norm)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from fitune.compose.model import planned
+from fitune.compose.objective import REFERENCE
 from fitune.data.prepare import batch_maker, context_of, tokenizer_of
 from fitune.data.run_data import RunData
 from fitune.data.sampler import longest
 from fitune.plugin.dataflow import IGNORED, Batch, DataContext, Example, Origin
+from fitune.plugin.objective import ROLE, ROLES
 from fitune.plugin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -54,10 +56,9 @@ class _LateTokenizer:
 def shapes_of_recipe(recipe: Recipe, accumulation: int) -> Shapes:
     """The largest batches that the recipe allows: full rows, of which every token is trained on."""
     context = context_of(recipe, _LateTokenizer(recipe))
-    packs = any(use.record.packs for use in recipe.stages)
-    row = _row(recipe.train.length, packs=packs)
+    row = _row(recipe, packs=any(use.record.packs for use in recipe.stages))
     held_out = bool(recipe.eval_sources or recipe.evaluation.fraction)
-    evaluation = _batch(recipe, context, [_row(recipe.train.length)] * recipe.evaluation.micro_batch)
+    evaluation = _batch(recipe, context, [_row(recipe)] * recipe.evaluation.micro_batch)
     prompt = max(1, recipe.train.length - recipe.evaluation.max_new_tokens)
     return Shapes(
         training=(_batch(recipe, context, [row] * recipe.train.micro_batch),) * min(accumulation, 2),
@@ -89,21 +90,34 @@ def shapes_of_data(recipe: Recipe, data: RunData) -> Shapes:
     return shapes_of_rows(recipe, data.context, accumulation_of(recipe), data.data.rows, held_out)
 
 
-def _row(length: int, *, packs: bool = False) -> Example:
+def _row(recipe: Recipe, *, packs: bool = False) -> Example:
     import numpy as np
 
+    length, roles = recipe.train.length, ROLES[recipe.objective.record.takes]
     ids = np.zeros(length, dtype=np.int32)
     labels = ids.copy()
-    lengths: tuple[int, ...] = ()
-    if packs:
-        whole, rest = divmod(length, DOCUMENT)
-        lengths = (DOCUMENT,) * whole + ((rest,) if rest else ())
-        labels[::DOCUMENT] = IGNORED
-    return Example(input_ids=ids, labels=labels, origin=Origin(file="forecast", row=1), lengths=lengths)
+    lengths = _documents(length, DOCUMENT if packs else -(-length // max(1, len(roles))))
+    if len(lengths) > 1:
+        labels[:: lengths[0]] = IGNORED
+    extras = {ROLE: tuple(roles[at % len(roles)] for at in range(len(lengths)))} if roles else {}
+    return Example(
+        input_ids=ids,
+        labels=labels,
+        origin=Origin(file="forecast", row=1),
+        lengths=lengths if packs or roles else (),
+        extras=extras,
+    )
+
+
+def _documents(length: int, each: int) -> tuple[int, ...]:
+    whole, rest = divmod(length, each)
+    return (each,) * whole + ((rest,) if rest else ())
 
 
 def _batch(recipe: Recipe, context: DataContext, rows: Sequence[Example]) -> Batch:
-    """These rows by the recipe's own last stage."""
+    """These rows by the recipe's own last stage, with what the objective is to know of each document."""
+    if recipe.objective.reference == "prepared":
+        rows = [replace(row, extras={**row.extras, REFERENCE: (0.0,) * row.documents}) for row in rows]
     batches: Iterator[Any] = batch_maker(recipe.stages, context)(iter([list(rows)]))
     return cast(Batch, next(batches))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -186,7 +187,7 @@ class StepReport:
     epoch: float
     """Passes over the data so far."""
     loss: float
-    """Mean over the step's target tokens."""
+    """Mean over the step's target tokens, or over what else the objective counts, e.g. pairs."""
     learning_rate: float
     """Used by this step."""
     grad_norm: float
@@ -201,6 +202,8 @@ class StepReport:
     """What the mean loss was multiplied by, in float16 (`fitune.compose.loss_scaling`); None in other types."""
     skipped: bool = False
     """Whether the gradient overflowed float16, so that no weight was changed."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the step of what the objective measures beside the loss, e.g. `accuracy`, by its names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,12 +230,14 @@ class EvalReport:
     step: int
     """Steps trained so far; 0 is before training."""
     loss: float | None
-    """Mean over the held-out target tokens; None where the recipe asks for none."""
+    """Mean over the held-out target tokens, or what else the objective counts; None where the recipe asks for none."""
     rows: int
     targets: int
     seconds: float
     answers: tuple[Answer, ...] = ()
     """One a row where answers are generated, else none."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the held-out rows of what the objective measures beside the loss, by its names."""
 
     @property
     def exact_match(self) -> float | None:

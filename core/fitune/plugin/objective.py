@@ -18,8 +18,11 @@ Reference = Literal["adapter-off", "prepared"]
 each step; or computed once, before the first."""
 
 CHOSEN, REJECTED, MISMATCHED = 1.0, -1.0, 2.0
-"""What `Batch.extras["role"]` says of a document: it was chosen, or is desirable; it was rejected, or is undesirable;
-it is a prompt with another prompt's answer. 0 is of no such kind, e.g. padding."""
+"""What the extra `role` of a batch says of a document: it was chosen, or is desirable; it was rejected, or is not; it
+is a prompt with another prompt's answer. 0 is of no such kind, e.g. padding."""
+
+ROLE = "role"
+"""The extra of a batch that says it."""
 
 ROLES: Mapping[Takes, tuple[float, ...]] = {
     "documents": (),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from fitune.plugin.objective import Reference
+from fitune.plugin.objective import ROLES, Reference
 from fitune.plugin.options import to_table
 from fitune.plugin.paths import seen_from
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
@@ -201,6 +201,11 @@ class Recipe:
     checkpoint: Checkpoint
     listeners: tuple[Use[Listener[Any]], ...] = ()
     """Those that a run has by default among them; events come to them in this order."""
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may hold several documents, none of which may see another."""
+        return any(use.record.packs for use in self.stages) or len(ROLES[self.objective.record.takes]) > 1
 
     def to_toml(self, base: Path | None = None) -> dict[str, object]:
         """The recipe as a TOML document, every choice explicit; reading it, from anywhere, gives an equal recipe. For a

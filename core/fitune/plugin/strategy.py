@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fitune.plugin.dataflow import Batch
 
     Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MicroBatch: TypeAlias = "Callable[[Batch], Tensor]"
 """Makes the forward and the backward pass of a batch, on the host or the device, and adds its gradients to those of the
@@ -33,7 +36,13 @@ class StoredQuantization:
     kept: bool = True
     """Whether the model keeps them so; otherwise they are plain ones once they are read."""
     dequantizes: bool = False
-    """Whether a loaded model is plain already, or becomes so by `PreTrainedModel.dequantize`: what a merge needs."""
+    """Whether a loaded model is plain already, or becomes so by `PreTrainedModel.dequantize`, or by its loader's
+    `load_plain`: what a merge needs."""
+    unpacks: bool = False
+    """Whether it is `ModelLoader.load_plain` that gives it as a plain one."""
+    missing: str = ""
+    """What pip installs the packages by that its layers need and that are not there. Without them it can be merged
+    where it `unpacks`."""
     rounds_inputs: bool = False
     """Whether its layers round their inputs to 8 bits, so that the same weights, dequantised, say something else."""
     reading: float = 0.0
@@ -50,17 +59,25 @@ class Plan:
 
     gpu: bool = False
     """Whether the run is on an NVIDIA GPU: of this machine, or the one that a forecast is made for."""
+    processes: int = 1
+    """Processes that train together, each on a GPU of its own."""
     accumulation: int = 1
     """Micro-batches to a step, in each process."""
+    sharded: bool = False
+    """Whether each process is to hold a part of the model's weights only, by a strategy's `distribute`. Then the first
+    process alone reads the base model, on the host, and others build it on meta."""
     pin_memory: bool = False
     """Whether batches are copied to page-locked host memory before they go to the GPU."""
     allocator: tuple[tuple[str, str], ...] = ()
     """Settings of torch's CUDA caching allocator (PYTORCH_ALLOC_CONF), as (key, value)."""
     loss: Loss | None = None
     """Sum of the loss over a batch's target tokens, a scalar; None for the plain one (`fitune.compose.loss`)."""
+    log_probs: Loss | None = None
+    """The log-probability of each target token, given all before it, float32, `[batch, length]`, 0 for other tokens,
+    with a gradient: what objectives other than `sft` are made of. None for the plain one, over the full logits."""
     more_targets: bool = False
-    """Whether `loss` also takes a batch that says more `targets` than it has, so that batches of somewhat different
-    numbers have one shape. The plain loss does."""
+    """Whether `loss` and `log_probs` also take a batch that says more `targets` than it has, so that batches of somewhat
+    different numbers have one shape. The plain ones do."""
     unrecorded: str = ""
     """Why a micro-batch cannot be recorded to be replayed (`Recorder`), e.g. "offload-checkpoints waits for copies"; a
     strategy says it of itself. Empty where nothing is known against it."""
@@ -156,6 +173,20 @@ class Strategy:
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Change the model, which has its adapter by now. Called once, before the optimizer is made."""
         return model
+
+    def distribute(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Share the model out over the processes. Called once, when every strategy has prepared it.
+
+        With `Plan.sharded` the weights are on the host of the first process by then, and on meta in others; give them
+        to the device. In a forecast they are without values in all, and torch's process group is the "fake" one.
+        """
+        return model
+
+    def whole(self, compute: Callable[P, T]) -> Callable[P, T]:
+        """Change how the model is called: what is given is called in place of `compute`, a loss or the generation of an
+        answer, with the arguments of `compute`. Every process calls it as often as the others.
+        """
+        return compute
 
     def told(self, model: PreTrainedModel) -> Iterable[str]:
         """Say what the user should know of the prepared model: lines that a run and a forecast show."""

@@ -186,6 +186,7 @@ def step_values(step: StepReport) -> dict[str, int | float]:
     }
     if step.loss_scale is not None:
         values |= {"loss_scale": step.loss_scale, "skipped": step.skipped}
+    values |= step.metrics
     if step.skipped:
         del values["grad_norm"]  # JSON knows no infinity
     if step.memory.reserved is not None:
@@ -215,6 +216,7 @@ def eval_values(report: EvalReport) -> dict[str, int | float]:
     }
     if report.loss is not None:
         values["loss"] = report.loss
+    values |= report.metrics
     if report.exact_match is not None:
         values["exact_match"] = report.exact_match
     if report.answers_cut:

@@ -40,6 +40,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
         fitted=composition.lines,
         resumed=None if context.resume is None else context.position.step,
         evaluated=context.position.evaluated,
+        start=context.start,
         stop=context.stop,
         timings=context.timings,
     )

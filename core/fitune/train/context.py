@@ -39,6 +39,9 @@ class RunContext:
     timings: Timings = field(default_factory=Timings)
     """To its first step."""
 
+    start: Path | None = None
+    """Where the weights are that its adapter goes on from, as another run has saved them."""
+
     position: Position = field(default_factory=Position)
     keeper: Keeper = field(init=False)
     notices: list[Notice] = field(default_factory=list)

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from fitune.compose.devices import measure_memory
 from fitune.compose.evaluate import EvaluationStopped
 from fitune.compose.loss_scaling import StepCheck
 from fitune.compose.parts import Parts
+from fitune.compose.together import together
 from fitune.data.prepare import batches
-from fitune.data.sampler import share, windows
-from fitune.plugin.dataflow import Example
+from fitune.data.sampler import shares, windows
+from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.events import EvalReport, Notice, StepReport
 from fitune.plugin.recipe import Evaluation
 from fitune.train.events import Report
@@ -79,9 +78,7 @@ def _wishes(parts: Parts, keeper: Keeper | None = None) -> tuple[bool, bool]:
     """
     stop, late = parts.run.stop.is_asked(), keeper is not None and keeper.late(parts)
     if parts.run.processes > 1:
-        flags = torch.tensor([stop, late and parts.accelerator.is_main_process], dtype=torch.float32)
-        flags = parts.accelerator.reduce(flags.to(parts.accelerator.device), reduction="sum")
-        stop, late = (bool(flag > 0) for flag in flags.tolist())
+        stop, late = together().meet(stop, late and parts.accelerator.is_main_process)
         if stop:
             parts.run.stop.ask("another process of the run was asked to stop")
     return stop, late
@@ -101,23 +98,34 @@ def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
     return report
 
 
+def _idle(parts: Parts, every: Sequence[Sequence[NDArray[np.int64]]], own: int) -> Iterator[Batch]:
+    """What a process computes beside its own micro-batches, of which nothing counts, where layers are gathered from all
+    processes: each must ask for them as often as the others.
+    """
+    more = max(map(len, every)) - own if parts.run.plan.sharded else 0
+    return batches(parts.examples, [min(every[0], key=len)] * more, parts.make_batches)
+
+
 def _step(
     parts: Parts, at: Position, epoch: float, window: NDArray[np.int64], rows: Sequence[Example]
 ) -> tuple[StepReport, StepCheck]:
     """Make the next step, over the rows of this window."""
     start = time.perf_counter()
     accelerator, number = parts.accelerator, at.step + 1
-    targets = sum(example.targets for example in rows)
+    targets, units = sum(example.targets for example in rows), parts.units(rows)
 
     micro_batch = parts.run.recipe.train.micro_batch
-    picks = share(window, micro_batch, accelerator.process_index, accelerator.num_processes)
+    tokens = [len(example.input_ids) for example in rows]
+    every = shares(window, tokens, micro_batch, accelerator.num_processes)
+    picks = every[accelerator.process_index]
     learning_rate = parts.step.optimizer.param_groups[0]["lr"]
     scaling = parts.step.scaling
     loss_scale = scaling.scale if scaling else None
-    check = StepCheck(accelerator, scaling, parts.step.trainables.masters, look=number == 1)
+    check = StepCheck(accelerator, scaling, parts.step.trainables.norms, look=number == 1)
     _, norm = parts.step.make(
         batches(parts.examples, picks, parts.make_batches),
-        targets,
+        units,
+        idle=_idle(parts, every, len(picks)),
         reduce=partial(parts.step.trainables.reduce, accelerator),
         enter=partial(at.enter, parts),
         accept=check.accept,
@@ -127,7 +135,7 @@ def _step(
     return StepReport(
         step=number,
         epoch=epoch,
-        loss=check.loss_sum / targets,
+        loss=check.loss_sum / units,
         learning_rate=float(learning_rate),
         grad_norm=norm.item(),
         tokens=sum(len(example.input_ids) for example in rows),
@@ -136,4 +144,5 @@ def _step(
         memory=measure_memory(accelerator.device),
         loss_scale=loss_scale,
         skipped=not check.made,
+        metrics=parts.step.tally.means(accelerator),
     ), check

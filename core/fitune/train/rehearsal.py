@@ -20,7 +20,8 @@ from fitune.checkpoint.module_state import module_state, set_module_state
 from fitune.checkpoint.state import TrainingState, restore
 from fitune.compose.devices import measure_memory
 from fitune.compose.evaluate import Evaluator, split_answer
-from fitune.compose.parts import Parts
+from fitune.compose.parts import Parts, whole_for_writing
+from fitune.compose.together import together
 from fitune.data.sampler import longest
 from fitune.errors import RunError, cause
 from fitune.plugin.dataflow import Batch, Example
@@ -40,9 +41,10 @@ def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
     evaluators = list(_evaluators(parts))
     for evaluator in evaluators:
         evaluator.evaluate(0)
-    if parts.accelerator.is_main_process:
-        _save(parts)
-    parts.accelerator.wait_for_everyone()
+    with whole_for_writing(parts):
+        if parts.accelerator.is_main_process:
+            _save(parts)
+    together().meet()
     memory = measure_memory(parts.accelerator.device)
     restore(parts, state)
     set_module_state(parts.run.model, modules)
@@ -64,7 +66,7 @@ def _steps(parts: Parts) -> Batch:
     for times in (1, min(parts.run.plan.accumulation, 2)):
         parts.step.make(
             [batch] * times,
-            batch.targets * times * parts.run.processes,
+            parts.units(rows) * times * parts.run.processes,
             reduce=partial(parts.step.trainables.reduce, parts.accelerator),
         )
     return batch
@@ -89,12 +91,14 @@ def _evaluator(whole: Evaluator, rows: Sequence[Example], *, loss: bool) -> Eval
         settings=replace(whole.settings, loss=loss, exact_match=not loss),
         examples=rows,
         make_batches=whole.make_batches,
-        loss=whole.loss,
+        objective=whole.objective,
         model=whole.model,
         tokenizer=whole.tokenizer,
         accelerator=whole.accelerator,
         ends=whole.ends,
         to_the_end=True,
+        whole=whole.whole,
+        in_step=whole.in_step,
     )
 
 

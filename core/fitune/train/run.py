@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from fitune.checkpoint.begin import begun_from
 from fitune.checkpoint.state import capture
-from fitune.compose.parts import Forecaster, Parts
+from fitune.compose.parts import Forecaster, Parts, whole_for_writing
 from fitune.compose.processes import is_main_process, process_index
+from fitune.compose.together import together
 from fitune.data.prepare import UNWATCHED, Watch
 from fitune.memory.fit.refit import Refitter, refitter_of
 from fitune.plugin.events import Notice, Run, StepReport
@@ -67,6 +69,7 @@ def run(
         refit = refitter_of(registry)
     with _told_of_its_end(context):
         context.events.listen(recipe.listeners)
+        context.start = begun_from(recipe)
         if resume is not None:
             go_back(context)
         context.compositions.append(choose(context))
@@ -130,7 +133,8 @@ def rehearse_run(context: RunContext, parts: Parts) -> None:
 
 def train_run(context: RunContext, parts: Parts) -> None:
     """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
-    with asked_by_signals(parts.run.stop, processes=parts.run.processes):
+    alone = together().cut_off() if parts.run.plan.sharded else contextlib.nullcontext()
+    with asked_by_signals(parts.run.stop, processes=parts.run.processes), alone:
         for report in train(parts, context.position, context.keeper):
             if isinstance(report, StepReport):
                 context.timings.done(FIRST_STEP)
@@ -141,10 +145,11 @@ def train_run(context: RunContext, parts: Parts) -> None:
 
 def save_run(context: RunContext, parts: Parts) -> None:
     """Save what was trained."""
-    if parts.accelerator.is_main_process:
-        saved = save(parts)
-        context.events.saved(parts.run, saved)
-    parts.accelerator.wait_for_everyone()
+    with whole_for_writing(parts):
+        if parts.accelerator.is_main_process:
+            saved = save(parts)
+            context.events.saved(parts.run, saved)
+    together().meet()  # one that could not save tells why
     parts.accelerator.end_training()
 
 

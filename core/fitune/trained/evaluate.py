@@ -63,7 +63,7 @@ def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) 
     """Evaluate what was trained, or the model before the first step. Raises the errors of `fitune.errors`."""
     from fitune.compose.dialogue import dialogue_of
     from fitune.compose.evaluate import Evaluator
-    from fitune.compose.loss import plain_loss
+    from fitune.compose.objective import objective_of
     from fitune.compose.stopping import ends_of
     from fitune.data.prepare import batch_maker, held_out_data
 
@@ -74,7 +74,7 @@ def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) 
         settings=recipe.evaluation,
         examples=held_out.rows,
         make_batches=batch_maker(recipe.stages, opened.context),
-        loss=opened.plan.loss or plain_loss,
+        objective=objective_of(recipe, opened.plan, opened.device),
         model=opened.model,
         tokenizer=opened.tokenizer,
         accelerator=opened.accelerator,

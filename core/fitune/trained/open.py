@@ -27,7 +27,7 @@ from fitune.recipe.places import model_place
 from fitune.recipe.reader import read_recipe
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.layout import CHECKPOINTS, RECIPE
-from fitune.trained.plain import dequantized
+from fitune.trained.plain import dequantized, unpacked_or_base, unpacks
 
 if TYPE_CHECKING:
     import torch
@@ -193,12 +193,13 @@ def _nothing(directory: Path, kind: str) -> str:
 
 def open_base(trained: Trained, *, plain: bool = False) -> Opened:
     """The base model that was trained on, quantised where the run's was; `plain` gives it with those numbers, but in
-    the model's own type. Raises the errors of `fitune.errors`; another base than that is a `RunError`.
+    the model's own type, or one that holds them. Raises the errors of `fitune.errors`; another base than that is a
+    `RunError`.
     """
     from fitune.compose.model import base_model
 
     must_be_base(trained.directory, trained.recipe, trained.base)
-    return _opened(trained, base_model, plain=plain)
+    return _opened(trained, unpacked_or_base if plain else base_model, plain=plain)
 
 
 def open_whole(trained: Trained) -> Opened:
@@ -229,7 +230,7 @@ def _opened(
     model = load(recipe, plan, accelerator.device)
     for use, strategy in strategies:
         model = call_plugin(use, strategy.loaded, model)
-    if plain and plan.quantized:
+    if plain and plan.quantized and not unpacks(plan):
         model = dequantized(model)
     model.eval()
     return Opened(
@@ -291,7 +292,7 @@ def open_run(trained: Trained, *, base: bool = False) -> Opened:
     else:
         model = opened.model if is_whole(recipe) else with_trained(opened).model
     model = prepared(opened.strategies, model)
-    if any(use.record.packs for use in recipe.stages):
+    if recipe.several:
         isolate_documents(model)
     model.requires_grad_(False)
     model.eval()

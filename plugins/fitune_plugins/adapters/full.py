@@ -50,17 +50,24 @@ def _load_whole(options: NoOptions, directory: Path, device: torch.device) -> Pr
 
 
 def _load(options: NoOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    _fill(options, model, directory)
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _fill(options: NoOptions, model: PreTrainedModel, directory: Path) -> None:
+    """Put the weights that were saved in place of the model's own. Raises `ModelError`."""
     _must_be_safe(directory)
-    dtype = cast(DType, str(model.dtype).removeprefix("torch."))
+    dtype, trains = cast(DType, str(model.dtype).removeprefix("torch.")), [p.requires_grad for p in model.parameters()]
     trained = load_model(str(directory), dtype, model.device)
     try:
         model.load_state_dict(trained.state_dict(), strict=True, assign=True)
     except RuntimeError as error:  # torch's own message is as long as the model
         raise ModelError(f"{directory} holds another model than the recipe: {first_line(error)}") from error
     model.tie_weights()
-    model.requires_grad_(False)
-    model.eval()
-    return model
+    for parameter, trained_one in zip(model.parameters(), trains, strict=True):
+        parameter.requires_grad_(trained_one)
 
 
 @hookimpl
@@ -75,5 +82,6 @@ def ft_adapters() -> Iterable[Adapter[NoOptions]]:
         directory="model",
         load=_load,
         load_whole=_load_whole,
+        fill=_fill,
         merge=lambda model, dtype: model,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -100,11 +101,19 @@ def _save(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    adapted = _attach(options, model)
+    _fill(options, adapted, directory)
+    adapted.requires_grad_(False)
+    adapted.eval()
+    return adapted
+
+
+def _fill(options: LoraOptions, adapted: PreTrainedModel, directory: Path) -> None:
+    """Put what was saved into an adapter that is on its model. Raises `ModelError`."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights = _read(directory)
     _must_be_of(options, directory)
-    adapted = _attach(options, model)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     wrong = sorted(
         {*wanted.keys() ^ weights.keys()}
@@ -116,9 +125,21 @@ def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreT
             f"of another shape, or known to one of them alone, e.g. {wrong[0]}"
         )
     set_peft_model_state_dict(adapted, weights)
-    adapted.requires_grad_(False)
-    adapted.eval()
-    return adapted
+
+
+@contextlib.contextmanager
+def _off(model: PreTrainedModel) -> Iterator[None]:
+    """Compute without adapters. peft's own context also changes what trains, of each parameter, twice."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _read(directory: Path) -> dict[str, Tensor]:
@@ -148,8 +169,8 @@ def _must_be_of(options: LoraOptions, directory: Path) -> None:
     for name, value in found.items():
         if value != getattr(options, name):
             raise ModelError(
-                f"{file}: the adapter was trained with {name} = {value}, but the run's recipe.toml says "
-                f"{getattr(options, name)}. One of them was changed: put it back"
+                f"{file}: the adapter was trained with {name} = {value}, but the recipe's [adapter] says "
+                f"{getattr(options, name)}. Give it the same"
             )
 
 
@@ -164,6 +185,8 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
         save=_save,
         load=_load,
         merge=merge,
+        fill=_fill,
+        off=_off,
         told=_told,
         check=_check,
     )

@@ -41,13 +41,14 @@ class ChunkedLossOptions:
 
 @dataclass(frozen=True, slots=True)
 class ChunkedLoss(Strategy):
-    """Replaces the plan's loss."""
+    """Replaces the plan's loss, and its log-probabilities."""
 
     options: ChunkedLossOptions
 
     def plan(self, plan: Plan) -> Plan:
         """Replace it."""
-        return replace(plan, loss=partial(_loss, tokens=self.options.tokens, gpu=plan.gpu), more_targets=True)
+        loss, log_probs = (partial(one, tokens=self.options.tokens, gpu=plan.gpu) for one in (_loss, _log_probs))
+        return replace(plan, loss=loss, log_probs=log_probs, more_targets=True)
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         """Prove on a few tokens that this model's logits are what its output head gives. Raises `ModelError`."""
@@ -67,6 +68,18 @@ def _loss(model: nn.Module, batch: Batch, *, tokens: int | None, gpu: bool) -> T
     from fitune_plugins.memory.chunked_cross_entropy import chunked_loss
 
     return chunked_loss(model, batch, chunk=tokens or PLAIN)
+
+
+def _log_probs(model: nn.Module, batch: Batch, *, tokens: int | None, gpu: bool) -> Tensor:
+    """The log-probability of each target token, as float32, 0 elsewhere: `[batch, length]`."""
+    if gpu:
+        from fitune_plugins.memory.fused_cross_entropy import fused_log_probs, suits
+
+        if suits(unwrapped(model).get_output_embeddings()):
+            return fused_log_probs(model, batch, chunk=tokens or FUSED)
+    from fitune_plugins.memory.chunked_log_probs import chunked_log_probs
+
+    return chunked_log_probs(model, batch, chunk=tokens or PLAIN)
 
 
 def _suits(config: PreTrainedConfig) -> bool:

@@ -61,6 +61,8 @@ class ModuleTracker:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append(module)
+        if module is self._body:
+            self.in_head = False  # a second forward pass of one loss, say
         self._mark()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:

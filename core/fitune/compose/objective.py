@@ -1,0 +1,155 @@
+"""A recipe's objective at work: what it may ask of the model, its loss over a batch, and what it measures on the way.
+
+Nothing here waits for the device: a micro-batch is launched whole, and what was measured is read once a step.
+Shapes: B rows, S tokens, D documents of all rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from fitune.compose.loss import plain_log_probs, plain_loss
+from fitune.compose.masks import unasked
+from fitune.compose.model import call_plugin
+from fitune.errors import PluginError
+from fitune.plugin.dataflow import IGNORED, Batch, Example
+from fitune.plugin.objective import Criterion, Measure
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.strategy import Plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from fitune.plugin.strategy import Loss
+
+REFERENCE = "reference"
+"""The extra of a batch that holds the log-probabilities of the model before training, where they were prepared."""
+
+Off = Callable[["PreTrainedModel"], "contextlib.AbstractContextManager[object]"]
+
+
+class RunScores:
+    """What the model of a run says of a batch (`fitune.Scores`)."""
+
+    def __init__(self, loss: Loss, log_probs: Loss, off: Off | None) -> None:
+        """`log_probs` gives those of single tokens; `off` makes the model what it was before training, None where the
+        batches say what that gave.
+        """
+        self.loss = loss
+        self._log_probs = log_probs
+        self._off = off
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `fitune.Scores` has it."""
+        return by_document(self._log_probs(model, batch), batch)
+
+    def reference(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `fitune.Scores` has it: without dropout, too."""
+        if self._off is None:
+            return batch.extras[REFERENCE]
+        training = model.training
+        with torch.no_grad(), self._off(cast("PreTrainedModel", model)):
+            model.eval()
+            try:
+                return self.log_probs(model, batch)
+            finally:
+                model.train(training)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """As `fitune.Scores` has it."""
+        counted = (batch.labels[:, 1:] != IGNORED).float()
+        return by_document(torch.nn.functional.pad(counted, (1, 0)), batch)
+
+
+def by_document(values_BS: Tensor, batch: Batch) -> Tensor:
+    """Sums of float32 values over each document, `[D]`, in float32; documents of no token have 0.
+
+    They are summed in float64, so that the order in which a GPU adds them changes no bit of what is rounded, or hardly
+    ever one.
+    """
+    if batch.positions is None:
+        return values_BS.double().sum(1).float()
+    number = len(batch.lengths) if batch.ends is None else len(batch.ends) - 1
+    place = (batch.positions.flatten() == 0).cumsum(0) - 1  # no question to the device: each begins at position 0
+    sums = torch.zeros(number, dtype=torch.float64, device=values_BS.device)
+    return sums.index_add(0, place, values_BS.flatten().double()).float()
+
+
+class Tally:
+    """Sums of what an objective measures, on the device, over the micro-batches of a step or an evaluation."""
+
+    def __init__(self, names: Sequence[str] = (), device: torch.device | str = "cpu") -> None:
+        self.names = tuple(names)
+        self._sums = torch.zeros((len(names), 2), dtype=torch.float32, device=device) if names else None
+
+    def begin(self) -> None:
+        """Forget everything."""
+        if self._sums is not None:
+            self._sums.zero_()  # where they are: what is recorded adds to them there
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """While this lasts, what is measured is not added."""
+        kept = None if self._sums is None else self._sums.clone()
+        yield
+        if kept is not None and self._sums is not None:
+            self._sums.copy_(kept)
+
+    def add(self, measures: Mapping[str, Measure]) -> None:
+        """Add those of a micro-batch. Raises `PluginError` for one that was not announced."""
+        if others := sorted(measures.keys() - set(self.names)):
+            raise PluginError(f"the objective measures {', '.join(others)}, which its Criterion.measures do not name")
+        if self._sums is None:
+            return
+        nothing = self._sums.new_zeros(())
+        numbers = [number for name in self.names for number in measures.get(name, (nothing, nothing))]
+        self._sums += torch.stack([number.detach().float() for number in numbers]).view(-1, 2)
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes, which must all ask; without those of nothing. Waits for the device."""
+        if self._sums is None:
+            return {}
+        sums = cast(Tensor, accelerator.reduce(self._sums.clone(), reduction="sum")).tolist()
+        return {name: total / count for name, (total, count) in zip(self.names, sums, strict=True) if count}
+
+
+class ObjectiveLoss:
+    """The loss of an objective over a batch, as steps and evaluations call it: a sum, a float32 scalar."""
+
+    def __init__(self, criterion: Criterion, scores: RunScores, device: torch.device) -> None:
+        self.criterion = criterion
+        self.scores = scores
+        self.tally = Tally(criterion.measures, device)
+        self._compute = unasked(self._measured)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Compute it, and add what is measured to `tally`."""
+        return self._compute(model, batch)
+
+    def units(self, examples: Sequence[Example]) -> int:
+        """What the sum over these examples is divided by."""
+        return sum(map(self.criterion.units, examples))
+
+    def _measured(self, model: nn.Module, batch: Batch) -> Tensor:
+        outcome = self.criterion.loss(model, batch, self.scores)
+        self.tally.add(outcome.measures)
+        return outcome.loss
+
+
+def objective_of(recipe: Recipe, plan: Plan, device: torch.device) -> ObjectiveLoss:
+    """The loss of a recipe's objective, computed as its memory strategies have planned. Raises `PluginError`."""
+    use = recipe.objective
+    criterion = call_plugin(use, use.record.make, use.options)
+    off = recipe.adapter.record.off if use.reference == "adapter-off" else None
+    return ObjectiveLoss(criterion, scores_of(plan, off), device)
+
+
+def scores_of(plan: Plan, off: Off | None = None) -> RunScores:
+    """What a model with this plan says of batches."""
+    return RunScores(plan.loss or plain_loss, plan.log_probs or plain_log_probs, off)
