@@ -32,8 +32,10 @@ from fitune.plugin.dataflow import (
     Example,
     Flow,
     Origin,
+    Preference,
     Row,
     Stage,
+    Takes,
 )
 from fitune.plugin.events import (
     Answer,
@@ -49,7 +51,7 @@ from fitune.plugin.events import (
     StopRequest,
 )
 from fitune.plugin.hookspecs import hookimpl
-from fitune.plugin.launching import Job, JobStatus, Launcher, Machine, Price
+from fitune.plugin.launching import Job, JobState, JobStatus, Launcher, Machine, Price
 from fitune.plugin.levers import Lever
 from fitune.plugin.model import decay_groups, has_values, mend_generation_config, unwrapped
 from fitune.plugin.objective import Criterion, Outcome, Scores
@@ -101,6 +103,7 @@ __all__ = [
     "FtError",
     "Interrupted",
     "Job",
+    "JobState",
     "JobStatus",
     "Launcher",
     "Lever",
@@ -121,6 +124,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "PluginError",
+    "Preference",
     "Price",
     "Problem",
     "Recipe",
@@ -137,6 +141,7 @@ __all__ = [
     "StopRequest",
     "StoredQuantization",
     "Strategy",
+    "Takes",
     "__version__",
     "decay_groups",
     "has_values",

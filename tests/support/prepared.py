@@ -67,9 +67,9 @@ def prepared(path: Path, *sets: str, plugins: Sequence[object] = ()) -> Prepared
     return training_data(recipe, context_of(recipe, tokenizer))
 
 
-def held_out(path: Path, *sets: str) -> Prepared | None:
+def held_out(path: Path, *sets: str, plugins: Sequence[object] = ()) -> Prepared | None:
     """The held-out data of a recipe."""
-    recipe = read(path, *sets)
+    recipe = read(path, *sets, plugins=plugins)
     tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
     return held_out_data(recipe, context_of(recipe, tokenizer))
 

@@ -14,7 +14,7 @@ from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import contents_of, key_of
 from fitune.data.cache_writer import Writer
 from fitune.data.split import Part, side, weighted
-from fitune.data.targets import EMPTY, Taken, with_targets
+from fitune.data.targets import EMPTY, Taken, must_fit, with_targets
 from fitune.errors import DataError
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import Batch, DataContext, Example, Stage
@@ -114,6 +114,7 @@ def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:
         length=recipe.train.length,
         seed=recipe.general.seed,
         skip_bad_rows=recipe.data.bad_rows == "skip",
+        takes=recipe.objective.record.takes,
     )
 
 
@@ -289,9 +290,5 @@ class _Chain:
             self.highest = max(self.highest, int(example.input_ids.max()))
             self.longest = max(self.longest, *(example.lengths or (len(example.input_ids),)))
             self.tokens += len(example.input_ids)
-            if len(example.input_ids) > self.context.length:
-                raise DataError(
-                    f"{example.origin}: {len(example.input_ids)} tokens, over [train] length = {self.context.length}. "
-                    "Put the [[data.stage]] that cuts rows behind those that lengthen them"
-                )
+            must_fit(example, self.context)
             yield example

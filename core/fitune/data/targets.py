@@ -1,4 +1,7 @@
-"""Examples without a token to train on are left out, and counted by the rows that they were made of."""
+"""Which examples a run can train on.
+
+Those without a token to train on are left out, and counted by the rows that they were made of.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from fitune.plugin.dataflow import Example
+from fitune.errors import DataError
+from fitune.plugin.dataflow import DataContext, Example
 
 EMPTY = "rows left out: no token to train on"
 """The note of rows without a target token."""
@@ -44,3 +48,20 @@ def with_targets(examples: Iterator[Example], taken: Taken, notes: Counter[str])
             notes[EMPTY] += 1
         elif empty:
             notes[EMPTY_PIECES] += empty
+
+
+def must_fit(example: Example, context: DataContext) -> None:
+    """Raise `DataError` for an example that is too long, or not of the kind that the run's objective takes."""
+    if len(example.input_ids) > context.length:
+        raise DataError(
+            f"{example.origin}: {len(example.input_ids)} tokens, over [train] length = {context.length}. "
+            "Put the [[data.stage]] that cuts rows behind those that lengthen them"
+        )
+    compared = "role" in example.extras
+    if compared and context.takes == "documents":
+        raise DataError(f"{example.origin}: answers that are compared, but the objective learns from documents")
+    if not compared and context.takes != "documents":
+        raise DataError(
+            f"{example.origin}: a document, but the objective compares answers. Use the [[data.stage]]s "
+            '"preferences" and "chat" in place of those that make documents'
+        )

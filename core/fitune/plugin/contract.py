@@ -201,6 +201,9 @@ def _wrong_of_its_kind(record: Any) -> str | None:
         kinds = typing.get_args(Takes)
         known = record.takes in kinds
         return None if known else f'takes "{record.takes}". {nearest(str(record.takes), kinds)}'
+    if isinstance(record, DataStage) and (other := record.for_preferences) is not None:
+        same = isinstance(other, DataStage) and (other.name, other.options) == (record.name, record.options)
+        return _wrong_of_its_kind(other) if same else "for_preferences is no DataStage of the same name and options"
     flows = typing.get_args(Flow)
     for field in ("takes", "gives"):
         flow = getattr(record, field, flows[1])

@@ -1,6 +1,7 @@
 """What flows through the data stages, from a file's row to a padded batch.
 
     nothing -> rows -> conversations -> documents -> examples -> batches
+    nothing -> rows -> preferences ---------------> examples -> batches
 
 A source takes nothing; each stage says what it takes and gives. A stream is an iterator; nothing is held but what a
 stage needs to hold.
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-Flow = Literal["nothing", "rows", "conversations", "documents", "examples", "batches"]
-"""What a data stage takes or gives: `Row`s, `Conversation`s, `Document`s, `Example`s, or padded `Batch`es."""
+Flow = Literal["nothing", "rows", "conversations", "preferences", "documents", "examples", "batches"]
+"""What a data stage takes or gives: `Row`s, `Conversation`s, `Preference`s, `Document`s, `Example`s or `Batch`es."""
 
 Takes = Literal["documents", "pairs", "labelled"]
 """What an objective learns from: documents with answers, pairs of a chosen and a rejected answer, or answers that are
@@ -94,6 +95,31 @@ class Conversation:
     asked: int = 0
     """How many messages, from the first, are what is asked: answers among them are examples, not trained on as answers.
     """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A better and a worse answer to what is asked, or an answer by itself that is judged good or bad.
+
+    Each is a conversation of which the first `asked` messages are what is asked: of a pair, the same in both.
+    """
+
+    chosen: Conversation | None = None
+    """With the better answer, or one that is good; None for a bad one by itself."""
+    rejected: Conversation | None = None
+    """With the worse answer, or one that is bad; None for a good one by itself."""
+    as_text: bool = False
+    """Whether question and answer are the parts of one text, a message each, which no chat template takes."""
+
+    @property
+    def sides(self) -> tuple[Conversation, ...]:
+        """What is there of it, the chosen one first."""
+        return tuple(side for side in (self.chosen, self.rejected) if side is not None)
+
+    @property
+    def origin(self) -> Origin:
+        """Of its row."""
+        return self.sides[0].origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

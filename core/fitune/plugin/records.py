@@ -55,6 +55,9 @@ class ModelLoader(Generic[O]):
     forecast traces. Raises `ModelError`."""
     load_quantized: Callable[[O, torch.device, QuantizationConfigMixin], PreTrainedModel] | None = None
     """As `load_model`, with linear layers quantised as they are read (transformers' quantisers)."""
+    load_plain: Callable[[O, torch.device], PreTrainedModel] | None = None
+    """As `load_model`, of a checkpoint that says that it `unpacks`: with plain weights, of the numbers that its layers
+    compute with, in a type that holds them. What a merge begins with. Raises `ModelError`."""
     stored: Callable[[O], StoredQuantization | None] | None = None
     """Says how the checkpoint is quantised already, None for a plain one; reads no weight. `load_model` and
     `build_model` give such a model as it is trained on."""

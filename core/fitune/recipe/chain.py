@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fitune.errors import Problem
-from fitune.plugin.dataflow import Flow
+from fitune.plugin.dataflow import Flow, Takes
 from fitune.plugin.recipe import Use
 from fitune.plugin.records import DataStage
 from fitune.plugin.registry import Registry
@@ -18,22 +19,27 @@ Found = list[tuple[Key, Problem]]
 
 
 def close_chain(
-    registry: Registry, sources: Uses, stages: Uses, eval_sources: Uses
+    registry: Registry, sources: Uses, stages: Uses, eval_sources: Uses, takes: Takes = "documents"
 ) -> tuple[Found, tuple[Use[DataStage[Any]], ...] | None]:
-    """The stages with those that close them up to batches; or the problems, each with the key of its table."""
+    """The stages with those that close them up to batches, for an objective that takes this.
+
+    Or the problems, each with the key of its table.
+    """
     found = [*_sources(registry, sources, eval_sources), *_no_sources(stages)]
     if found:
         return found, None
     chain: list[Use[DataStage[Any]]] = []
     gives = sources[0].record.gives
-    for number, use in enumerate(stages):
+    for number, named in enumerate(stages):
+        use = named if takes == "documents" else _for_preferences(named)
         between = None if use.record.takes == gives else _between(registry, gives, use.record.takes)
         if between is not None:
             chain.append(_plain_use(between))
             gives = between.gives
         if use.record.takes != gives:
             what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
-            fix = f"Stages that take {gives}: {_names_that_take(registry, gives)}"
+            fix = _of_objective(gives, use.record.takes, takes)
+            fix = fix or f"Stages that take {gives}: {_names_that_take(registry, gives)}"
             return [(("data", "stage", number), Problem(what=what, fix=fix))], None
         chain.append(use)
         gives = use.record.gives
@@ -45,6 +51,21 @@ def close_chain(
         fix = f"Add a [[data.stage]] that takes {gives}: {_names_that_take(registry, gives)}"
         return [(("data",), Problem(what=what, fix=fix))], None
     return [], tuple(chain)
+
+
+def _for_preferences(use: Use[DataStage[Any]]) -> Use[DataStage[Any]]:
+    """The stage that works in this one's place where answers are compared."""
+    return use if use.record.for_preferences is None else replace(use, record=use.record.for_preferences)
+
+
+def _of_objective(gives: Flow, wanted: Flow, takes: Takes) -> str:
+    """What to do about a chain that is one for another objective."""
+    if (gives, wanted) == ("preferences", "conversations"):
+        return 'Name an objective that compares answers, e.g. [objective] use = "dpo", or remove the stage before it'
+    if (gives, wanted) == ("conversations", "preferences"):
+        kind = "pairs of answers" if takes == "pairs" else "judged answers"
+        return f'The objective takes {kind}: use = "preferences" in place of the format before it'
+    return ""
 
 
 def _between(registry: Registry, gives: Flow, takes: Flow) -> DataStage[Any] | None:

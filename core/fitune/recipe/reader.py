@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.errors import PluginError, Problem
+from fitune.plugin.dataflow import Takes
 from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Recipe, Train, Use
 from fitune.plugin.records import DataStage, Listener, MemoryStrategy, ModelLoader
 from fitune.plugin.registry import Registry
@@ -43,7 +44,7 @@ class _Reader:
 
     def __init__(self, source: TomlSource, registry: Registry, look: bool) -> None:
         self.source, self.registry, self.look = source, registry, look
-        self.tables = Tables(source, registry)
+        self.tables = Tables(source, registry, trains=look)
 
     def read(self) -> Recipe:
         self._refuse_renamed()
@@ -65,7 +66,9 @@ class _Reader:
             "checkpoint": self.tables.parse(Checkpoint, self.tables.table("checkpoint"), ("checkpoint",)),
             "listeners": self._listeners(),
         }
-        parts |= self._data(data, evaluation, parts["data"])
+        objective = parts["objective"]
+        takes: Takes = "documents" if objective is None else objective.record.takes
+        parts |= self._data(data, evaluation, parts["data"], takes)
         self.tables.raise_problems()
         recipe = Recipe(path=self.source.path, **parts)
         for key, problem in fit_problems(recipe, self.registry, self.source.values):
@@ -159,7 +162,7 @@ class _Reader:
         return evaluation
 
     def _data(
-        self, data: Mapping[str, Any], evaluation: Mapping[str, Any], plain: Data | None
+        self, data: Mapping[str, Any], evaluation: Mapping[str, Any], plain: Data | None, takes: Takes
     ) -> dict[str, tuple[Use[DataStage[Any]], ...] | None]:
         before = len(self.tables.problems)
         path = plain.path if plain is not None else None
@@ -172,7 +175,7 @@ class _Reader:
         if len(self.tables.problems) == before and not sources:
             self.tables.add(("data",), Problem(what="no data to train on", fix="Add a [[data.source]]"))
         elif sources and stages is not None and eval_sources is not None:
-            problems, stages = close_chain(self.registry, sources, stages, eval_sources)
+            problems, stages = close_chain(self.registry, sources, stages, eval_sources, takes)
             for key, problem in problems:
                 self.tables.add(key, problem)
         return {"sources": sources, "stages": stages, "eval_sources": eval_sources}

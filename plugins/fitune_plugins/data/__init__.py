@@ -9,6 +9,7 @@ PLUGINS: tuple[str, ...] = (
     *sources.PLUGINS,
     "fitune_plugins.data.formats",  # "messages", "sharegpt", "alpaca", "prompt-completion"
     "fitune_plugins.data.detect",  # finds the format by the columns
+    "fitune_plugins.data.preferences",  # pairs of answers, and judged ones
     "fitune_plugins.data.plain_text",  # texts, trained on as a whole
     "fitune_plugins.data.chat",  # conversations by a chat template
     "fitune_plugins.data.tokenize",  # tokens and labels

@@ -15,6 +15,8 @@ from fitune import (
     DataStage,
     Dialogue,
     Document,
+    Example,
+    Preference,
     Problem,
     Stage,
     hookimpl,
@@ -23,10 +25,17 @@ from fitune import (
 )
 from fitune_plugins.data.call_ends import call_ends
 from fitune_plugins.data.chat_template import DAY, Choice, Messages, Refused, Value, names
+from fitune_plugins.data.comparisons import judged, pairs
+from fitune_plugins.data.labels import Labeller
 from fitune_plugins.data.plain_text import end_of_text
 from fitune_plugins.data.rendering import Renderer, Settings, fix_of, with_system
+from fitune_plugins.data.tokenize import tokenized
+
+SUMMARY = "Conversations to text by a chat template; trains on the assistant's turns only"
 
 AS_TEXT = "rows trained on as plain text, question and answer joined: the model has no chat template"
+
+GONE_ON = "rows read as texts that begin alike and go on: no chat template is put around them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,27 +108,74 @@ def _has_template(options: ChatOptions, context: DataContext) -> bool:
 # ------------------------------------------------------------------------------------------------------- for training
 
 
-def _make(options: ChatOptions, context: DataContext) -> Stage:
-    settings, has_template = _settings(options), _has_template(options, context)
-    renderers = {False: Renderer(settings, context)} if has_template else {}
+class _Writer:
+    """Conversations to documents, by the template that a run has for them."""
 
-    def document(conversation: Conversation) -> Document:
+    def __init__(self, options: ChatOptions, context: DataContext) -> None:
+        """Raises `DataError` where the template cannot be used."""
+        self.options, self.context, self.settings = options, context, _settings(options)
+        self.has_template = _has_template(options, context)
+        self.renderers = {False: Renderer(self.settings, context)} if self.has_template else {}
+
+    def document(self, conversation: Conversation, *, as_text: bool = False) -> Document:
+        """The conversation as text, question and answer joined where no template is to be used. Raises `DataError`."""
+        if as_text or self.joins(conversation):
+            return _joined(conversation, self.context)
         with_tools = bool(conversation.tools)
-        if with_tools not in renderers:
-            renderers[with_tools] = Renderer(settings, context, tools=with_tools)
-        return renderers[with_tools].document(conversation)
+        if with_tools not in self.renderers:
+            self.renderers[with_tools] = Renderer(self.settings, self.context, tools=with_tools)
+        return self.renderers[with_tools].document(conversation)
+
+    def joins(self, conversation: Conversation) -> bool:
+        """Whether it is written as plain text, for want of a template."""
+        return not self.has_template and self.options.system is None and _is_text(conversation)
+
+    def must_write(self, conversation: Conversation) -> None:
+        """Raise the `DataError` that says what is wrong, for which no row is to blame."""
+        if not (self.joins(conversation) or self.renderers):
+            Renderer(self.settings, self.context)
+
+
+def _make(options: ChatOptions, context: DataContext) -> Stage:
+    writer = _Writer(options, context)
 
     def chat(conversations: Iterator[Conversation]) -> Iterator[Document]:
         for conversation in conversations:
-            as_text = not has_template and options.system is None and _is_text(conversation)
-            if not (as_text or renderers):
-                Renderer(settings, context)  # raises what is wrong: not this row
+            writer.must_write(conversation)
             try:
-                found = _joined(conversation, context) if as_text else document(conversation)
+                found = writer.document(conversation)
             except DataError as error:
                 context.reject(error)
                 continue
+            if writer.joins(conversation):
+                context.count(AS_TEXT)
             yield found
+
+    return chat
+
+
+def _make_compared(options: ChatOptions, context: DataContext) -> Stage:
+    if options.loss == "all":
+        raise DataError('[[data.stage]] "chat": loss = "all" trains on questions, but the objective compares answers')
+    writer, labeller = _Writer(options, context), Labeller(context.tokenizer)
+
+    def documents(preferences: Iterator[Preference]) -> Iterator[tuple[Preference, list[Document]]]:
+        for preference in preferences:
+            as_text = preference.as_text
+            if not as_text:
+                writer.must_write(preference.sides[0])
+            try:
+                found = [writer.document(side, as_text=as_text) for side in preference.sides]
+            except DataError as error:
+                context.reject(error)
+                continue
+            if as_text or writer.joins(preference.sides[0]):
+                context.count(GONE_ON if as_text else AS_TEXT)
+            yield preference, found
+
+    def chat(preferences: Iterator[Preference]) -> Iterator[Example]:
+        rows = tokenized(documents(preferences), labeller, context)
+        return judged(rows, context) if context.takes == "labelled" else pairs(rows, context)
 
     return chat
 
@@ -135,7 +191,6 @@ def _joined(conversation: Conversation, context: DataContext) -> Document:
     """The question and the answer as one text, of which the answer is trained on, to its end."""
     question, answer = (turn["content"] for turn in conversation.messages)
     text = question + answer + end_of_text(context)
-    context.count(AS_TEXT)
     trained = () if 1 in conversation.untrained else ((len(question), len(text)),)
     return Document(text=text, trained=trained, origin=conversation.origin, special=False)
 
@@ -167,13 +222,24 @@ def _dialogue(options: ChatOptions, context: DataContext) -> Dialogue | None:
 @hookimpl
 def ft_data_stages() -> Iterable[DataStage[ChatOptions]]:
     """Offer the stage."""
+    compared: DataStage[ChatOptions] = DataStage(
+        name="chat",
+        summary=SUMMARY,
+        options=ChatOptions,
+        takes="preferences",
+        gives="examples",
+        make=_make_compared,
+        check=_check,
+        dialogue=_dialogue,
+    )
     yield DataStage(
         name="chat",
-        summary="Conversations to text by a chat template; trains on the assistant's turns only",
+        summary=SUMMARY,
         options=ChatOptions,
         takes="conversations",
         gives="documents",
         make=_make,
         check=_check,
+        for_preferences=compared,
         dialogue=_dialogue,
     )

@@ -57,12 +57,16 @@ def _must_not_be_judged(row: Row) -> None:
     """Refuse rows that say which answers are good and which are bad: not all of them are to be learned."""
     values = row.values
     if "chosen" in values and "rejected" in values and not ("completion" in values or "output" in values):
-        what = "preferences (chosen, rejected), which this stage does not train on"
-        fix = 'To train on the chosen answers alone, name a format and its columns in a [[data.stage]] before "chat"'
+        what = "preferences (chosen, rejected), but the objective learns from every answer"
+        fix = (
+            'Compare them ([objective] use = "dpo"), or train on the chosen ones alone: name a format and its columns '
+        )
+        fix += 'in a [[data.stage]] before "chat"'
         raise bad(row.origin, what, f"{fix}{_of_chosen(values)}")
     if "prompt" in values and "completion" in values and isinstance(values.get("label"), bool):
-        what = 'judged answers ("label" says whether an answer is good), which this stage does not train on'
-        fix = 'Leave out the bad ones, and name the format: [[data.stage]] use = "prompt-completion"'
+        what = 'judged answers ("label" says whether an answer is good), but the objective learns from every answer'
+        fix = 'Use [objective] use = "kto", or leave out the bad ones, and name the format: [[data.stage]] use = '
+        fix += '"prompt-completion"'
         raise bad(row.origin, what, fix)
 
 

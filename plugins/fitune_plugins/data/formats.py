@@ -113,7 +113,7 @@ def read_messages(options: MessagesOptions, row: Row) -> Conversation:
     """A row of OpenAI's form."""
     value, what = column(row, options.messages, "messages"), f'column "{options.messages}"'
     found = turns(value, row.origin, what, loss=options.loss_keys)
-    return conversation(found, row, _tools(row, options.tools), word=_word(options, row))
+    return conversation(found, row, tools_of(row, options.tools), word=_word(options, row))
 
 
 def read_sharegpt(options: ShareGptOptions, row: Row) -> Conversation:
@@ -123,12 +123,13 @@ def read_sharegpt(options: ShareGptOptions, row: Row) -> Conversation:
     if not isinstance(value, list) or not value:
         wanted = f'[{{"{options.role}": "human", "{options.value}": "..."}}, ...]'
         raise bad(row.origin, f"{what} is not a list of messages", f"It takes: {wanted}")
-    found = [_spoken(options, item, row, number) for number, item in enumerate(value, 1)]
-    messages = [*_system(row, options.system), *found]
-    return conversation(messages, row, _tools(row, options.tools), word=_word(options, row))
+    found = [spoken(options, item, row, number) for number, item in enumerate(value, 1)]
+    messages = [*system_of(row, options.system), *found]
+    return conversation(messages, row, tools_of(row, options.tools), word=_word(options, row))
 
 
-def _spoken(options: ShareGptOptions, item: Any, row: Row, number: int) -> Turn:
+def spoken(options: ShareGptOptions, item: Any, row: Row, number: int) -> Turn:
+    """A message of ShareGPT's form, the `number`-th of its row."""
     if not isinstance(item, dict) or not isinstance(item.get(options.role), str):
         has = f"It has: {', '.join(map(str, item))}" if isinstance(item, dict) and item else ""
         what = f'message {number} is not an object with "{options.role}" and "{options.value}"'
@@ -158,7 +159,7 @@ def read_alpaca(options: AlpacaOptions, row: Row) -> Conversation:
     about = row.values.get(options.input)
     if about:
         asked += "\n" + text(about, row.origin, f'column "{options.input}"')
-    found = _system(row, options.system)
+    found = system_of(row, options.system)
     what = f'column "{options.history}"'
     for pair in unpacked(row.values.get(options.history), row.origin, what, "a list of pairs") or ():
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -172,9 +173,9 @@ def read_alpaca(options: AlpacaOptions, row: Row) -> Conversation:
 def read_prompt_completion(options: PromptCompletionOptions, row: Row) -> Conversation:
     """A row of a question and the answer to it."""
     asked, answer = column(row, options.prompt, "prompt"), column(row, options.completion, "completion")
-    question = [*_system(row, options.system), *_said(options, asked, "user", row, options.prompt)]
+    question = [*system_of(row, options.system), *_said(options, asked, "user", row, options.prompt)]
     messages = [*question, *_said(options, answer, "assistant", row, options.completion)]
-    described = _tools(row, options.tools)
+    described = tools_of(row, options.tools)
     return conversation(messages, row, described, asked=len(question), word=_word(options, row))
 
 
@@ -192,12 +193,14 @@ def _column_text(row: Row, name: str, option: str) -> str:
     return text(column(row, name, option), row.origin, f'column "{name}"')
 
 
-def _system(row: Row, name: str) -> list[Turn]:
+def system_of(row: Row, name: str) -> list[Turn]:
+    """The system message in a column, if there is one."""
     value = row.values.get(name)
     return [{"role": "system", "content": text(value, row.origin, f'column "{name}"')}] if value else []
 
 
-def _tools(row: Row, name: str) -> tuple[Any, ...]:
+def tools_of(row: Row, name: str) -> tuple[Any, ...]:
+    """The descriptions of tools in a column, if there are any."""
     value = row.values.get(name)
     return tools(value, row.origin, f'column "{name}"') if value else ()
 

@@ -48,10 +48,10 @@ def _rows(examples: Sequence[Example], length: int) -> Iterator[Example]:
 
     lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
     for documents in best_fit(lengths, length):
-        yield examples[documents[0]] if len(documents) == 1 else _join([examples[d] for d in documents])
+        yield examples[documents[0]] if len(documents) == 1 else join([examples[d] for d in documents])
 
 
-def _join(examples: Sequence[Example]) -> Example:
+def join(examples: Sequence[Example]) -> Example:
     """One row of these documents, in this order."""
     import numpy as np
 

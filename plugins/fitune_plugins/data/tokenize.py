@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 from fitune import DataContext, DataError, DataStage, Document, Example, NoOptions, Stage, hookimpl
 from fitune_plugins.data.labels import Labeller
 
+T = TypeVar("T")
+
 BATCH = 512
-"""Documents that are tokenized at a time, on all cores."""
+"""Documents, or groups of them, that are tokenized at a time, on all cores."""
 
 
 def _make(options: NoOptions, context: DataContext) -> Stage:
     labeller = Labeller(context.tokenizer)
 
     def tokenize(documents: Iterator[Document]) -> Iterator[Example]:
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            batch = list(islice(documents, BATCH))
-            while batch:
-                running = thread.submit(labeller.encode, batch)
-                following = list(islice(documents, BATCH))  # rendered while the others are tokenized
-                for document, encoding in zip(batch, running.result(), strict=True):
-                    try:
-                        example = labeller.example(document, encoding)
-                    except DataError as error:
-                        context.reject(error)
-                        continue
-                    yield example
-                batch = following
+        for _, (example,) in tokenized(((None, (document,)) for document in documents), labeller, context):
+            yield example
 
     return tokenize
+
+
+def tokenized(
+    groups: Iterator[tuple[T, Sequence[Document]]], labeller: Labeller, context: DataContext
+) -> Iterator[tuple[T, tuple[Example, ...]]]:
+    """Groups of documents as examples, each with what it is of.
+
+    One with a document that cannot be used is rejected as a whole.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        batch = list(islice(groups, BATCH))
+        while batch:
+            running = thread.submit(labeller.encode, [document for _, group in batch for document in group])
+            following = list(islice(groups, BATCH))  # rendered while the others are tokenized
+            encodings = iter(running.result())
+            for of, group in batch:
+                own = list(islice(encodings, len(group)))
+                try:
+                    examples = tuple(labeller.example(*pair) for pair in zip(group, own, strict=True))
+                except DataError as error:
+                    context.reject(error)
+                    continue
+                yield of, examples
+            batch = following
 
 
 @hookimpl

@@ -1,4 +1,7 @@
-"""Data stage `truncate`: rows longer than `[train] length` are cut, split or dropped, and counted."""
+"""Data stage `truncate`: rows longer than `[train] length` are cut, split or dropped, and counted.
+
+A row of two answers that are compared is as long as both of its documents together.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fitune import DataContext, DataStage, Example, Stage, hookimpl
+from fitune import DataContext, DataError, DataStage, Example, Stage, hookimpl
+from fitune_plugins.data.pair_cut import cut, is_compared
 
 LEFT_OUT = "rows dropped: too long"
 
@@ -16,37 +20,47 @@ class TruncateOptions:
     """Options of the stage `truncate`."""
 
     policy: Literal["right", "left", "split", "drop"] = "right"
-    """What becomes of a long row: its right or left end is cut off, it is split into several, or it is left out."""
+    """What becomes of a long row: its right or left end is cut off, it is split into several, or it is left out. Of
+    answers that are compared the right is the end of both answers, and the left the beginning of both prompts."""
+
+
+COUNTED = {
+    "right": "rows cut at the right",
+    "left": "rows cut at the left",
+    "split": "rows split",
+    "drop": LEFT_OUT,
+}
 
 
 def _make(options: TruncateOptions, context: DataContext) -> Stage:
-    length = context.length
-    counted = {
-        "right": "rows cut at the right",
-        "left": "rows cut at the left",
-        "split": "rows split",
-        "drop": LEFT_OUT,
-    }
-
-    def parts(tokens: int) -> Iterator[slice]:
-        """What is kept of a row of so many tokens."""
-        if options.policy == "right":
-            yield slice(0, length)
-        elif options.policy == "left":
-            yield slice(tokens - length, tokens)
-        elif options.policy == "split":
-            yield from (slice(start, start + length) for start in range(0, tokens, length))
+    length, policy = context.length, options.policy
+    if policy == "split" and context.takes != "documents":
+        fix = 'policy = "right", "left" or "drop"'
+        raise DataError(f'[[data.stage]] "truncate": answers that are compared cannot be split. Use {fix}')
 
     def truncate(examples: Iterator[Example]) -> Iterator[Example]:
         for example in examples:
             if len(example.input_ids) <= length:
                 yield example
-                continue
-            context.count(counted[options.policy])
-            for part in parts(len(example.input_ids)):
-                yield Example(input_ids=example.input_ids[part], labels=example.labels[part], origin=example.origin)
+            elif is_compared(example) and (policy == "right" or policy == "left"):
+                found = cut(example, length, policy)
+                for what in found.done:
+                    context.count(what)
+                yield from () if found.example is None else (found.example,)
+            else:
+                context.count(COUNTED[policy])
+                yield from _parts(example, length, policy)
 
     return truncate
+
+
+def _parts(example: Example, length: int, policy: str) -> Iterator[Example]:
+    """What is kept of a long row."""
+    tokens = len(example.input_ids)
+    starts = {"right": [0], "left": [tokens - length], "split": range(0, tokens, length), "drop": []}[policy]
+    for start in starts:
+        part = slice(start, start + length)
+        yield Example(input_ids=example.input_ids[part], labels=example.labels[part], origin=example.origin)
 
 
 @hookimpl

@@ -100,8 +100,8 @@ def test_hints(columns: str, expected: str) -> None:
 
 
 CHOSEN = (
-    "preferences (chosen, rejected), which this stage does not train on. To train on the chosen answers alone, name a "
-    'format and its columns in a [[data.stage]] before "chat"'
+    'preferences (chosen, rejected), but the objective learns from every answer. Compare them ([objective] use = "dpo"), '
+    'or train on the chosen ones alone: name a format and its columns in a [[data.stage]] before "chat"'
 )
 
 
@@ -126,7 +126,8 @@ def test_preferences_with_the_chosen_talk_beside_them_are_messages() -> None:
 
 def test_judged_answers_say_what_they_are() -> None:
     assert error(prompt="q", completion="a", label=False) == (
-        'judged answers ("label" says whether an answer is good), which this stage does not train on. Leave out the bad '
-        'ones, and name the format: [[data.stage]] use = "prompt-completion"'
+        'judged answers ("label" says whether an answer is good), but the objective learns from every answer. Use '
+        '[objective] use = "kto", or leave out the bad ones, and name the format: [[data.stage]] use = '
+        '"prompt-completion"'
     )
     assert len(read([("a", {"prompt": "q", "completion": "a", "label": "positive"})])) == 1
