@@ -104,7 +104,7 @@ def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tupl
 
 
 def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
-    """Where rows hold several documents, make the model keep them apart, and say how. Raises `ModelError` if it cannot."""
+    """Where rows hold several documents, make the model keep them apart, and say how; `ModelError` if it cannot."""
     if not recipe.several:
         return plan
     packs = any(use.record.packs for use in recipe.stages)

@@ -76,8 +76,8 @@ class Plan:
     """The log-probability of each target token, given all before it, float32, `[batch, length]`, 0 for other tokens,
     with a gradient: what objectives other than `sft` are made of. None for the plain one, over the full logits."""
     more_targets: bool = False
-    """Whether `loss` and `log_probs` also take a batch that says more `targets` than it has, so that batches of somewhat
-    different numbers have one shape. The plain ones do."""
+    """Whether `loss` and `log_probs` also take a batch that says more `targets` than it has, so that batches of
+    somewhat different numbers have one shape. The plain ones do."""
     unrecorded: str = ""
     """Why a micro-batch cannot be recorded to be replayed (`Recorder`), e.g. "offload-checkpoints waits for copies"; a
     strategy says it of itself. Empty where nothing is known against it."""
