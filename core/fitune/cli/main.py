@@ -18,10 +18,12 @@ from fitune.cli.data import data_command
 from fitune.cli.evaluate import eval_command
 from fitune.cli.explain_oom import explain_oom_command
 from fitune.cli.generate import generate_command
+from fitune.cli.launch import launch_command
 from fitune.cli.merge import merge_command
 from fitune.cli.plan import plan_command
 from fitune.cli.plugins import plugins_command
 from fitune.cli.printing import filtered_streams, say
+from fitune.cli.recipes import recipes_command
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
@@ -42,7 +44,9 @@ COMMANDS: tuple[click.Command, ...] = (
     eval_command,
     merge_command,
     runs_command,
+    recipes_command,
     schema_command,
+    launch_command,
 )
 """The built-in commands."""
 

@@ -81,7 +81,19 @@ def loading_switches(command: F) -> F:
     return _switch(ALLOW_PLUGINS, None, "allows_plugins", True, help_text)(command)
 
 
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+class RecipePath(click.ParamType[Path]):
+    """The path of a recipe, or the name of one that is shipped."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Give the file that is meant."""
+        from fitune.recipe.shipped import located
+
+        return located(Path(value))
+
+
+recipe_argument = click.argument("recipe", type=RecipePath())
 
 set_option = click.option(
     "--set",
