@@ -4,7 +4,7 @@ They import `fitune` and each other, nothing deeper (tests/plugins/test_imports.
 plugin: the registry loads each by its name, so that one that is broken harms no other.
 """
 
-from fitune_plugins import adapters, data, events, loaders, memory, objectives, speed
+from fitune_plugins import adapters, data, events, launchers, loaders, memory, objectives, speed
 
 PLUGINS: tuple[str, ...] = (
     *loaders.PLUGINS,
@@ -14,5 +14,6 @@ PLUGINS: tuple[str, ...] = (
     *memory.PLUGINS,
     *data.PLUGINS,
     *events.PLUGINS,
+    *launchers.PLUGINS,
 )
 """Dotted names of all of them, in the order in which they are loaded."""

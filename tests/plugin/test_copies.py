@@ -20,7 +20,7 @@ from fitune.testing import write_recipe
 from support.copied_plugins import ALONE, ORIGINAL, PREFIX, of_copies, write_copies
 from support.made_plugins import pip_install
 
-KINDS = ("model loader", "adapter", "memory strategy", "data stage", "listener")
+KINDS = ("model loader", "adapter", "memory strategy", "data stage", "listener", "launcher")
 
 CHANGES: dict[str, Any] = {
     "memory": {

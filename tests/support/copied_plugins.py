@@ -55,6 +55,11 @@ def ft_data_stages():
 @fitune.hookimpl
 def ft_listeners():
     yield from offered("ft_listeners")
+
+
+@fitune.hookimpl
+def ft_launchers():
+    yield from offered("ft_launchers")
 '''
 
 PROJECT = f"""\

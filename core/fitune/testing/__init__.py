@@ -9,10 +9,13 @@ every wing but `cli`; what is heavy, once it is called.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fitune.plugin.launching import Launcher
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import Trust
@@ -121,3 +124,20 @@ def assert_twin(twin: MemoryTwin, *arguments: Any, **named: Any) -> None:
     from fitune.memory.trace.compare_twin import compare
 
     compare(twin, arguments, named)
+
+
+def assert_launcher(
+    launcher: Launcher[Any],
+    options: Any,
+    directory: Path,
+    *,
+    instance: str | None = None,
+    elapse: Callable[[], None] | None = None,
+) -> None:
+    """Assert that a launcher keeps its contract: it submits jobs that run for a second each, asks after them, stops one
+    and fetches what they leave, in an empty directory. `elapse` is called between two questions; a moment passes
+    without it.
+    """
+    from fitune.testing.launchers import launcher_keeps_its_contract
+
+    launcher_keeps_its_contract(launcher, options, directory, instance, elapse or partial(time.sleep, 0.05))

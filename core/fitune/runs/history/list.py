@@ -41,7 +41,7 @@ def _cells(run: Summary) -> tuple[str, ...]:
     held_out = run.held_out
     return (
         str(run.directory),
-        run.state,
+        run.state if run.launched is None else f"{run.state} on {run.launched.partition(',')[0]}",
         steps_text(run.steps_made, run.steps),
         loss_text(run.loss),
         loss_text(held_out.loss) if held_out else NOTHING,

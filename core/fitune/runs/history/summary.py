@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fitune.errors import RunError, described
+from fitune.plugin.launching import ENDED, JobState
 from fitune.runs import gaps
+from fitune.runs.launched import LAUNCH, Launched, read_launched
 from fitune.runs.layout import ENVIRONMENT, IDENTITY, MEMORY, METRICS, RECIPE, RECORD, read_json, read_toml
 from fitune.runs.lines import Metrics, read_metrics
 from fitune.runs.lock import HOLDER, is_locked
@@ -20,7 +22,7 @@ State = Literal["starting", "running", "interrupted", "stopped", "failed", "done
 """As it is shown: "interrupted" was killed, "starting" has its directory but trains not yet, "unknown" left no record.
 """
 
-SIGNS = (RECORD, METRICS, IDENTITY, RECIPE, HOLDER)
+SIGNS = (RECORD, METRICS, IDENTITY, RECIPE, HOLDER, LAUNCH)
 """Files, any of which makes a directory a run's: but for a recipe alone, which may lie anywhere."""
 
 
@@ -48,6 +50,8 @@ class Summary:
     holder: str | None = None
     """Who writes it now."""
     error: str | None = None
+    launched: str | None = None
+    """The launcher, and the kind of machine, that it was sent to; None for a run of this machine."""
     notes: tuple[str, ...] = ()
     """What of its files cannot be read."""
 
@@ -100,7 +104,39 @@ def _summary(directory: Path) -> Summary:
     if holder is not None:
         state: State = "running" if record is not None and record.state == "running" else "starting"
         found = replace(found, state=state, holder=str(holder))
+    try:
+        sent = read_launched(directory)
+    except RunError as error:
+        notes.append(error.message)
+        sent = None
+    if sent is not None and holder is None:
+        found = _of_launched(found, sent, fetched=record is not None)
     return replace(found, notes=(*notes, *found.notes))
+
+
+JOBS: dict[JobState, State] = {
+    "absent": "unknown",
+    "waiting": "starting",
+    "running": "running",
+    "stopping": "running",
+    "stopped": "stopped",
+    "failed": "failed",
+    "done": "done",
+}
+"""The state of a run that was sent and did not come back yet, by that of its job."""
+
+
+def _of_launched(found: Summary, sent: Launched, *, fetched: bool) -> Summary:
+    """With what was heard of the job, where that is all that is known, or is news."""
+    found = replace(found, launched=f"{sent.launcher}, {sent.machine.name}")
+    state = sent.status.state
+    if fetched and state in ENDED:
+        return found
+    error = sent.status.what if state == "failed" and not fetched else found.error
+    name, heard = (found.name, found.updated) if fetched else (sent.name, sent.heard or sent.launched)
+    return replace(
+        found, state=JOBS[state], name=name, updated=heard, started=found.started or sent.launched, error=error
+    )
 
 
 TRAINED = ("adapter", "model")

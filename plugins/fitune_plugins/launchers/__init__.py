@@ -1,0 +1,7 @@
+"""Launchers: other machines that a run may be sent to."""
+
+PLUGINS: tuple[str, ...] = (
+    "fitune_plugins.launchers.local",  # this machine, in the background: the reference of what a launcher does
+    "fitune_plugins.launchers.ssh",  # a host that one can log in to
+)
+"""Dotted names of the modules, in the order in which they are loaded."""
