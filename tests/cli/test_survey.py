@@ -173,6 +173,7 @@ def test_json_says_the_same(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
         "packed": False,
         "cached": False,
         "lasting": True,
+        "roles": [],
         "efficiency": 438 / (12 * 64),
         "target_share": 66 / 438,
     }

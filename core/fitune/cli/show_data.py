@@ -69,7 +69,8 @@ def picture(example: Example, tokenizer: Any) -> Text:
             text.append("⟦" if trained else "⟧", style="bold green")
             inside = trained
         if kind == "border":
-            text.append("\n──────── next document ────────\n", style="yellow")
+            begin = "\n" if text else ""
+            text.append(f"{begin}──────── {piece or 'next document'} ────────\n", style="yellow")
         else:
             text.append(visible(piece), style=STYLES[kind])  # rich would drop some
     if inside:

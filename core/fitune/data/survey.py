@@ -11,6 +11,7 @@ from typing import Any
 
 from fitune.data.prepare import Prepared
 from fitune.plugin.dataflow import IGNORED, Example
+from fitune.plugin.objective import CHOSEN, MISMATCHED, REJECTED
 
 BAR = 40
 """Columns of the longest bar of a histogram."""
@@ -37,10 +38,13 @@ class Survey:
     longest: int
     """Tokens of the longest row."""
     histogram: list[tuple[int, int, int]]
-    """Documents by tokens, before any is cut or packed: (from, to, how many), both ends inside."""
+    """Documents by tokens, before any is cut or packed: (from, to, how many), both ends inside. Where answers are
+    compared, both documents of a row together."""
     packed: bool
     cached: bool
     lasting: bool
+    roles: list[tuple[str, int]]
+    """Where answers are compared: the roles of documents, e.g. "chosen", and how many there are of each."""
 
     @property
     def efficiency(self) -> float:
@@ -66,13 +70,16 @@ class Survey:
             yield f"  {name:<24}{number:>12,}"
         for what, number in self.notes:
             yield f"    {what}: {number:,}"
-        yield f"documents by tokens, before any is cut{' or packed' if self.packed else ''}"
+        what = "rows by tokens of both documents" if self.roles else "documents by tokens"
+        yield f"{what}, before any is cut{' or packed' if self.packed else ''}"
         most = max(number for _, _, number in self.histogram)
         for first, last, number in self.histogram:
             yield f"  {f'{first:,}-{last:,}':>15} {'#' * math.ceil(BAR * number / most):<{BAR}} {number:,}"
         what = f"{self.rows:,} rows of {self.documents:,} documents" if self.packed else f"{self.rows:,} rows"
         yield f"{what}, {self.tokens:,} tokens, the longest {self.longest:,} of {self.length:,}"
         yield f"trained on: {self.targets:,} tokens, {100 * self.target_share:.1f} %"
+        if self.roles:
+            yield f"documents: {', '.join(f'{number:,} {role}' for role, number in self.roles)}"
         if self.packed:
             yield f"packing efficiency {self.efficiency:.4f}"
 
@@ -85,6 +92,7 @@ def as_json_row(number: int, example: Example, tokenizer: Any) -> dict[str, Any]
         "tokens": len(example.input_ids),
         "targets": example.targets,
         "documents": list(example.lengths),
+        **({"roles": roles_of(example)} if "role" in example.extras else {}),
         "pieces": [{"kind": kind, "text": text} for kind, text in pieces(example, tokenizer)],
     }
 
@@ -93,11 +101,14 @@ def survey(data: Prepared, length: int) -> Survey:
     """Count everything in prepared rows."""
     tokens = targets = documents = longest = 0
     packed = False
+    roles: Counter[str] = Counter()
     for example in data.rows:
         tokens += len(example.input_ids)
         targets += example.targets
         documents += max(1, len(example.lengths))
-        packed = packed or bool(example.lengths)
+        of_row = roles_of(example)
+        roles.update(of_row)
+        packed = packed or len(example.lengths) > (2 if of_row else 0)
         longest = max(longest, len(example.input_ids))
     return Survey(
         flow=data.flow,
@@ -112,7 +123,16 @@ def survey(data: Prepared, length: int) -> Survey:
         packed=packed,
         cached=data.cached,
         lasting=data.lasting,
+        roles=list(roles.items()),
     )
+
+
+def roles_of(example: Example) -> list[str]:
+    """What each document of a row is to the others; none where answers are not compared."""
+    numbers = example.extras.get("role", ())
+    judged = MISMATCHED in numbers
+    words = {CHOSEN: "desirable" if judged else "chosen", REJECTED: "undesirable" if judged else "rejected"}
+    return [words.get(number, "with another row's answer") for number in numbers]
 
 
 def histogram(lengths: Counter[int]) -> list[tuple[int, int, int]]:
@@ -130,7 +150,7 @@ def histogram(lengths: Counter[int]) -> list[tuple[int, int, int]]:
 def pieces(example: Example, tokenizer: Any) -> list[tuple[str, str]]:
     """A row's text in runs of one kind: (kind, text), kind being trained, context, special or trained special.
 
-    A border of documents is a run of the kind `border` with no text.
+    A border of documents is a run of the kind `border`, whose text is the role of the one behind it, where it has one.
     """
     # Markers of turns are special tokens, but not all of them have a name among the tokenizer's.
     special = {*tokenizer.all_special_ids, *(n for n, t in tokenizer.added_tokens_decoder.items() if t.special)}
@@ -142,9 +162,10 @@ def pieces(example: Example, tokenizer: Any) -> list[tuple[str, str]]:
     ]
     found: list[tuple[str, str]] = []
     start = 0
-    for length in example.lengths or (len(kinds),):
-        if start:
-            found.append(("border", ""))
+    roles = roles_of(example)
+    for number, length in enumerate(example.lengths or (len(kinds),)):
+        if start or roles:
+            found.append(("border", roles[number] if roles else ""))
         ids, before = example.input_ids[start : start + length].tolist(), ""
         for kind, run in groupby(range(length), key=lambda at: kinds[start + at]):
             # What a run adds to the text before it: some decoders drop the space that a run by itself begins with.
