@@ -65,9 +65,10 @@ class _Frozen(torch.autograd.Function):
                 with torch.set_grad_enabled(wants):
                     piece = hidden_NH[part].detach().requires_grad_(wants)
                     values = _values(head, piece, labels_N[part])
+                    total = values.sum()
                 values_N[part] = values.detach()
                 if grad_NH is not None:
-                    (grad_NH[part],) = torch.autograd.grad(values.sum(), (piece,))
+                    (grad_NH[part],) = torch.autograd.grad(total, (piece,))
         ctx.save_for_backward(*([] if grad_NH is None else [grad_NH]))
         return values_N
 

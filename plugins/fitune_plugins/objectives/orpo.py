@@ -60,7 +60,7 @@ def ft_objectives() -> Iterable[Objective[OrpoOptions]]:
     """Offer the objective."""
     yield Objective(
         name="orpo",
-        summary="Odds ratio preference optimisation: preference and fine-tuning on chosen answers at once, no reference",
+        summary="Odds ratio preference optimisation: preference and fine-tuning at once, without a reference",
         options=OrpoOptions,
         make=Orpo,
         takes="pairs",
