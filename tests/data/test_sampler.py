@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitune.data.sampler import order, share, windows
+from fitune.data.sampler import order, shares, windows
 
 ROWS = st.integers(1, 60)
 WINDOW = st.integers(1, 70)
@@ -43,16 +43,47 @@ def test_the_epochs_done_grow_with_each_step(rows: int, window: int, seed: int) 
     assert all(before < after for before, after in pairwise(done))
 
 
+@st.composite
+def windows_of_tokens(draw: st.DrawFn) -> tuple[list[int], int, int]:
+    """Tokens of each row, rows of a micro-batch, and processes."""
+    tokens = draw(st.lists(st.integers(1, 4096), min_size=1, max_size=64))
+    return tokens, draw(st.integers(1, 9)), draw(st.integers(1, 8))
+
+
 @modest
-@given(st.integers(0, 64), st.integers(1, 9), st.integers(1, 8))
-def test_processes_share_a_window_in_the_order_of_one(rows: int, micro_batch: int, processes: int) -> None:
-    window = np.random.default_rng(rows).permutation(rows)
-    alone = [micro.tolist() for micro in share(window, micro_batch, 0, 1)]
-    shared = [[micro.tolist() for micro in share(window, micro_batch, p, processes)] for p in range(processes)]
-    turn_by_turn = [mine[turn] for turn in range(len(shared[0])) for mine in shared if turn < len(mine)]
-    assert turn_by_turn == alone
-    assert list(chain.from_iterable(alone)) == window.tolist()
-    assert max(map(len, shared)) - min(map(len, shared)) <= 1
+@given(windows_of_tokens())
+def test_processes_share_the_micro_batches_of_one(drawn: tuple[list[int], int, int]) -> None:
+    tokens, micro_batch, processes = drawn
+    window = np.random.default_rng(len(tokens)).permutation(len(tokens))
+    (alone,) = shares(window, tokens, micro_batch, 1)
+    assert list(chain.from_iterable(micro.tolist() for micro in alone)) == window.tolist()
+    shared = shares(window, tokens, micro_batch, processes)
+    place = {tuple(micro.tolist()): number for number, micro in enumerate(alone)}
+    numbers = [[place[tuple(micro.tolist())] for micro in mine] for mine in shared]
+    assert all(mine == sorted(mine) for mine in numbers)
+    assert sorted(chain.from_iterable(numbers)) == list(range(len(alone)))
+    assert max(map(len, shared)) == -(-len(alone) // processes)
+
+
+@modest
+@given(windows_of_tokens())
+def test_shares_are_balanced_by_tokens(drawn: tuple[list[int], int, int]) -> None:
+    """The most of a process is no more than where rows, the longest first, are dealt in turn."""
+    tokens, _, processes = drawn
+    window = np.arange(len(tokens))
+    loads = [sum(tokens[int(row)] for micro in mine for row in micro) for mine in shares(window, tokens, 1, processes)]
+    dealt = [sum(sorted(tokens, reverse=True)[first::processes]) for first in range(processes)]
+    assert max(loads) <= max(dealt)
+    assert sum(loads) == sum(tokens)
+
+
+def test_a_long_row_goes_with_short_ones() -> None:
+    tokens = [4000, 3900, 10, 20]
+    first, second = shares(np.arange(4), tokens, 1, 2)
+    assert [row.tolist() for row in first] == [[0], [2]]
+    assert [row.tolist() for row in second] == [[1], [3]]
+    dealt = shares(np.arange(4), [4000, 10, 3900, 20], 1, 2)  # in turn, one process would have both long ones
+    assert [[row.tolist() for row in mine] for mine in dealt] == [[[0], [1]], [[2], [3]]]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:

@@ -27,9 +27,10 @@ from torch import Tensor
 from fitune.checkpoint.encoding import decode, encode
 from fitune.checkpoint.manifest import damage, write_manifest
 from fitune.checkpoint.module_state import ModuleState
-from fitune.checkpoint.state import RandomState, TrainingState, random_state
+from fitune.checkpoint.state import RandomState, TrainingState, gathered, random_state
 from fitune.compose.loss_scaling import ScalingState
-from fitune.compose.parts import Parts
+from fitune.compose.parts import Parts, whole_for_writing
+from fitune.compose.together import together
 from fitune.errors import RunError, cause
 from fitune.runs.atomic import begin, publish
 from fitune.runs.layout import CHECKPOINTS
@@ -88,6 +89,7 @@ def write(parts: Parts, state: TrainingState, progress: Progress, listeners: Map
     Nothing is left of one that could not be, and one that was there before stays.
     """
     accelerator = parts.accelerator
+    together().meet()
     final = place_of(parts.run.directory, progress.step)
     begun: list[str] = []
     wrong = _try(lambda: begun.append(str(begin(final)))) if accelerator.is_main_process else None
@@ -99,8 +101,9 @@ def write(parts: Parts, state: TrainingState, progress: Progress, listeners: Map
     partial = Path(named)
     wrong = _everybodys(parts, _try(lambda: _write_process(partial, accelerator.process_index, state.random)))
     size = 0
-    if accelerator.is_main_process:
-        if wrong is None:
+    state = gathered(parts, state)
+    with whole_for_writing(parts):
+        if accelerator.is_main_process and wrong is None:
 
             def finish() -> None:
                 nonlocal size
@@ -111,8 +114,8 @@ def write(parts: Parts, state: TrainingState, progress: Progress, listeners: Map
                 publish(partial, final)
 
             wrong = _try(finish)
-        if wrong is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+    if accelerator.is_main_process and wrong is not None:
+        shutil.rmtree(partial, ignore_errors=True)
     wrong = _everybodys(parts, wrong)
     return size if wrong is None else wrong
 

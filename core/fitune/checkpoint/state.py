@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fitune.checkpoint.module_state import ModuleState, changed, module_state, set_module_state
 from fitune.compose.loss_scaling import ScalingState
+from fitune.compose.shards import cut, is_sharded, local, whole
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class TrainingState:
     names: tuple[str, ...]
     """Of the parameters that train, in the optimizer's order."""
     masters: tuple[Tensor, ...]
-    """Their values, in float32 where they have float32 copies."""
+    """Their values, in float32 where they have float32 copies: of those that are shared out the rows that this process
+    has, but all of them in what was read from a checkpoint."""
     optimizer: Mapping[str, Any]
     """Its `state_dict`."""
     optimizer_type: str
@@ -77,15 +79,16 @@ def capture(parts: Parts, step: int, loaded: ModuleState, random: RandomState | 
 
 def _difference(parts: Parts, state: TrainingState, names: Sequence[str]) -> str | None:
     """Why a state is none of these parts, and what of a recipe to keep; None if it is one of theirs."""
-    masters, optimizer = parts.step.trainables.masters, _type(parts.step.optimizer)
+    trainables, optimizer = parts.step.trainables, _type(parts.step.optimizer)
+    masters = trainables.masters
     if optimizer != state.optimizer_type:
         return f"it was trained by {state.optimizer_type}, and here is {optimizer}. Keep the optimizer as it is"
     if len(masters) != len(state.masters):
         return f"{len(state.masters)} tensors train there, and {len(masters)} here. Keep [adapter] targets as they are"
-    for number, (master, kept) in enumerate(zip(masters, state.masters, strict=True)):
-        if master.shape != kept.shape:
+    for number, (master, parameter, kept) in enumerate(zip(masters, trainables.parameters, state.masters, strict=True)):
+        if kept.shape not in (master.shape, parameter.shape):
             name = names[number] if number < len(names) else f"tensor {number}"
-            what = f"{name} is {list(kept.shape)} there, and {list(master.shape)} here"
+            what = f"{name} is {list(kept.shape)} there, and {list(parameter.shape)} here"
             return f"{what}. Keep what gives tensors their shapes as it is, e.g. [adapter] r"
     return None
 
@@ -106,10 +109,10 @@ def restore(parts: Parts, state: TrainingState) -> None:
             f"what was trained cannot be taken over: {there} there is {here} here. Keep [adapter] targets as they are"
         )
     with torch.no_grad():
-        for master, kept in zip(trainables.masters, state.masters, strict=True):
-            master.copy_(kept)
+        for master, parameter, kept in zip(trainables.masters, trainables.parameters, state.masters, strict=True):
+            master.copy_(cut(kept, parameter))
     trainables.publish()
-    _load(optimizer, state.optimizer)
+    _load(optimizer, {**state.optimizer, "state": _each(parts, state.optimizer["state"], cut)})
     _set_settings(optimizer, parts.settings, state)
     _set_schedule(parts.scheduler, state.scheduler["last_epoch"])
     if parts.step.scaling is not None and state.scaling is not None:
@@ -117,6 +120,40 @@ def restore(parts: Parts, state: TrainingState) -> None:
     set_module_state(parts.run.model, state.modules)
     parts.run.model.train()
     set_random_state(state.random, parts.accelerator.device)
+
+
+def gathered(parts: Parts, state: TrainingState) -> TrainingState:
+    """The state with whole tensors in place of the parts of them that processes have, in the first process; in others
+    they stand in for them. Every process must call it.
+    """
+    parameters = parts.step.trainables.parameters
+    if not any(map(is_sharded, parameters)):
+        return state
+
+    def put_together(part: Tensor, parameter: Tensor) -> Tensor:
+        if not is_sharded(parameter) or part.shape != local(parameter).shape:
+            return part
+        found = whole(part, parameter)
+        return part if found is None else found
+
+    masters = tuple(put_together(m, p) for m, p in zip(state.masters, parameters, strict=True))
+    of_optimizer = {**state.optimizer, "state": _each(parts, state.optimizer["state"], put_together)}
+    return replace(state, masters=masters, optimizer=of_optimizer)
+
+
+def _each(
+    parts: Parts, state: Mapping[int, Mapping[str, Any]], change: Callable[[Tensor, Tensor], Tensor]
+) -> dict[int, dict[str, Any]]:
+    """An optimizer's state, each tensor changed, which is given with the parameter that it belongs to."""
+    trainables = parts.step.trainables
+    of = {id(m): p for p, m in zip(trainables.parameters, trainables.masters, strict=True)}
+    ordered = [of[id(m)] for group in parts.step.optimizer.param_groups for m in group["params"]]
+    return {
+        number: {
+            key: change(value, ordered[number]) if isinstance(value, Tensor) else value for key, value in values.items()
+        }
+        for number, values in state.items()
+    }
 
 
 def _names(parts: Parts) -> tuple[str, ...]:

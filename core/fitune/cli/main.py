@@ -29,8 +29,8 @@ from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
-from fitune.compose.processes import is_main_process
-from fitune.errors import FtError, nearest, sentences
+from fitune.compose.processes import PeerLost, is_main_process, reads_errors, tell_launcher
+from fitune.errors import FtError, described, nearest, sentences
 
 COMMANDS: tuple[click.Command, ...] = (
     check_command,
@@ -101,11 +101,16 @@ def _main(arguments: Sequence[str] | None) -> None:
     settings = Settings()
     try:
         given = None if arguments is None else list(arguments)
+        settings.arguments = tuple(sys.argv[1:] if given is None else given)
         cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
     except FtError as error:
+        # Of a process that is gone, who started it says more; what the others fail by, the first has been told.
+        mute = isinstance(error, PeerLost) and reads_errors()
+        printed = settings.debug or (is_main_process() and not mute)
+        tell_launcher(error.message, printed=printed)
         if settings.debug:
             _say_where(error)
-        elif is_main_process():  # the others fail for the same reason, and would say the same
+        elif printed:
             with contextlib.suppress(OSError):  # the disk under its log may be full: the exit code tells
                 for line in error.lines:
                     say(f"error: {line}", err=True)
@@ -119,6 +124,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     except OSError:
         raise  # told by `standard_streams`
     except Exception as error:  # a bug, whose traceback is text too
+        tell_launcher(described(error), printed=True)
         _say_where(error)
         sys.exit(1)
 

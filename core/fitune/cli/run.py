@@ -30,6 +30,13 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
 @data_option
 @click.option("--timings", "timed", is_flag=True, help="Print how long each phase takes up to the first step.")
 @click.option("--keep-going", is_flag=True, help="Go on where the terminal or its connection is lost (SIGHUP).")
+@click.option("--gpus", type=click.IntRange(1), metavar="N", help="Train on N GPUs of this machine, a process each.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train in N processes without GPUs, e.g. to try a recipe for several.",
+)
 @loading_switches
 @click.pass_obj
 def run_command(
@@ -40,6 +47,8 @@ def run_command(
     force: bool,
     timed: bool,
     keep_going: bool,
+    gpus: int | None,
+    processes: int | None,
     **asked: Any,
 ) -> None:
     """Train as RECIPE says. On a GPU its memory is forecast first; a run that will not fit is refused.
@@ -57,6 +66,13 @@ def run_command(
     from fitune.train.begin import begin
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
+
+    if (gpus or processes or 1) > 1 or (gpus and processes):
+        from fitune.cli.several import run_several
+
+        asked |= {"gpus": gpus, "processes": processes, "keep_going": keep_going}
+        run_several(settings, recipe, overrides, **asked)
+        return
 
     timings = Timings(begun=process_begun(), say=_say_phase if timed else None)
     timings.done("imports")

@@ -32,6 +32,8 @@ class Settings:
     trace: bool = False
     trusts_remote_code: bool = False
     allows_plugins: bool = False
+    arguments: tuple[str, ...] = ()
+    """All that `ft` was given."""
     _registry: Registry | None = field(default=None, repr=False)
 
     def registry(self) -> Registry:

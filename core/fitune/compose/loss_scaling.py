@@ -17,7 +17,7 @@ steps that are made. It counts as one of the run's steps, and its data are not s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -114,7 +114,8 @@ class StepCheck:
 
     accelerator: Accelerator
     scaling: LossScaling | None
-    masters: list[nn.Parameter]
+    gradient_norms: Callable[[], Tensor]
+    """Gives the norm of each parameter's gradient, over all processes: `[parameters]`."""
     look: bool = False
     """Whether to note the gradients' norms."""
     loss_sum: float = math.nan
@@ -132,7 +133,6 @@ class StepCheck:
         self.overflow = self.scaling is not None and not self.scaling.accept(norm)
         self.finite = math.isfinite(self.loss_sum) and (self.overflow or math.isfinite(norm.item()))
         if self.look and self.finite and not self.overflow:
-            gradients = [p.grad if p.grad is not None else torch.zeros(()) for p in self.masters]
-            self.norms = tuple(norm.item() for norm in torch._foreach_norm(gradients, 2))
+            self.norms = tuple(self.gradient_norms().tolist())
         self.made = self.finite and not self.overflow
         return self.made

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from fitune.compose.shards import device_of_group, is_sharded, local
+from fitune.compose.together import together
 from fitune.errors import ModelError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 REDUCE_ELEMENTS = 16 * 2**20
-"""Elements that are summed over processes at a time: bounds the copy that this takes to 64 MiB."""
+"""Elements that are summed over processes in one message: bounds the copy that this takes to 64 MiB."""
+
+IN_FLIGHT = 2
+"""Messages that are on their way at a time, each with a copy."""
 
 ADDED_TOGETHER = 4 * 2**20
 """Elements of a bucket of gradients that are added to their masters' in few launches, by way of a float32 copy."""
 
 
 class Trainables:
-    """The parameters that train, with float32 masters for those of lower precision.
+    """The parameters that train, with float32 masters for those of lower precision, and for parts of shared out ones.
 
     A bfloat16 number has 8 bits of precision: an update of less than 1/256 of a weight would be rounded away, and so
     would a small gradient added to a large sum. So gradients are summed, and updates made, on float32 copies
@@ -33,13 +41,14 @@ class Trainables:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ModelError("no parameter of the model trains: choose an [adapter] that has some")
-        self.masters = [
-            nn.Parameter(p.detach().float()) if masters and p.dtype != torch.float32 else p for p in self.parameters
-        ]
+        self.masters = [_master(p, masters) for p in self.parameters]
+        self._sharded = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if is_sharded(p)]
+        """Those of which this process has a part: FSDP has summed their gradients over processes."""
         self.keep = False
         """Whether the masters' gradients stay the same tensors, and are zeros between steps; else there are none."""
         self._kept: list[Tensor] = []
         self._copied = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+        self._published = [(local(p), m) for p, m in self._copied if local(p).data_ptr() != m.data_ptr()]
 
     def begin(self) -> None:
         """Have the gradients there that are kept. Call it before a step's first backward pass."""
@@ -68,13 +77,23 @@ class Trainables:
             parameter.grad = None
 
     def reduce(self, accelerator: Accelerator) -> None:
-        """Sum the gradients over all processes; one that had no micro-batch adds nothing."""
+        """Sum the gradients over all processes; one that had no micro-batch adds nothing.
+
+        Raises `PeerFailed` where another process has none, for it has failed.
+        """
         if accelerator.num_processes == 1:
             return
-        for bucket in self._buckets():
-            flat = cast(Tensor, accelerator.reduce(torch.cat([_grad(m).flatten() for m in bucket]), reduction="sum"))
-            for master, part in zip(bucket, flat.split([m.numel() for m in bucket]), strict=True):
-                _grad(master).copy_(part.view_as(master))
+        buckets = [[_grad(m) for m in bucket] for bucket in self._buckets()]
+        flats = _flat_buffers(buckets)
+        together().meet()  # with all memory at hand that the sum takes
+        at_work: deque[Callable[[], None]] = deque()
+        for bucket in buckets:  # the next is sent while the one before is copied
+            if len(at_work) == IN_FLIGHT:
+                at_work.popleft()()
+            at_work.append(_summing(bucket, flats))
+            flats.rotate(-1)
+        for finish in at_work:
+            finish()
 
     def finish(self, targets: float, max_norm: float) -> Tensor:
         """Turn summed gradients into a mean over `targets` tokens, clip them, and give their norm before clipping.
@@ -83,19 +102,18 @@ class Trainables:
         """
         grads = [_grad(m) for m in self.masters]
         # In float32 even where gradients are not (no masters): 1 / targets in bfloat16 would be off by up to 0.4 %.
-        norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])) / targets
+        norm = self._norm() / targets
         scale = torch.full_like(norm, 1 / targets)
         if max_norm:
             scale = scale * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale)
-        return cast(Tensor, norm)
+        return norm
 
     def publish(self) -> None:
         """Copy the masters into the model and drop all gradients. Call it after the optimizer's step."""
-        if self._copied:
+        if self._published:
             with torch.no_grad():
-                torch._foreach_copy_([p for p, _ in self._copied], [m for _, m in self._copied])
+                torch._foreach_copy_([p for p, _ in self._published], [m for _, m in self._published])
         self.drop()
 
     def leave(self) -> None:
@@ -111,14 +129,40 @@ class Trainables:
         for at, master in enumerate(self.masters):
             master.grad = self._kept[at] if self._kept else None
 
+    def norms(self) -> Tensor:
+        """The norm of each gradient, over all processes that have a part of it: `[parameters]`, float32. In a run of
+        several processes with shared out weights, each must ask.
+        """
+        own = torch._foreach_norm([_grad(m) for m in self.masters], 2, dtype=torch.float32)
+        norms = torch.stack([norm.to(own[0].device) for norm in own])
+        if not self._sharded:
+            return norms
+        parts = torch.tensor([is_sharded(p) for p in self.parameters], device=norms.device)
+        squares = torch.where(parts, norms.square(), 0.0).to(device_of_group())
+        dist.all_reduce(squares)
+        return torch.where(parts, squares.to(norms.device).sqrt(), norms)
+
+    def _norm(self) -> Tensor:
+        """Of all gradients together."""
+        return cast(Tensor, torch.linalg.vector_norm(self.norms()))
+
     def _buckets(self) -> Iterator[list[nn.Parameter]]:
         bucket: list[nn.Parameter] = []
-        for master in self.masters:
+        summed = {id(master) for _, master in self._sharded}
+        for master in (master for master in self.masters if id(master) not in summed):
             if bucket and sum(m.numel() for m in bucket) + master.numel() > REDUCE_ELEMENTS:
                 yield bucket
                 bucket = []
             bucket.append(master)
-        yield bucket
+        if bucket:
+            yield bucket
+
+
+def _master(parameter: nn.Parameter, masters: bool) -> nn.Parameter:
+    """What the optimizer changes in the place of a parameter: a float32 copy, itself, or the part that is here."""
+    if is_sharded(parameter):
+        return nn.Parameter(local(parameter.detach()).float())
+    return nn.Parameter(parameter.detach().float()) if masters and parameter.dtype != torch.float32 else parameter
 
 
 def _buckets(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
@@ -146,7 +190,35 @@ def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
     torch._foreach_add_(sums, parts)
 
 
+def _flat_buffers(buckets: Sequence[Sequence[Tensor]]) -> deque[Tensor]:
+    """Room for the buckets that are summed at a time; one that is a tensor alone is summed where it stands."""
+    several = [bucket for bucket in buckets if len(bucket) > 1]
+    if not several:
+        return deque()
+    size = max(sum(grad.numel() for grad in bucket) for bucket in several)
+    kind = functools.reduce(torch.promote_types, (grad.dtype for bucket in several for grad in bucket))
+    number = min(IN_FLIGHT, len(several))
+    return deque(torch.empty(size, dtype=kind, device=several[0][0].device) for _ in range(number))
+
+
+def _summing(bucket: Sequence[Tensor], flats: Sequence[Tensor]) -> Callable[[], None]:
+    """Begin to sum a bucket over all processes; gives what ends it."""
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        return cast(Any, dist.all_reduce(bucket[0], async_op=True)).wait  # type: ignore[no-any-return]
+    flat = flats[0][: sum(grad.numel() for grad in bucket)]
+    parts = [part.view_as(grad) for part, grad in zip(flat.split([g.numel() for g in bucket]), bucket, strict=True)]
+    torch._foreach_copy_(parts, list(bucket))
+    work = cast(Any, dist.all_reduce(flat, async_op=True))
+
+    def finish() -> None:
+        work.wait()
+        torch._foreach_copy_(list(bucket), parts)
+
+    return finish
+
+
 def _grad(parameter: nn.Parameter) -> Tensor:
+    """Its gradient, or what of it is here; zeros where there is none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+    return local(parameter.grad)

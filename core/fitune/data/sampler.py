@@ -35,9 +35,26 @@ def windows(rows: int, window: int, seed: int, start: int = 0) -> Iterator[tuple
         epoch, skipped = epoch + 1, 0
 
 
-def share(window: NDArray[np.int64], micro_batch: int, process: int, processes: int) -> list[NDArray[np.int64]]:
-    """The micro-batches of a window that one process takes; the last may be short, and some have one fewer."""
-    return [window[at : at + micro_batch] for at in range(process * micro_batch, len(window), processes * micro_batch)]
+def shares(
+    window: NDArray[np.int64], tokens: Sequence[int], micro_batch: int, processes: int
+) -> list[list[NDArray[np.int64]]]:
+    """The micro-batches of a window that each process takes, in their order; `tokens` are those of its rows.
+
+    They are the micro-batches that one process alone would make; the last may be short. None takes more than its part
+    of them, rounded up, and the longest go, one after another, to whoever has the fewest tokens by then (Graham,
+    "Bounds on multiprocessing timing anomalies", 1969: the sum of the largest is at most 4/3 of the least possible,
+    where numbers are not bounded). A micro-batch has the tokens of its longest row in each of its rows.
+    """
+    starts = range(0, len(window), micro_batch)
+    sizes = [max(tokens[at : at + micro_batch]) * len(window[at : at + micro_batch]) for at in starts]
+    most = -(-len(sizes) // processes)
+    given: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):  # stable: of equals, the first
+        process = min((p for p in range(processes) if len(given[p]) < most), key=lambda p: (loads[p], len(given[p]), p))
+        given[process].append(number)
+        loads[process] += sizes[number]
+    return [[window[starts[n] : starts[n] + micro_batch] for n in sorted(numbers)] for numbers in given]
 
 
 def longest(rows: Sequence[Example], number: int) -> list[Example]:

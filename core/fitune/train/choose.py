@@ -6,6 +6,7 @@ import torch
 
 from fitune.compose.devices import free_memory
 from fitune.compose.model import planned
+from fitune.compose.together import together
 from fitune.data.run_data import gather
 from fitune.errors import FtError
 from fitune.memory.fit.refit import Composition, Refitter, fitted
@@ -44,6 +45,7 @@ def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | N
     assert refit is not None
     assert context.run_data is not None
     try:
-        return refit(context.recipe, used, context.run_data, room_on(device, shortage.said))
+        room = together().least(room_on(device, shortage.said))  # all go on with the same
+        return refit(context.recipe, used, context.run_data, room)
     except FtError as error:
         raise out_of_memory_error(context, shortage, error.message) from None

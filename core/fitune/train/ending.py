@@ -6,6 +6,9 @@ import contextlib
 
 from fitune.checkpoint.state import capture
 from fitune.compose.devices import NONE_DETERMINISTIC
+from fitune.compose.parts import Parts
+from fitune.compose.processes import PeerLost
+from fitune.compose.together import together
 from fitune.errors import FtError, Interrupted, RunError, sentences
 from fitune.memory.oom.explain import explain
 from fitune.memory.oom.message import read_message
@@ -18,13 +21,16 @@ from fitune.train.out_of_memory import LOG, OutOfMemory
 
 
 def rescue(context: RunContext, error: BaseException) -> None:
-    """Keep what was learnt, in a checkpoint, where a run of one process fails; its error then says so too."""
+    """Keep what was learnt, in a checkpoint, where a run fails and all its processes know; its error then says so."""
     parts, at, keeper = context.parts, context.position, context.keeper
     if not isinstance(error, Exception) or isinstance(error, Interrupted) or parts is None or at.step == 0:
         return
-    if parts.run.processes > 1 or at.doing in ("loading", "rehearsal"):
+    if at.doing in ("loading", "rehearsal") or isinstance(error, PeerLost) or not _can_be_met(parts):
         return
-    if at.step != keeper.saved and (not at.doing or at.undo(parts)):
+    possible = False
+    with contextlib.suppress(PeerLost):
+        possible = together().agreed(not at.doing or at.undo(parts)) and together().same(at.step)
+    if at.step != keeper.saved and possible:
         assert context.loaded is not None
         random = at.random if at.doing else None
         with contextlib.suppress(Exception):  # the error that ends the run is the one to tell
@@ -34,6 +40,11 @@ def rescue(context: RunContext, error: BaseException) -> None:
                 context.events.notify(parts.run, report)
     if isinstance(error, FtError):
         error.lines = (*error.lines, _saved(context))
+
+
+def _can_be_met(parts: Parts) -> bool:
+    """Whether the others, if there are any, do the same now; a process of shared out layers fails amid theirs."""
+    return parts.run.processes == 1 or not parts.run.plan.sharded
 
 
 def out_of_memory_error(context: RunContext, shortage: OutOfMemory, why: str) -> RunError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fitune.compose.processes import is_main_process
+from fitune.compose.processes import PeerFailed, is_main_process
 from fitune.errors import RunError
 from fitune.memory.fit.refit import Composition
 from fitune.memory.oom.message import read_message
@@ -50,6 +50,8 @@ class OutOfMemory:
 def said_by(error: BaseException | None) -> str | None:
     """What a GPU that has run out of memory said, in a line; None if the error, or its cause, is another one."""
     while error is not None:
+        if isinstance(error, PeerFailed):
+            return error.memory
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and any(said in text for said in SAID)
@@ -64,8 +66,8 @@ def log(error: BaseException, directory: Path) -> None:
     """Leave the message in the run's directory; where that cannot be, it is told anyway."""
     if is_main_process():
         with contextlib.suppress(OSError):
-            text = "".join(traceback.format_exception(error))
-            write_file(directory / LOG, told(text))
+            of_peer = error.trace if isinstance(error, PeerFailed) else ""
+            write_file(directory / LOG, told(of_peer or "".join(traceback.format_exception(error))))
 
 
 def room_on(device: torch.device, said: str) -> int:

@@ -1,10 +1,16 @@
-"""Going on after a GPU ran out of memory: what that cut short is undone, and what was learnt is taken off the card."""
+"""Going on after a GPU ran out of memory: what that cut short is undone, and what was learnt is taken off the card.
+
+Of several processes one may run out alone. It tells the others, and all of them do the same.
+"""
 
 from __future__ import annotations
 
 import time
 
 from fitune.checkpoint.state import capture
+from fitune.compose.processes import PeerFailed
+from fitune.compose.together import lost, together
+from fitune.errors import Interrupted
 from fitune.memory.fit.refit import Composition, Refitter
 from fitune.plugin.events import Recovery
 from fitune.train.context import RunContext
@@ -19,6 +25,8 @@ def shortage_of(context: RunContext, error: BaseException, refit: Refitter | Non
     Raises the error, or one that says more, where it is another one or the run may not go on.
     """
     said = said_by(error)
+    error = _met(error, said)
+    said = said_by(error)
     if said is None:
         ending = not_deterministic(error)
         rescue(context, ending or error)
@@ -26,11 +34,22 @@ def shortage_of(context: RunContext, error: BaseException, refit: Refitter | Non
             raise error
         raise ending from error
     log(error, context.directory)
-    if refit is None or not _may_go_on(context):
+    if not together().agreed(refit is not None and _may_go_on(context)):
         ending = without_recovery(context, said)
         rescue(context, ending)
         raise ending from error
+    assert refit is not None
     return _cut_short(context, said)
+
+
+def _met(error: BaseException, said: str | None) -> BaseException:
+    """The error that all processes of the run end by, or go on from, once the others know of this one."""
+    if not isinstance(error, Exception) or isinstance(error, Interrupted | PeerFailed):
+        return error
+    if (gone := lost(error)) is not None:
+        gone.__cause__ = error
+        return gone
+    return together().fail(error, said) or error
 
 
 def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
@@ -49,8 +68,8 @@ def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
 
 
 def _may_go_on(context: RunContext) -> bool:
-    """Whether there is a way to go on at all: a run of one process, with something to go on from."""
-    found = context.parts.run.processes == 1 if context.parts is not None else context.state is not None
+    """Whether there is a way to go on at all: something to go on from, whole in each process; the same in all."""
+    found = not context.parts.run.plan.sharded if context.parts is not None else context.state is not None
     return found and context.recipe.memory.recoveries > 0 and bool(context.position.doing)
 
 
@@ -59,12 +78,12 @@ def _cut_short(context: RunContext, said: str) -> OutOfMemory:
     parts, position, keeper, undone = context.parts, context.position, context.keeper, True
     if parts is not None and position.doing in ("step", "evaluation"):
         assert context.loaded is not None
-        undone = position.undo(parts)
+        undone = together().agreed(position.undo(parts)) and together().same(position.step)
         if undone:
             context.state = capture(parts, position.step, context.loaded, position.random)
             if position.step and position.step != keeper.saved:
                 context.events.notify(parts.run, keeper.keep(parts, position, "memory", context.state))
-        elif position.step:
+        elif position.step and parts.accelerator.is_main_process:
             context.unfinished = save_unfinished(parts)
     shortage = OutOfMemory(
         doing=position.doing,

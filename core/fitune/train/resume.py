@@ -103,11 +103,12 @@ def fingerprint(model: nn.Module) -> str:
     """A digest of a few elements of every weight that does not train, whatever the modules are called."""
     import torch
 
+    from fitune.compose.shards import picked
+
     samples = []
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.numel():
-            flat = parameter.detach().reshape(-1)
-            picks = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long()
-            seen = flat[picks.to(flat.device)].contiguous().view(torch.uint8).cpu().numpy().tobytes()
+            picks = torch.linspace(0, parameter.numel() - 1, SAMPLES, dtype=torch.float64).long()
+            seen = picked(parameter, picks).contiguous().view(torch.uint8).cpu().numpy().tobytes()
             samples.append(f"{tuple(parameter.shape)} {parameter.dtype} ".encode() + seen)
     return hashlib.sha256(b"\n".join(sorted(samples))).hexdigest()

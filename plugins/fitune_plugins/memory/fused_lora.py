@@ -41,6 +41,8 @@ class FusedLora(Strategy):
         plain = [layer for layer in found if is_plain(layer)]
         if not plain:
             why = "its adapters compute in another type than its layers" if found else "no linear layer has an adapter"
+            if any(layer.lora_variant for layer in found):
+                why = "its adapters are of another kind than LoRA's own, e.g. DoRA"
             raise ModelError(f"{NAME}: {why}. Remove the [[memory.strategy]] with use = {NAME!r}")
         for layer in plain:
             layer.__dict__["forward"] = partial(forward, layer)
