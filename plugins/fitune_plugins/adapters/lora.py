@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, nearest, sentences, unwrapped
 from fitune_plugins.adapters.lora_merge import merge
-from fitune_plugins.adapters.lora_peft import wrap
-from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, told
+from fitune_plugins.adapters.lora_peft import Settings, wrap
+from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, of_layers, told
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,7 +24,29 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 
+WRITTEN = {
+    "r": "r",
+    "lora_alpha": "alpha",
+    "use_rslora": "rslora",
+    "use_dora": "dora",
+    "rank_pattern": "ranks",
+    "alpha_pattern": "ranks' alpha",
+}
+"""Settings that a saved adapter's file tells, as peft calls them and as a recipe does."""
+
 Preset = Literal["all-linear", "attention", "mlp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """Another rank for some of the adapted layers."""
+
+    targets: str
+    """The name of these layers, or the end of it, e.g. "down_proj" or "layers.0.mlp.down_proj"."""
+    r: Annotated[int, Ge(1), Le(2**16)]
+    """Rank of their adapters."""
+    alpha: Annotated[float, Gt(0)] | None = None
+    """Their alpha; that of all others where it is not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +63,51 @@ class LoraOptions:
     """Names of the layers to adapt, or ends of names, as peft takes them; or "all-linear" for every linear layer of the
     decoder, experts among them, but for the output head and routers; "attention" or "mlp" for those of one kind; any
     other text is a regular expression that whole names match. What was adapted is told where a run starts."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the decoder layers that are adapted, from 0; from the end with -1 and below. Without it, all are."""
+    ranks: tuple[Rank, ...] = ()
+    """Other ranks for some of the layers, as `[[adapter.ranks]]`, each with `targets`, `r` and, if wanted, `alpha`; the
+    last that names a layer counts."""
+    rslora: bool = False
+    """Scale the adapters' output by alpha / sqrt(r) in place of alpha / r (arXiv 2312.03732), so that adapters of a
+    high rank learn as fast as those of a low one."""
+    dora: bool = False
+    """Train how large the rows of adapted weights are beside where they point (arXiv 2402.09353): one more number a
+    row, and more memory and time in each adapted layer. Not for experts."""
     dtype: Literal["base", "float32"] = "base"
     """What adapters compute in. "base" is the model's own type, with a float32 copy in the optimizer (see
     `[train] master_weights`); "float32" costs more activations: 1.4 GiB (q, v) to 6 GiB (all linear) on a 7B model
     at 2048 tokens."""
 
 
+def settings_of(options: LoraOptions) -> Settings:
+    """What peft is told."""
+    return Settings(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        rank_pattern={one.targets: one.r for one in options.ranks},
+        alpha_pattern={one.targets: one.alpha for one in options.ranks if one.alpha is not None},
+    )
+
+
 def _check(options: LoraOptions) -> Iterable[Problem]:
     """Whether one name was meant, or a misspelled preset: a regular expression of letters alone matches no layer."""
     targets = options.targets
+    if options.layers is not None and len({*options.layers}) < max(1, len(options.layers)):
+        fix = "Name each layer once, or leave the key out for all"
+        yield Problem(key="layers", what=f'"layers" is {list(options.layers)}', fix=fix)
     if isinstance(targets, str) and targets not in PRESETS and re.fullmatch(r"[\w-]+", targets):
         fix = sentences(nearest(targets, PRESETS), f'A layer of that name is named in a list: ["{targets}"]')
         yield Problem(key="targets", what=f'"targets" is "{targets}", which is no word for several layers', fix=fix)
 
 
 def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
-    targets = find_targets(options.targets, model)
+    targets = of_layers(find_targets(options.targets, model), options.layers, model)
     float32 = options.dtype == "float32"
-    adapted = wrap(model, targets, r=options.r, alpha=options.alpha, dropout=options.dropout, float32=float32)
+    adapted = wrap(model, targets, settings_of(options), float32=float32)
     if not float32:
         _match_quantized(adapted)
     return cast("PreTrainedModel", adapted)
@@ -161,16 +210,18 @@ def _read(directory: Path) -> dict[str, Tensor]:
 def _must_be_of(options: LoraOptions, directory: Path) -> None:
     """The settings that no tensor tells must be those that were trained with. Raises `ModelError`."""
     file = directory / "adapter_config.json"
+    asked, usual = settings_of(options).written(), Settings(r=0, lora_alpha=0).written()
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        found = {"r": saved["r"], "alpha": saved["lora_alpha"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = {name: saved.get(name, usual[name]) for name in WRITTEN}
+        found |= {name: saved[name] for name in ("r", "lora_alpha")}  # which any adapter's file has
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is damaged, or cannot be read. Give another checkpoint") from error
     for name, value in found.items():
-        if value != getattr(options, name):
+        if value != asked[name]:
             raise ModelError(
-                f"{file}: the adapter was trained with {name} = {value}, but the recipe's [adapter] says "
-                f"{getattr(options, name)}. Give it the same"
+                f"{file}: the adapter was trained with {WRITTEN[name]} = {value}, but the recipe's [adapter] says "
+                f"{asked[name]}. Give it the same"
             )
 
 

@@ -7,12 +7,14 @@ and saved as the weight of the layer, which peft leaves as it is: plain peft put
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fitune import ModelError
+from fitune import ModelError, nearest
 from fitune_plugins.adapters.lora_imports import without_bitsandbytes
 from fitune_plugins.adapters.lora_places import plain_modules
 from fitune_plugins.adapters.lora_targets import Targets
@@ -21,37 +23,69 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
+
 ADAPTER = "default"
 
 LENGTHS = (1, 2, 3)
 """Parts of a name that its end may have."""
 
 
-def wrap(model: PreTrainedModel, targets: Targets, *, r: int, alpha: float, dropout: float, float32: bool) -> PeftModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What peft's `LoraConfig` takes, by its names."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Ranks of some layers, by ends of their names; of several that fit, the last counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def written(self) -> dict[str, Any]:
+        """As peft takes them, and writes them down."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: _patterns(value) if isinstance(value, Mapping) else value for name, value in own.items()}
+
+
+def wrap(model: PreTrainedModel, targets: Targets, settings: Settings, *, float32: bool) -> PeftModel:
     """The model with adapters on these layers, all else frozen. Raises `ModelError`."""
     with without_bitsandbytes():
-        return _wrapped(model, targets, r=r, alpha=alpha, dropout=dropout, float32=float32)
+        return _wrapped(model, targets, settings, float32=float32)
 
 
-def _wrapped(
-    model: PreTrainedModel, targets: Targets, *, r: int, alpha: float, dropout: float, float32: bool
-) -> PeftModel:
-    from peft import LoraConfig, get_peft_model
-    from peft.utils.constants import DUMMY_TARGET_MODULES
-
-    if dropout and targets.parameters:
+def _must_suit(targets: Targets, settings: Settings) -> None:
+    """Raise `ModelError` for what peft cannot do with these layers, or would pass over."""
+    if settings.lora_dropout and targets.parameters:
         raise ModelError(
             f"[adapter] dropout: {targets.parameters[0]} is a tensor of experts, whose inputs peft cannot drop. Set "
             "dropout = 0, or name targets without the experts"
         )
+    if settings.use_dora and targets.parameters:
+        raise ModelError(
+            f"[adapter] dora: {targets.parameters[0]} is a tensor of experts, for which peft has no DoRA. Set "
+            "dora = false, or name targets without the experts"
+        )
+    every = [*targets.modules, *targets.parameters]
+    for name in settings.rank_pattern:
+        if not any(one == name or one.endswith(f".{name}") for one in every):
+            known = {one.rpartition(".")[2] for one in every}
+            raise ModelError(f'[adapter] ranks: no adapted layer is called "{name}". {nearest(name, known)}')
+
+
+def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, float32: bool) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    _must_suit(targets, settings)
     misread = [name for name in targets.modules if _is_misread(name, model)]
     read = [name for name in targets.modules if name not in misread]
     every, parameters = plain_modules(model), [name for name, _ in model.named_parameters()]
     weights = [f"{name}.weight" for name in misread]
     config = LoraConfig(
-        r=r,
-        lora_alpha=cast(int, alpha),  # peft only divides it by r
-        lora_dropout=dropout,
+        **settings.written(),
         target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
         target_parameters=shortened(targets.parameters, parameters) or None,
         fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
@@ -69,6 +103,11 @@ def _wrapped(
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
     _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
     return adapted
+
+
+def _patterns(values: Mapping[str, T]) -> dict[str, T]:
+    """As peft takes them: ends of names that are regular expressions, the first that fits counts."""
+    return {re.escape(name): value for name, value in reversed(list(values.items()))}
 
 
 def shortened(names: Iterable[str], every: Iterable[str]) -> list[str]:

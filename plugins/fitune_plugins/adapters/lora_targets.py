@@ -61,6 +61,26 @@ def find_targets(asked: str | Sequence[str], model: PreTrainedModel) -> Targets:
     return Targets(modules=tuple(modules), parameters=tuple(parameters))
 
 
+def of_layers(found: Targets, numbers: Sequence[int] | None, model: PreTrainedModel) -> Targets:
+    """Those of the decoder layers with these numbers, from the end where they are below 0; all, where there are none.
+
+    Raises `ModelError` for a number that no layer has, and where none is left.
+    """
+    if numbers is None:
+        return found
+    decoder = layers(model)
+    if wrong := next((n for n in numbers if not -len(decoder) <= n < len(decoder)), None):
+        raise ModelError(f"[adapter] layers: there is no layer {wrong}. The model has {len(decoder)}, from 0 on")
+    wanted = {decoder[number] for number in numbers}
+    left = Targets(
+        modules=tuple(name for name in found.modules if layer_of(name) in wanted),
+        parameters=tuple(name for name in found.parameters if layer_of(name) in wanted),
+    )
+    if not left.modules and not left.parameters:
+        raise ModelError(f"[adapter] layers: none of {list(numbers)} has a layer that targets names. Give others")
+    return left
+
+
 def _of_preset(name: str, model: PreTrainedModel) -> Targets:
     found = [place for place in places(model) if PRESETS[name](place) and not place.left_out]
     if not found:
