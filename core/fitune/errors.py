@@ -25,6 +25,9 @@ CONTROLS = re.compile(
 """Control characters but line ends and tabs, marks that turn the direction of writing (Unicode's TR 9), halves of
 surrogate pairs, the byte order mark, and characters that nobody sees; not the joiners that scripts and emoji need."""
 
+LONGEST = 3000
+"""Characters of a line that says what is wrong."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -36,6 +39,8 @@ class Problem:
     """What is wrong, without a full stop."""
     fix: str = ""
     """What to do, without a full stop."""
+    to_train: bool = False
+    """Whether it keeps from training alone: what was trained before can be merged in spite of it."""
 
     def sentence(self) -> str:
         """What is wrong and what to do, in one line."""
@@ -50,7 +55,7 @@ class FtError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.lines: tuple[str, ...] = (one_line(message),)
+        self.lines: tuple[str, ...] = (shortened(one_line(message)),)
         """One line for each thing that is wrong, as the command line prints them."""
 
 
@@ -58,7 +63,7 @@ class RecipeError(FtError):
     """A recipe that cannot be run; `lines` holds one line for each problem found."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        each = tuple(map(one_line, lines))
+        each = tuple(shortened(one_line(line)) for line in lines)
         super().__init__("\n".join(each))
         self.lines = each
 
@@ -103,6 +108,14 @@ def sentences(*texts: str) -> str:
 def one_line(text: str) -> str:
     """The text without line ends, which another library's message may bring, and with control characters `visible`."""
     return visible(" ".join(filter(None, map(str.strip, text.splitlines()))))
+
+
+def shortened(line: str) -> str:
+    """The line without its middle, if it is longer than a page: it may name each of 100,000 columns, or hold a row."""
+    left_out = len(line) - LONGEST
+    if left_out <= 0:
+        return line
+    return f"{line[: LONGEST * 3 // 4]} ... ({left_out:,} characters left out) ... {line[-LONGEST // 4 :]}"
 
 
 def visible(text: str) -> str:

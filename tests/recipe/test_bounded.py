@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomli
 
-from fitune.errors import RecipeError
+from fitune.errors import DataError, RecipeError
 from fitune.plugin.options import is_table
 from fitune.recipe import toml
 from fitune.recipe.reader import read_recipe
@@ -157,3 +157,14 @@ def test_thousands_of_unknown_keys_are_told_shortly(recipe_path: Path) -> None:
         read_recipe(recipe_path, open_registry())
     assert len(caught.value.lines) == 51
     assert caught.value.lines[-1] == f"{recipe_path}: 4,950 more problems"
+
+
+def test_a_line_of_an_error_is_never_longer_than_a_page() -> None:
+    """Where a file had 100,000 columns, the line that named them had 700,000 characters."""
+    what = f"a.csv:2: the columns are {', '.join(map(str, range(100_000)))}. Name a format"
+    for (line,) in (DataError(what).lines, RecipeError([what]).lines):
+        assert len(line) < 3100
+        assert line.startswith("a.csv:2: the columns are 0, 1, 2, ")
+        assert line.endswith(", 99999. Name a format")
+        assert "characters left out" in line
+    assert DataError("short").lines == ("short",)

@@ -42,6 +42,10 @@ class Refused(Exception):
     """A template does not take these messages; the message says why, in the template's words."""
 
 
+class Endless(Refused):
+    """A template would work without end, or make more than the memory holds."""
+
+
 def names() -> list[str]:
     """The names of the templates that are shipped."""
     return sorted(file.stem for file in DIRECTORY.glob("*.jinja"))
@@ -126,23 +130,36 @@ class Template:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        from fitune_plugins.data.template_bounds import within_bounds
+        from fitune_plugins.data.template_work import TooMuch
+
         render: Any = render_jinja_template  # declared to give a text alone
         try:
             texts, marks = render(
                 conversations=[[_formed(turn, parts=self.parts) for turn in messages]],
                 tools=list(tools) or None,
-                chat_template=self.rendered,
+                chat_template=within_bounds(self.rendered),
                 **how,
                 **self.tokens,
                 **self.variables,
             )
-        # What a template's expressions may raise.
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        # What a template's expressions may raise; Python's parser too, of blocks that are nested deeply.
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            AttributeError,
+            SyntaxError,
+        ) as error:
             raise Refused(str(error)) from error
+        except TooMuch as error:
+            raise Endless(str(error)) from None
         except RecursionError:
-            raise Refused("it calls itself without end") from None
+            raise Endless("it calls itself without end, or is nested too deeply") from None
         except MemoryError:
-            raise Refused("its text is larger than the memory") from None
+            raise Endless("its text is larger than the memory") from None
         return texts[0], [(start, end) for start, end in marks[0]] if marks else []
 
 
@@ -200,6 +217,8 @@ def _check(template: Template, variables: Mapping[str, Value]) -> None:
     place = template.place
     try:
         template.render([{"role": "user", "content": ""}])
+    except Endless as error:
+        raise DataError(sentences(f"{place} is refused: {error}", "Use another template")) from error
     except Refused as error:
         cause = error.__cause__
         if isinstance(cause, TemplateSyntaxError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fitune import Conversation, DataContext, DataError, Document, sentences
-from fitune_plugins.data.chat_template import Choice, Messages, Refused, Template, Tools, open_template
+from fitune_plugins.data.chat_template import Choice, Endless, Messages, Refused, Template, Tools, open_template
 from fitune_plugins.data.frames import Frames
 from fitune_plugins.data.masks import Answer, Inexact, Masker
 from fitune_plugins.data.parts import Span
@@ -56,6 +56,9 @@ class Renderer:
             for lost in self.presence.lost(reading):
                 raise self._left_out(lost, messages, added)
             text, spans = self._trained(reading, conversation, added)
+        except Endless as error:
+            what = f"{self.template.place} is refused: for this row {error}"
+            raise DataError(f"{conversation.origin}: {sentences(what, 'Use another template')}") from error
         except Refused as error:
             what = f"{self.template.place} refuses it: {error}"
             fix = fix_of(self.template, messages, conversation.tools)
@@ -79,8 +82,8 @@ class Renderer:
             self.context.count(f"rows in whose template today is {day} (date = ...)")
         try:
             reading = self._reading(messages, tools)
-        except Refused:
-            if not called:
+        except Refused as error:
+            if not called or isinstance(error, Endless):
                 raise
             return self._reading(list(map(written, messages)), tools)
         if called and any(str(dict(of)) in reading.text for of in _arguments(messages) if of):  # as Python writes it
