@@ -35,6 +35,7 @@ def told(recipe: Path, override: str) -> str:
         ("train.LR=1e-4", "What other tools call so is here: [train] learning_rate"),
         ("lr=1e-4", "What other tools call so is here: [train] learning_rate"),
         ("train.per_device_train_batch_size=4", "What other tools call so is here: [train] micro_batch"),
+        ("train.gradient_accumulation_steps=4", "What other tools call so is here: [train] accumulation"),
         ("train.packing=true", 'What other tools call so is here: [[data.stage]] use = "pack"'),
         ("model.load_in_4bit=true", 'What other tools call so is here: [[memory.strategy]] use = "nf4"'),
         ("adapter.lora_alpha=8", "What other tools call so is here: [adapter] alpha"),

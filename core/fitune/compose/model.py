@@ -46,7 +46,8 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
     if look is not None:
         stored = call_plugin(recipe.model, look, recipe.model.options)
     notices = (stored.notice,) if stored is not None and stored.notice else ()
-    plan = Plan(gpu=gpu, processes=processes, stored=stored, notices=notices)
+    accumulation = recipe.train.accumulation or 1
+    plan = Plan(gpu=gpu, processes=processes, accumulation=accumulation, stored=stored, notices=notices)
     for use, strategy in strategies:
         plan = call_plugin(use, strategy.plan, plan)
     if stored is not None and plan.quantization is not None:

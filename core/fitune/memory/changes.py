@@ -46,7 +46,9 @@ def strategy_options(recipe: Recipe, name: str) -> Mapping[str, object] | None:
 
 
 def accumulated(recipe: Recipe, registry: Registry, times: int) -> Change | None:
-    """The recipe's memory strategies with so many times the micro-batches to a step; None if no strategy sets them."""
+    """So many times the micro-batches to a step, where the recipe says how many; None if nothing sets them."""
+    if recipe.train.accumulation is not None:
+        return "train.accumulation", recipe.train.accumulation * times
     named = [(use.record, getattr(use.options, use.record.accumulates)) for use in recipe.strategies
              if use.record.accumulates]  # fmt: skip
     if named:

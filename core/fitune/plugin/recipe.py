@@ -71,6 +71,9 @@ class Train:
     """Rows in a forward pass, in each process."""
     length: Annotated[int, Ge(2), Le(2**24)] = 2048
     """Most tokens in a row."""
+    accumulation: Annotated[int, Ge(1), Le(2**20)] | None = None
+    """Micro-batches to an optimizer step, in each process; 1 where neither this nor the memory strategy `accumulation`
+    says it."""
     batch_tokens: Annotated[int, Ge(1), Le(2**40)] | None = None
     """Tokens of an optimizer step over all micro-batches and processes, as if every row were full. With `[memory] fit`,
     which then chooses `micro_batch` and accumulation; a multiple of `length`."""

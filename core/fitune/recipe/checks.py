@@ -32,6 +32,7 @@ def fit_problems(recipe: Recipe, registry: Registry, values: Mapping[str, Any]) 
     """Each with its key; `values` are what the recipe itself says."""
     yield from _of_allowed(recipe, registry)
     yield from _of_batch(recipe, values)
+    yield from _of_accumulation(recipe)
 
 
 def is_file(fit: object) -> bool:
@@ -58,6 +59,18 @@ def _of_allowed(recipe: Recipe, registry: Registry) -> Iterator[tuple[Key, Probl
         elif name in named or name in allowed[:number]:
             where = "as a [[memory.strategy]]" if name in named else "in the list"
             yield at, Problem(what=f'"{name}" stands {where} already', fix="Remove it here")
+
+
+def _of_accumulation(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
+    if recipe.train.accumulation is None:
+        return
+    for number, use in enumerate(recipe.strategies):
+        if use.record.accumulates:
+            what = f'"{use.record.name}" says what [train] accumulation says already'
+            yield ("memory", "strategy", number), Problem(what=what, fix="Keep one of them")
+    if recipe.train.batch_tokens is not None:
+        what = '"accumulation" says what "batch_tokens" leaves to be chosen'
+        yield ("train", "accumulation"), Problem(what=what, fix="Keep one of them")
 
 
 def _of_batch(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[Key, Problem]]:

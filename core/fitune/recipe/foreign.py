@@ -41,7 +41,7 @@ def _strategy(name: str, more: str = "") -> str:
 
 
 _RATE, _ROWS, _LENGTH = "[train] learning_rate", "[train] micro_batch", "[train] length"
-_ACCUMULATION = _strategy("accumulation", ", steps = N")
+_ACCUMULATION = "[train] accumulation"
 _CHECKPOINTING, _PACK = _strategy("gradient-checkpointing"), '[[data.stage]] use = "pack"'
 _NF4, _DATA = _strategy("nf4"), "[[data.source]]"
 _TRACKER, _TEMPLATE = '[[listener]] use = "tracker", name = "..."', '[[data.stage]] use = "chat", template = "..."'
