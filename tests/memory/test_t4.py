@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from fitune.memory.allocator.allocator import replay
+from fitune.memory.allocator.replay import replay
 from support.t4 import Row, phase_peaks, trace
 
 MIB = 2**20

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fitune.memory.allocator.allocator import replay
+from fitune.memory.allocator.replay import replay
 from fitune.plugin.recipe import Recipe
 from support.architectures import CHUNKED_LOSS, CONFIGS, GRADIENT_CHECKPOINTING, recipe_of
 from support.real_steps import both_generations, both_logs, events

@@ -23,6 +23,7 @@ from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values, replaced
+from fitune.memory.trace.processes import as_processes, as_sharded
 from fitune.memory.trace.run import follow
 from fitune.memory.trace.tracer import Tracer, without_values
 from fitune.plugin.recipe import Recipe
@@ -44,10 +45,11 @@ class HostBatch(Batch):
         return replace(self, input_ids=copied(self.input_ids), labels=copied(self.labels), positions=positions)
 
 
-def both_logs(recipe: Recipe) -> tuple[MemoryLog, MemoryLog]:
-    """Without values, and with random ones."""
+def both_logs(recipe: Recipe, processes: int = 1) -> tuple[MemoryLog, MemoryLog]:
+    """Without values, and with random ones, of the first of so many processes."""
     shapes = _with_values(shapes_of_recipe(recipe, 2))
-    return _log(recipe, shapes, real=False), _log(recipe, shapes, real=True)
+    with as_processes(processes):
+        return _log(recipe, shapes, processes, real=False), _log(recipe, shapes, processes, real=True)
 
 
 def both_generations(recipe: Recipe, rows: int, prompt: int, new_tokens: int) -> tuple[MemoryLog, MemoryLog]:
@@ -113,7 +115,7 @@ def events(log: MemoryLog) -> list[Event]:
 
 def _with_values(shapes: Shapes) -> Shapes:
     def filled(batch: Batch) -> Batch:
-        ids = torch.randint(0, 512, batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(0, 256, batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
         labels = torch.where(batch.labels == IGNORED, batch.labels, ids)
         given = {field.name: getattr(batch, field.name) for field in fields(batch)}
         return HostBatch(**{**given, "input_ids": ids, "labels": labels})
@@ -122,8 +124,8 @@ def _with_values(shapes: Shapes) -> Shapes:
     return replace(shapes, training=tuple(map(filled, shapes.training)), evaluation=evaluation)
 
 
-def _log(recipe: Recipe, shapes: Shapes, *, real: bool) -> MemoryLog:
-    strategies, plan = planned(recipe, gpu=True)
+def _log(recipe: Recipe, shapes: Shapes, processes: int, *, real: bool) -> MemoryLog:
+    strategies, plan = planned(recipe, gpu=True, processes=processes)
     model = adapted(recipe, strategies, _on_cpu(built(recipe)) if real else built(recipe))
     modules = ModuleTracker(model)
     tracer = Tracer(modules, scratch={}, cublas_workspace=1, on_card=_is_on_cpu if real else without_values)
@@ -134,6 +136,7 @@ def _log(recipe: Recipe, shapes: Shapes, *, real: bool) -> MemoryLog:
         known = Known() if real else stack.enter_context(as_with_values())
         stack.enter_context(modules.watch())
         where = torch.device("cpu") if real else DEVICE
+        stack.enter_context(as_sharded(tracer, where))
         ended = follow(recipe, strategies, replace(plan, pin_memory=False), model, shapes, tracer, known, where)
         log = copy.copy(tracer.log)
         log.events = list(log.events)

@@ -19,6 +19,9 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
     metavar="CARD",
     help="A card by name, e.g. a10g, or a TOML file.  [default: that of [memory] fit, else this machine's]",
 )
+@click.option(
+    "--gpus", type=click.IntRange(1, 1024), metavar="N", help="How many cards of its kind, with a process on each."
+)
 @click.option("--budget", metavar="SIZE", help="Memory for the whole process in place of a card, e.g. 22.3GiB.")
 @click.option("--data", is_flag=True, help="Prepare the data and forecast their longest rows.")
 @click.option(

@@ -16,6 +16,7 @@ from fitune.data.run_data import gather
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, budget_card, card_or_budget, find_card, local_card, parse_size
 from fitune.memory.cards.observed import better_known
+from fitune.memory.cards.several import several
 from fitune.memory.fit.report import in_short, json_of_fit, lines
 from fitune.memory.fit.resolve import fit
 from fitune.memory.fit.write import must_have_place, write, written
@@ -39,6 +40,7 @@ class Asked:
     """What `ft plan` is asked for beside a recipe."""
 
     gpu: str | None = None
+    gpus: int | None = None
     budget: str | None = None
     data: bool = False
     with_levers: bool = False
@@ -50,7 +52,10 @@ class Asked:
         """What was typed, but for what decides only how it is printed."""
         words = ["ft", "plan", str(recipe), *(word for override in overrides for word in ("--set", override))]
         words += [
-            word for name in ("gpu", "budget") if getattr(self, name) for word in (f"--{name}", getattr(self, name))
+            word
+            for name in ("gpu", "gpus", "budget")
+            if getattr(self, name)
+            for word in (f"--{name}", str(getattr(self, name)))
         ]
         words += ["--data"] if self.data else []
         return shlex.join([*words, "--fit", *(["--write", str(self.write)] if self.write else [])])
@@ -59,7 +64,7 @@ class Asked:
 def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked) -> None:
     """Print what a recipe's run takes of a card. Raises the errors of `fitune.errors`."""
     recipe = _read(path, registry, overrides, asked)
-    card = card_of(asked.gpu, asked.budget, recipe.memory.fit)
+    card = several(card_of(asked.gpu, asked.budget, recipe.memory.fit), asked.gpus or 1)
     shape = partial(shapes_of_data, data=gather(recipe)) if asked.data else of_recipe
     fitted = fit(recipe, registry, shape, card) if asked.fit or recipe.memory.fit else None
     if fitted is not None and asked.write is not None:

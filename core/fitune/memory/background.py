@@ -23,6 +23,7 @@ from fitune.data.prepare import Prepared
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, local_card
 from fitune.memory.cards.observed import better_known
+from fitune.memory.cards.several import launched, several
 from fitune.memory.shapes import Shapes, shapes_of_rows
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
@@ -121,8 +122,8 @@ class Beside:
             self.stop()
         if found.error is None and not found.fits and not self._force:
             raise RunError(
-                f"the run would not fit on {self.card.name}: the forecast is {gib(found.needed + found.margin)} with "
-                f"its margin, and the card has {gib(self.card.usable)} beside a context of {gib(self.card.context)}. "
+                f"the run would not fit on {self.card.title}: the forecast is {gib(found.needed + found.margin)} with "
+                f"its margin, and the card has {gib(self.card.usable)} beside a context of {gib(self.card.outside)}. "
                 "What would help: ft plan RECIPE --levers. To try all the same: --force"
             )
         return found
@@ -148,10 +149,10 @@ class Beside:
             return MemoryForecast(card=self.card.name, error=lines[-1] if lines else "its process ended")
         plan: dict[str, Any] = json.loads(out)
         return MemoryForecast(
-            card=self.card.name,
+            card=self.card.title,
             fits=plan["fits"],
             **{key: plan[key] for key in ("allocated", "reserved", "needed", "margin")},
-            context=self.card.context,
+            context=self.card.outside,
             ledger=tuple(plan["ledger"].items()),
         )
 
@@ -169,7 +170,7 @@ def beside_run(
     if card is None:
         yield None
         return
-    beside = Beside(better_known(card), third_party=third_party, granted=granted, force=force)
+    beside = Beside(several(better_known(card), launched()), third_party=third_party, granted=granted, force=force)
     try:
         if wanted:
             beside.prepare()

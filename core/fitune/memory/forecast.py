@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitune.memory.allocator.allocator import OutOfMemory, replay, smallest_capacity
+from fitune.memory.allocator.allocator import OutOfMemory
+from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.memory.cards.cards import Card
 from fitune.memory.ledger import Ledger, make_ledger
 from fitune.memory.shapes import Shapes
@@ -16,7 +17,7 @@ from fitune.plugin.records import MemoryTwin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A run's memory on a card, forecast. All sizes are bytes."""
+    """A run's memory on a card, or on each of several, forecast. All sizes are bytes."""
 
     card: Card
     shapes: Shapes
@@ -45,8 +46,14 @@ class Forecast:
 
     @property
     def used(self) -> int:
-        """Bytes of the card that the run takes if it never runs short, its context included."""
-        return self.reserved + self.card.context
+        """Bytes of the card that the run takes if it never runs short, its context and NCCL's part included."""
+        return self.reserved + self.card.outside
+
+    @property
+    def outside(self) -> tuple[tuple[str, int], ...]:
+        """What the run takes of the card outside torch's allocator, and for what."""
+        nccl = (("NCCL", self.card.nccl),) if self.card.nccl else ()
+        return ("context", self.card.context), *nccl
 
     @property
     def cached(self) -> int:
@@ -65,9 +72,9 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 
 def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
-    events, apart = list(traced.log.sized()), traced.log.apart
+    events, apart, streams = list(traced.log.sized()), traced.log.apart, traced.log.streams
     expandable = traced.plan.expandable
-    free = replay(events, expandable=expandable, apart=apart)
+    free = replay(events, expandable=expandable, apart=apart, streams=streams)
     margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
@@ -79,16 +86,17 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
         expandable=expandable,
         allocated=free.peak_allocated,
         reserved=free.peak_reserved,
-        needed=smallest_capacity(events, expandable=expandable, apart=apart),
+        needed=smallest_capacity(events, expandable=expandable, apart=apart, streams=streams),
         pool=free.peak_reserved_apart,
         margin=margin,
-        passes=fits_as_it_is or _gets_through(events, apart, expandable, capacity),
+        passes=fits_as_it_is or _gets_through(traced, events, capacity),
     )
 
 
-def _gets_through(events: list[tuple[int, int]], apart: frozenset[int], expandable: bool, capacity: int) -> bool:
+def _gets_through(traced: Trace, events: list[tuple[int, int]], capacity: int) -> bool:
+    log, expandable = traced.log, traced.plan.expandable
     try:
-        replay(events, expandable=expandable, capacity=capacity, apart=apart)
+        replay(events, expandable=expandable, capacity=capacity, apart=log.apart, streams=log.streams)
     except OutOfMemory:
         return False
     return True

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fitune.memory.cards.cards import Card
+from fitune.memory.cards.several import NCCL_SOURCE, NO_NCCL
 from fitune.memory.forecast import Forecast
 from fitune.memory.ledger import Moment
 from fitune.memory.levers import Measured, Refused
@@ -61,7 +63,8 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
     else:
         said = f"does not fit: {size(forecast.needed - card.usable)} are missing"
     share = 100 * traced.trainable / traced.parameters
-    yield f"{name} on {card.name}, {size(card.memory)}: {said}"
+    each = " each" if card.count > 1 else ""
+    yield f"{name} on {card.title}, {size(card.memory)}{each}: {said}"
     yield f"  rows       {_rows(forecast)}"
     yield f"  parameters {traced.parameters:,}, of which {traced.trainable:,} train ({share:.2f} %)"
     yield f"  allocated  {size(forecast.allocated):>12}  at most"
@@ -70,6 +73,8 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
     if forecast.pool:
         yield f"  graphs     {size(forecast.pool):>12}  of that in a pool of their own, which nothing else can use"
     yield f"  context    {size(card.context):>12}  {card.context_source}"
+    if card.count > 1:
+        yield f"  NCCL       {size(card.nccl):>12}  {NCCL_SOURCE if card.nccl else NO_NCCL}"
     yield f"  margin     {size(forecast.margin):>12}  what a forecast may be wrong by, as measured"
     yield from time_lines(forecast)
     for notice in (*traced.plan.notices, *traced.notices):
@@ -78,13 +83,14 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
 
 def _rows(forecast: Forecast) -> str:
     rows, length = forecast.shapes.training[0].input_ids.shape
-    return f"{rows} x {length} tokens to a micro-batch; from {forecast.shapes.source}"
+    each = f" on each of {forecast.card.count} cards" if forecast.card.count > 1 else ""
+    return f"{rows} x {length} tokens to a micro-batch{each}; from {forecast.shapes.source}"
 
 
 def _ledger(forecast: Forecast) -> Iterator[str]:
     yield f"What it is for, at the peak ({_place(forecast.ledger.at)})"
     entries = [(str(entry.kind), entry.bytes) for entry in forecast.ledger.entries]
-    entries += [("context", forecast.card.context), ("fragmentation and cache", forecast.cached)]
+    entries += [*forecast.outside, ("fragmentation and cache", forecast.cached)]
     total = forecast.used
     for kind, number in sorted(entries, key=lambda entry: -entry[1]):
         if number >= NEGLIGIBLE:
@@ -161,7 +167,7 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
     """The plan for a program; sizes are bytes."""
     traced, ledger = forecast.trace, forecast.ledger
     result: dict[str, Any] = {
-        "card": {"name": forecast.card.name, "memory": forecast.card.memory, "context": forecast.card.context},
+        "card": json_of_card(forecast.card),
         "fits": forecast.passes,
         "spare": forecast.spare,
         "allocated": forecast.allocated,
@@ -179,7 +185,7 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
         "notices": [*traced.plan.notices, *traced.notices],
         "ledger": {
             **{entry.kind: entry.bytes for entry in ledger.entries},
-            "context": forecast.card.context,
+            **dict(forecast.outside),
             "fragmentation and cache": forecast.cached,
         },
         "phases": {phase.phase: phase.bytes for phase in ledger.phases},
@@ -190,6 +196,17 @@ def json_of(forecast: Forecast, found: Iterable[Measured | Refused] | None = Non
     if found is not None:
         result["levers"] = [_lever_json(one) for one in found]
     return result
+
+
+def json_of_card(card: Card) -> dict[str, Any]:
+    """A card, and how many of its kind the run has; sizes are bytes of each."""
+    return {
+        "name": card.name,
+        "count": card.count,
+        "memory": card.memory,
+        "context": card.context,
+        "nccl": card.nccl,
+    }
 
 
 def _lever_json(one: Measured | Refused) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def use_of(record: MemoryStrategy[Any], setting: Mapping[str, object]) -> Use[Me
     return Use(record=record, options=options)
 
 
-def plan_alone(record: MemoryStrategy[Any], setting: Mapping[str, object]) -> Plan:
-    """The plan of a GPU's run with this strategy alone; an empty one if it cannot be had, as its trace will say."""
-    plan = Plan(gpu=True)
+def plan_alone(record: MemoryStrategy[Any], setting: Mapping[str, object], *, processes: int = 1) -> Plan:
+    """The plan of a run on GPUs with this strategy alone; an empty one if it cannot be had, as its trace will say."""
+    plan = Plan(gpu=True, processes=processes)
     try:
         use = use_of(record, setting)
         with blame(f'memory strategy "{record.name}"'):

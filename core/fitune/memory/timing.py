@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fitune.memory.cards.pace import Pace
+from fitune.memory.cards.cards import Card
+from fitune.memory.cards.pace import PEERS, Pace
 from fitune.memory.forecast import Forecast
 from fitune.memory.trace.step_time import Seconds
 
@@ -17,6 +18,8 @@ class StepTime:
 
     seconds: Seconds
     tokens: int
+    """On all cards together."""
+    cards: int
     rates: str
     """Where the card's speeds come from."""
 
@@ -28,7 +31,11 @@ class StepTime:
     @property
     def bound(self) -> str:
         """What it waits for, where that is not the card."""
-        waits = {"link": "the link to the host", "host": "Python, which launches operations"}
+        waits = {
+            "link": "the link to the host",
+            "host": "Python, which launches operations",
+            "peers": "the links between cards",
+        }
         return next((f"; bound by {why}" for name, why in waits.items() if self._is_bound_by(name)), "")
 
     def _is_bound_by(self, name: str) -> bool:
@@ -40,15 +47,27 @@ def time_of(forecast: Forecast) -> StepTime:
     pace, accumulation = Pace(forecast.card), forecast.trace.plan.accumulation
     traced, batches = forecast.trace, forecast.shapes.training
     seconds = traced.work.seconds(pace, traced=traced.micro_batches, accumulation=accumulation)
-    tokens = sum(batch.input_ids.numel() for batch in batches) * accumulation // len(batches)
-    return StepTime(seconds=seconds, tokens=tokens, rates=pace.origin.says)
+    cards = forecast.card.count
+    tokens = cards * sum(batch.input_ids.numel() for batch in batches) * accumulation // len(batches)
+    return StepTime(seconds=seconds, tokens=tokens, cards=cards, rates=pace.origin.says)
 
 
 def time_lines(forecast: Forecast) -> Iterator[str]:
     """How long a step takes, by forecast, and what that is made from."""
     found = time_of(forecast)
-    yield f"  a step     {found.seconds.step:>10.3f} s  forecast, {found.tokens_per_second:,.0f} tokens/s{found.bound}"
+    on_all = f" on all {found.cards}" if found.cards > 1 else ""
+    rate = f"{found.tokens_per_second:,.0f} tokens/s{on_all}"
+    yield f"  a step     {found.seconds.step:>10.3f} s  forecast, {rate}{found.bound}"
     yield f"  speeds     {found.rates}"
+    if found.cards > 1:
+        yield f"  links      {found.seconds.peers:>10.3f} s  of that between cards, {links_of(forecast.card)}"
+
+
+def links_of(card: Card) -> str:
+    """How cards talk to each other, and how fast that is taken to be."""
+    if card.peer_link:
+        return f"{PEERS:.0%} of the {card.peer_link:.0f} GB/s of their data sheet in one direction: assumed"
+    return "half the rate of the link to the host, for it goes by way of that: assumed"
 
 
 def json_of_time(forecast: Forecast) -> dict[str, Any]:

@@ -4,13 +4,8 @@ import itertools
 
 import pytest
 
-from fitune.memory.allocator.allocator import (
-    CachingAllocator,
-    OutOfMemory,
-    replay,
-    segment_size,
-    smallest_capacity,
-)
+from fitune.memory.allocator.allocator import CachingAllocator, OutOfMemory, segment_size
+from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.plugin.units import MIB
 
 Log = list[tuple[int, int]]

@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitune.memory.allocator.allocator import (
-    GRANULE,
-    CachingAllocator,
-    OutOfMemory,
-    replay,
-    smallest_capacity,
-)
+from fitune.memory.allocator.allocator import GRANULE, CachingAllocator, OutOfMemory
 from fitune.memory.allocator.pools import Piece
+from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.plugin.units import MIB
 
 Log = list[tuple[int, int]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fitune.memory.allocator.allocator import CLOSE_POOL, EMPTY_CACHE, OutOfMemory, replay, smallest_capacity
+from fitune.memory.allocator.allocator import CLOSE_POOL, EMPTY_CACHE, OutOfMemory
+from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.plugin.units import MIB
 
 LARGE = 40 * MIB

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fitune import Batch, MemoryStrategy, MicroBatch, NoOptions, Recorder, Strategy
-from fitune.memory.allocator.allocator import CLOSE_POOL, EMPTY_CACHE, replay
+from fitune.memory.allocator.allocator import CLOSE_POOL, EMPTY_CACHE
+from fitune.memory.allocator.replay import replay
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import Forecast, on_card
 from fitune.memory.report import json_of, text

@@ -23,7 +23,7 @@ from transformers import (
 
 from fitune import Batch, ModelError
 from fitune.compose.loss import plain_loss
-from fitune.memory.allocator.allocator import replay
+from fitune.memory.allocator.replay import replay
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import shapes_of_recipe
 from fitune.memory.trace.run import trace

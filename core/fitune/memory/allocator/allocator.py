@@ -1,8 +1,8 @@
 """What torch's CUDA caching allocator reserves for a log of allocations: a model of it in plain Python.
 
 It follows `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.13) and `c10/core/AllocatorConfig.h` at their default
-settings, for one stream, and another one with a private pool, which CUDA graphs have; the constants carry the names
-that they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
+settings: each stream has free blocks of its own, and CUDA graphs a private pool. The constants carry the names that
+they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
 
 What it leaves out: addresses of `cudaMalloc` are the driver's choice (here every segment lies behind the older ones,
 which decides between free blocks of one size), and an expandable segment has room for 9/8 of a card's memory there,
@@ -10,8 +10,6 @@ but without end here. `capacity` is memory that runs out, not `set_per_process_m
 """
 
 from __future__ import annotations
-
-from collections.abc import Container, Iterable, Sequence
 
 from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
@@ -68,6 +66,8 @@ class CachingAllocator:
         """Of the reserved bytes, those of the private pool."""
         self.peak_reserved_apart = 0
         self._general = _pools(expandable)
+        self._streams: dict[int, tuple[Pool, Pool]] = {0: self._general}
+        """Of each stream: what is free on one serves requests on that one alone."""
         self._private = _pools(expandable)
         self._closed: list[tuple[Pool, Pool]] = []
         """Private pools that were given up."""
@@ -81,11 +81,11 @@ class CachingAllocator:
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """All pools of free blocks: the general ones, the private ones, and those that were given up."""
-        return tuple(pool for pools in (self._general, self._private, *self._closed) for pool in pools)
+        """All pools of free blocks: those of streams, the private ones, and those that were given up."""
+        return tuple(pool for pools in (*self._streams.values(), self._private, *self._closed) for pool in pools)
 
-    def allocate(self, block: int, size: int, *, apart: bool = False) -> None:
-        """Allocate `size` bytes as block number `block`, from the private pool if it is to stand `apart`.
+    def allocate(self, block: int, size: int, *, apart: bool = False, stream: int = 0) -> None:
+        """Allocate `size` bytes as block number `block` on a stream, from the private pool if it is to stand `apart`.
 
         Raises `OutOfMemory` where the capacity is not enough, with everything that was cached given back, and
         `ValueError` for a number that is in use.
@@ -96,7 +96,7 @@ class CachingAllocator:
             self._blocks[block] = None
             return
         size = round_size(size)
-        small, large = self._private if apart else self._general
+        small, large = self._private if apart else self._of_stream(stream)
         pool = small if size <= SMALL_SIZE else large
         found = pool.best_fit(size, expandable=self.expandable) or self._more(pool, size)
         rest = found.size - size
@@ -118,6 +118,12 @@ class CachingAllocator:
         pool.merge(freed, freed.before)
         pool.merge(freed, freed.after)
         pool.add(freed)
+
+    def _of_stream(self, stream: int) -> tuple[Pool, Pool]:
+        found = self._streams.get(stream)
+        if found is None:
+            found = self._streams[stream] = _pools(self.expandable)
+        return found
 
     def _more(self, pool: Pool, size: int) -> Piece:
         """A block from memory that is not reserved yet, after giving back what is cached if need be.
@@ -189,7 +195,8 @@ class CachingAllocator:
 
     def release(self) -> None:
         """Give back whole free segments, or whole free pages, but for the private pool's: `release_cached_blocks`."""
-        for pool in (large_or_small for pools in (self._general, *self._closed) for large_or_small in reversed(pools)):
+        shared = (*self._streams.values(), *self._closed)
+        for pool in (large_or_small for pools in shared for large_or_small in reversed(pools)):
             for block in pool.free():
                 if self.expandable:
                     self._unmap(pool, block)
@@ -232,67 +239,6 @@ def segment_size(size: int) -> int:
     if size <= SMALL_SIZE:
         return SMALL_BUFFER
     return LARGE_BUFFER if size < MIN_LARGE_ALLOC else _up(size, ROUND_LARGE)
-
-
-def replay(
-    events: Iterable[tuple[int, int]],
-    *,
-    expandable: bool = False,
-    capacity: int | None = None,
-    apart: Container[int] = (),
-) -> CachingAllocator:
-    """The allocator after a log of events: `(block, bytes)` allocates, `(-block, anything)` frees; numbers are above 0.
-
-    `(0, EMPTY_CACHE)` and `(0, CLOSE_POOL)` are events too; blocks whose numbers are `apart` come from the private
-    pool. Raises `OutOfMemory` where `capacity` bytes are not enough, and as `CachingAllocator` does for a wrong log.
-    """
-    allocator = CachingAllocator(expandable=expandable, capacity=capacity)
-    allocate, free = allocator.allocate, allocator.free
-    for block, size in events:
-        if block > 0:
-            allocate(block, size, apart=block in apart)
-        elif block < 0:
-            free(-block)
-        else:
-            if size == CLOSE_POOL:
-                allocator.close_pool()
-            allocator.release()
-    return allocator
-
-
-def smallest_capacity(
-    events: Sequence[tuple[int, int]], *, expandable: bool = False, apart: Container[int] = ()
-) -> int:
-    """Bytes of capacity with which a log gets through, while a `GRANULE` less is not enough.
-
-    A cache that is given back earlier may leave blocks otherwise, so a log may fail again with a little more, or get
-    through with less: 4 of 150 random logs did on the default allocator, and none with expandable segments. So replay
-    a capacity in hand itself.
-    """
-    fails = -(-_most_requested(events) // GRANULE) - 1  # below what is asked for at once, no allocator gets through
-    works = -(-replay(events, expandable=expandable, apart=apart).peak_reserved // GRANULE)
-    while works - fails > 1:
-        guess = (works + fails) // 2
-        try:
-            replay(events, expandable=expandable, capacity=guess * GRANULE, apart=apart)
-            works = guess
-        except OutOfMemory:
-            fails = guess
-    return works * GRANULE
-
-
-def _most_requested(events: Iterable[tuple[int, int]]) -> int:
-    """The most bytes that a log holds at once, each request rounded."""
-    sizes: dict[int, int] = {}
-    held = most = 0
-    for block, size in events:
-        if block > 0:
-            sizes[block] = round_size(size)
-            held += sizes[block]
-            most = max(most, held)
-        elif block < 0:
-            held -= sizes.pop(-block)
-    return most
 
 
 def _up(size: int, unit: int) -> int:

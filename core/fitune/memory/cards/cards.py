@@ -69,11 +69,27 @@ class Card:
     """Where speeds and bandwidths come from."""
     rated_as: str = ""
     """For a budget, the card that it computes as; its rates may have been measured (`rates.py`)."""
+    peer_link: float = 0.0
+    """To another card of its kind in one host, one direction, in GB/s; 0 where that goes by way of the host."""
+    count: int = 1
+    """How many of its kind a run has, with a process on each; all else here is of one of them."""
+    nccl: int = 0
+    """Bytes that NCCL takes of it outside torch's caching allocator; 0 where a run has one card (`several.py`)."""
 
     @property
     def usable(self) -> int:
         """Bytes that torch's caching allocator can have."""
-        return self.memory - self.context
+        return self.memory - self.outside
+
+    @property
+    def outside(self) -> int:
+        """Bytes that a run takes of it outside torch's caching allocator: its context, and NCCL's part."""
+        return self.context + self.nccl
+
+    @property
+    def title(self) -> str:
+        """Its name, with their number where a run has several."""
+        return self.name if self.count == 1 else f"{self.count} x {self.name}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +114,7 @@ class _Entry:
     matmul: _Matmul
     bandwidth: Rate
     host_link: Rate
+    peer_link: Rate | None = None
     source: Text
 
 
@@ -181,6 +198,7 @@ def budget_card(size: int, like: Card | None = None) -> Card:
         matmul=like.matmul if like else {},
         bandwidth=like.bandwidth if like else 0.0,
         host_link=like.host_link if like else 0.0,
+        peer_link=like.peer_link if like else 0.0,
         source=f"as {like.name}" if like else "assumed: compute capability 8.0; speeds are not known",
         rated_as=(like.rated_as or like.name) if like else "",
     )
@@ -249,5 +267,6 @@ def _card(source: TomlSource, table: Mapping[str, Any], at: tuple[str | int, ...
         matmul={name: speed for name, speed in speeds.items() if speed is not None},
         bandwidth=entry.bandwidth,
         host_link=entry.host_link,
+        peer_link=entry.peer_link or 0.0,
         source=entry.source,
     )

@@ -22,6 +22,9 @@ from fitune.memory.kernels.gpu import Gpu
 MATMUL, ATTENTION, BANDWIDTH, LINK = 0.70, 0.45, 0.75, 0.75
 """Shares of a data sheet's rates that are reached, where nothing was measured."""
 
+PEERS = 0.75
+"""Share of the rate of the link between cards that NCCL reaches with large messages; not measured here."""
+
 LAUNCH = 9e-6
 """Seconds of the host for each operation, Python and autograd included, where nothing was measured."""
 
@@ -84,6 +87,8 @@ class Pace:
         self.own = OWN
         self.link = (card.host_link or find_card(ASSUMED_CARD).host_link) * 1e9 * LINK
         """Bytes a second between the host and the card."""
+        self.peers = card.peer_link * 1e9 * PEERS if card.peer_link else self.link / 2
+        """Bytes a second from card to card; without a link of their own they go up and down that to the host."""
         self.within = 1.0
         """By which operations take longer within a step."""
         rates = self.origin.rates
@@ -91,6 +96,7 @@ class Pace:
             self.within = WITHIN
             self.gap, self.forward, self.backward, self.listed = rates.gap, rates.forward, rates.backward, rates.listed
             self.link = 2**30 / rates.link
+            self.peers = self.peers if card.peer_link else self.link / 2
             self._learn(rates, self.origin.base or card)
 
     def seconds(self, work: Operation) -> float:

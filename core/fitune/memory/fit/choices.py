@@ -43,9 +43,11 @@ class Choice:
         return self.record.exact is not True
 
 
-def choices_for(recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str]) -> list[Choice]:
+def choices_for(
+    recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str], *, processes: int = 1
+) -> list[Choice]:
     """Those that a recipe leaves to be chosen, in the order in which they stand in one: free ones first, and none
-    before what it needs.
+    before what it needs; what shards weights over processes is none for a single one.
     """
     named = {use.record.name for use in recipe.strategies}
     found: list[Choice] = []
@@ -53,12 +55,19 @@ def choices_for(recipe: Recipe, registry: Registry, config: PreTrainedConfig, al
         fit = record.fit
         if fit is None or record.name in named or (must_be_asked(record) and record.name not in allow):
             continue
+        if processes == 1 and is_of_several(record, fit):
+            continue
         if fit.suits is None or fit.suits(config):
-            plans = tuple(plan_alone(record, setting) for setting in fit.settings)
+            plans = tuple(plan_alone(record, setting, processes=processes) for setting in fit.settings)
             found.append(Choice(record=record, fit=fit, plans=plans))
     found.sort(key=lambda choice: (not choice.fit.free, bool(choice.fit.needs)))
     known = named | {choice.name for choice in found}
     return [choice for choice in found if not choice.fit.needs or choice.fit.needs in known]
+
+
+def is_of_several(record: MemoryStrategy[Any], fit: Fit) -> bool:
+    """Whether a strategy shards weights over processes, if there are several."""
+    return any(plan_alone(record, setting, processes=2).sharded for setting in fit.settings)
 
 
 def combinations(choices: Sequence[Choice], named: set[str]) -> Iterator[Picks]:

@@ -25,11 +25,12 @@ class Seen:
     card: float
     host: float
     link: float
+    peers: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return max(self.card, self.host, self.link)
+        return max(self.card, self.host, self.link, self.peers)
 
     def plus(self, other: Seen, times: float = 1.0) -> Seen:
         """The sum with a multiple of another."""
@@ -116,6 +117,7 @@ def _scaled(line: Affine, rows: int) -> Affine:
         sizes = {
             name: seen.standing + rows * (getattr(seen, name) - seen.standing) for name in ("allocated", "reserved")
         }
-        return Seen(**sizes, standing=seen.standing, card=seen.card, host=seen.host / rows, link=seen.link)
+        times = {"card": seen.card, "host": seen.host / rows, "link": seen.link, "peers": seen.peers / rows}
+        return Seen(**sizes, standing=seen.standing, **times)
 
     return Affine(start=more(line.start), layer=more(line.layer))

@@ -148,16 +148,16 @@ def _step(budget: int) -> int:
 def _composition(found: Any) -> Composition:
     forecast: Forecast = found.forecast
     told = MemoryForecast(
-        card=forecast.card.name,
+        card=forecast.card.title,
         allocated=forecast.allocated,
         reserved=forecast.reserved,
         needed=forecast.needed,
         margin=forecast.margin,
-        context=forecast.card.context,
+        context=forecast.card.outside,
         fits=forecast.passes,
         ledger=(
             *((entry.kind, entry.bytes) for entry in forecast.ledger.entries),
-            ("context", forecast.card.context),
+            *forecast.outside,
             ("fragmentation and cache", forecast.cached),
         ),
     )
@@ -165,7 +165,7 @@ def _composition(found: Any) -> Composition:
     names = ", ".join(_named(use.table()) for use in recipe.strategies) or "no strategy"
     spare = forecast.card.usable - forecast.margin - forecast.reserved
     lines = (
-        f"chosen for {forecast.card.name}: {names}",
+        f"chosen for {forecast.card.title}: {names}",
         f"forecast {gib(forecast.reserved)} reserved, {gib(forecast.margin)} margin, {gib(spare)} to spare",
         *found.notes,
     )

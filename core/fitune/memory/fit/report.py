@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fitune.memory.fit.result import Considered, Fitted
-from fitune.memory.report import size, verdict
+from fitune.memory.report import json_of_card, size, verdict
 from fitune.plugin.options import describe, to_table, toml_text
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
@@ -29,13 +29,13 @@ def lines(fitted: Fitted, asked: Recipe) -> Iterator[str]:
 def in_short(fitted: Fitted) -> str:
     """What was chosen, in a line."""
     named = ", ".join(worded(use.record.name, _settings(use)) for use in fitted.recipe.strategies) or "no strategy"
-    return f"[memory] fit: planned is what it chooses for {fitted.card.name}, {size(fitted.card.memory)}: {named}"
+    return f"[memory] fit: planned is what it chooses for {fitted.card.title}, {size(fitted.card.memory)}: {named}"
 
 
 def json_of_fit(fitted: Fitted) -> dict[str, Any]:
     """The same for a program; sizes are bytes, `seconds` those of the time model, to be compared with each other."""
     return {
-        "card": {"name": fitted.card.name, "memory": fitted.card.memory, "context": fitted.card.context},
+        "card": json_of_card(fitted.card),
         "strategies": [use.table() for use in fitted.recipe.strategies],
         "chosen": _json(fitted.chosen, fitted.chosen),
         "others": [_json(other, fitted.chosen) for other in fitted.others],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from fitune.compose.model import built, planned
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
+from fitune.memory.cards.several import launched, several
 from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
 from fitune.memory.fit.kept import keep, kept, key_of_fit
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 64
 """Rows to a micro-batch, at most, where the search chooses."""
 
+FREE_NOW = "none: what is free now, beside the context"
+
 
 def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | None = None) -> Fitted | None:
     """What `[memory] fit` chooses; None where it is not set, or asks for this machine's GPU and there is none.
@@ -41,7 +43,7 @@ def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | 
         return None
     if budget is not None:
         usable = min(budget, card.usable)
-        card = replace(card, memory=usable, context=0, context_source="none: what is free now, beside the context")
+        card = replace(card, memory=usable, context=0, nccl=0, context_source=FREE_NOW)
         return fit(recipe, registry, shapes, card)
     return fit(recipe, registry, shapes, card, again=False)
 
@@ -51,10 +53,10 @@ def card_of_fit(recipe: Recipe) -> Card | None:
     wanted = recipe.memory.fit
     local = local_card()
     if wanted is True:
-        return None if local is None else better_known(local)
+        return None if local is None else several(better_known(local), launched())
     if not wanted:
         return None
-    return card_or_budget(wanted, local)
+    return several(card_or_budget(wanted, local), launched())
 
 
 def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True) -> Fitted:
@@ -64,23 +66,23 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again:
     """
     model = built(recipe)
     config = model.config
-    layers = layers_of(model)
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
     key = key_of_fit(recipe, registry, config, shapes(recipe), card)
-    choices = choices_for(recipe, registry, config, recipe.memory.allow)
+    choices = choices_for(recipe, registry, config, recipe.memory.allow, processes=card.count)
     before = None if again else kept(key, recipe, tracing, card, {choice.name for choice in choices})
     if before is not None:
         return before
+    layers = layers_of(model)
     if layers > 1 and not can_be_short(recipe, tracing):
         layers = 1
     choices = possible(choices, recipe, tracing, 0 if layers == 1 else SHORT[0])
     space = Space(
         choices=choices,
         named=frozenset(use.record.name for use in recipe.strategies),
-        rows=rows_of(recipe),
+        rows=rows_of(recipe, card.count),
         layers=layers,
         usable=card.usable,
-        plan=planned(recipe, gpu=True)[1],
+        plan=planned(recipe, gpu=True, processes=card.count)[1],
     )
     search = Search(space, tracing)
     try:
@@ -130,20 +132,19 @@ def possible(choices: list[Choice], recipe: Recipe, tracing: Traces, layers: int
 
 
 def _works(recipe: Recipe, tracing: Traces, layers: int, *choices: Choice) -> bool:
-    rows = rows_of(recipe)[0]
+    rows = rows_of(recipe, tracing.processes)[0]
     tables = tuple({"use": choice.name, **choice.fit.settings[0]} for choice in choices)
     accumulation = rows.accumulation if rows.chosen else None
     trial = Trial(tables=tables, micro_batch=rows.micro_batch, accumulation=accumulation)
     return tracing.short(trial, layers) is not None
 
 
-def rows_of(recipe: Recipe) -> list[MicroBatches]:
-    """How a step's rows may be cut into micro-batches, the fewest rows first."""
+def rows_of(recipe: Recipe, processes: int = 1) -> list[MicroBatches]:
+    """How each process' rows of a step may be cut into micro-batches, the fewest rows first."""
     train = recipe.train
     if train.batch_tokens is None:
         accumulation = planned(recipe, gpu=True)[1].accumulation
         return [MicroBatches(micro_batch=train.micro_batch, accumulation=accumulation, chosen=False)]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows, rest = divmod(train.batch_tokens, train.length * processes)
     if rest:
         raise RunError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fitune.errors import FtError
-from fitune.memory.allocator.allocator import replay
+from fitune.memory.allocator.replay import replay
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.pace import Pace
 from fitune.memory.fit.choices import Table, composed
@@ -64,6 +64,11 @@ class Traces:
         self._short: dict[tuple[str, int], Seen | None] = {}
         self._whole: dict[str, tuple[Recipe, Forecast, Seen] | None] = {}
 
+    @property
+    def processes(self) -> int:
+        """Of the run, each on a card of its own."""
+        return self._card.count
+
     def short(self, trial: Trial, layers: int) -> Seen | None:
         """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
         key = trial.key, layers
@@ -71,7 +76,7 @@ class Traces:
             try:
                 _, traced, _ = self._traced(trial, layers or None)
                 log = traced.log
-                taken = replay(log.sized(), expandable=traced.plan.expandable, apart=log.apart)
+                taken = replay(log.sized(), expandable=traced.plan.expandable, apart=log.apart, streams=log.streams)
                 sizes = taken.peak_allocated, taken.peak_reserved
                 self._short[key] = self._seen(traced, sizes, make_ledger(log))
             except FtError as error:
@@ -115,4 +120,5 @@ class Traces:
             card=took.card,
             host=took.host,
             link=took.link,
+            peers=took.peers,
         )

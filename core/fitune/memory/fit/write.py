@@ -18,7 +18,7 @@ def written(fitted: Fitted, command: str) -> str:
     spare = card.usable - forecast.margin - forecast.reserved
     head = (
         f"Written by: {command}",
-        f"For {card.name}, {size(card.memory)}, of which a run can have {size(card.usable)}",
+        f"For {card.title}, {size(card.memory)}, of which a run can have {size(card.usable)}",
         f"Forecast: {size(forecast.allocated)} allocated and {size(forecast.reserved)} reserved at most, "
         f"margin {size(forecast.margin)}, {size(spare)} to spare",
     )

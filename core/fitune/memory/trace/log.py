@@ -26,9 +26,12 @@ Kind = Literal[
     "kernel scratch",
     "cuBLAS workspace",
     "key-value cache",
+    "gathered weights",
+    "communication",
 ]
 """What memory is for. "saved activations" are kept from the forward for the backward pass; "activation gradients" is
-what the backward pass makes; "loss" is all behind the model's last layer; "temporaries" is all else."""
+what the backward pass makes; "gathered weights" are those of sharded layers while they are whole, and "communication"
+is what collectives read and write; "loss" is all behind the model's last layer; "temporaries" is all else."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Block:
     """Optimizer step in which it was made, counted from 1; 0 before the first."""
     apart: bool = False
     """Whether it is of the pool that CUDA graphs have to themselves."""
+    stream: int = 0
+    """The CUDA stream that it was taken on; 0 is the one that computes."""
 
     @property
     def rounded(self) -> int:
@@ -69,7 +74,7 @@ class MemoryLog:
     """(index of the first event, phase, step), ascending."""
     releases: list[tuple[int, int]] = field(default_factory=list)
     """(index of the event before which what is cached was given back, how), ascending; how is as
-    `fitune.memory.allocator.allocator.replay` takes it."""
+    `fitune.memory.allocator.replay.replay` takes it."""
 
     def take(self, block: Block) -> int:
         """Take a block; gives its number."""
@@ -98,6 +103,11 @@ class MemoryLog:
     def apart(self) -> frozenset[int]:
         """Numbers of the blocks of the pool that CUDA graphs have to themselves."""
         return frozenset(number for number, block in enumerate(self.blocks, 1) if block.apart)
+
+    @property
+    def streams(self) -> dict[int, int]:
+        """Streams of the blocks that were taken on another than the one that computes, by their numbers."""
+        return {number: block.stream for number, block in enumerate(self.blocks, 1) if block.stream}
 
     def sized(self) -> Iterator[tuple[int, int]]:
         """Events as an allocator takes them: (block, bytes), (-block, bytes), (0, how) for what is given back."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 DEVICE = torch.device("meta")
 
@@ -32,3 +33,8 @@ def _beside(value: object, depth: int = 3) -> Iterator[Tensor]:
             yield attribute
         elif depth and hasattr(attribute, "__dict__") and not isinstance(attribute, (nn.Module, type)):
             yield from _beside(attribute, depth - 1)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Of a tensor that is spread over processes, this one's part; any other as it is."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from fitune.memory.trace.log import Block, MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values
+from fitune.memory.trace.processes import as_processes, as_sharded
 from fitune.memory.trace.recorder import TracedRecorder
 from fitune.memory.trace.refusal import in_words
 from fitune.memory.trace.shorten import shorten
@@ -44,9 +45,18 @@ from fitune.plugin.records import MemoryTwin
 from fitune.plugin.strategy import Plan
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedConfig, PreTrainedModel
 
 STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Processes:
+    """What a step asks of an `Accelerator`."""
+
+    num_processes: int
+
 
 WARM_UP = "transformers' warm-up of the allocator"
 DEQUANTISED = "a weight that is dequantised as it is read"
@@ -85,13 +95,14 @@ def trace(
     """
     gc.freeze()  # what is imported stays: to look through it for garbage would take half the time of a small model
     try:
-        return _traced(recipe, shapes, card, twins, layers)
+        with as_processes(card.count):
+            return _traced(recipe, shapes, card, twins, layers)
     finally:
         gc.unfreeze()
 
 
 def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin], layers: int | None) -> Trace:
-    strategies, plan = planned(recipe, gpu=True)
+    strategies, plan = planned(recipe, gpu=True, processes=card.count)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
     base = built(recipe)
     if layers is not None:
@@ -118,6 +129,8 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         stack.enter_context(modules.watch())
         stack.enter_context(in_words(model, modules, tracer))
         stack.enter_context(in_place_of_kernels(twins, tracer))
+        if card.count > 1:
+            stack.enter_context(as_sharded(tracer))
         known.packed = packed
         step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
     if tracer.by_most:
@@ -155,14 +168,17 @@ def follow(
     tracer.enter("load", 0)
     tracer.last_step = STEPS
     with tracer:
-        _load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading)
-        model = prepared(strategies, model)
+        if plan.sharded:
+            model = _load_in_shards(model, strategies, tracer)
+        else:
+            _load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading)
+            model = prepared(strategies, model)
         isolate(model)
         trainables = _trainables(recipe, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
         recorder = TracedRecorder(tracer, plan, device, length=longest_row(recipe, model))
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
-        computed = _steps(step, shapes, tracer, known)
+        computed = _steps(step, shapes, tracer, known, plan.processes)
         if shapes.evaluation is not None or shapes.prompt:
             _evaluate(step, recipe.evaluation, shapes, tracer, known)
     return step, computed
@@ -188,6 +204,17 @@ def _load(model: PreTrainedModel, tracer: Tracer, reading: float) -> None:
     tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
 
 
+def _load_in_shards(model: PreTrainedModel, strategies: Strategies, tracer: Tracer) -> PreTrainedModel:
+    """Take the memory of weights that lie on the host until a strategy spreads them over processes: a layer comes to
+    the card whole, this process' part of it stays.
+    """
+    model = prepared(strategies, model)
+    for tensor in tensors_of(model):
+        tracer.adopt(tensor)  # what no strategy has moved
+    tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
+    return model
+
+
 def _largest(model: PreTrainedModel) -> int:
     """Weights of the largest tensor but the embeddings and the head, which no checkpoint has quantised."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -208,14 +235,15 @@ def _adapts(model: PreTrainedModel) -> bool:
     return any(not p.requires_grad for p in model.parameters())
 
 
-def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known) -> Counter[int]:
+def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known, processes: int) -> Counter[int]:
     computed: Counter[int] = Counter()
     known.packed = any(batch.positions is not None for batch in shapes.training)
     for number in range(1, STEPS + 1):
         tracer.enter("forward", number)
         step.make(
             shapes.training[:number],
-            sum(batch.targets for batch in shapes.training),
+            processes * sum(batch.targets for batch in shapes.training),
+            reduce=partial(step.trainables.reduce, cast("Accelerator", _Processes(processes))),
             enter=partial(_enter, step, tracer, number, computed),
         )
         _tag_state(step, tracer)

@@ -1,7 +1,8 @@
 """The work of an optimizer step, as its trace sees it, and how long a card takes for it.
 
 A step takes the sum of what its operations take on the card (`fitune.memory.cards.pace`), but no less than the host
-needs to launch them all, and than the link to the host needs for what is copied over it. The gradients' norm is waited
+needs to launch them all, than the link to the host needs for what is copied over it, and than the links between cards
+need for what their processes send each other. The gradients' norm is waited
 for before weights change: what the host does behind that is hidden by nothing, and adds to the time of the step.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from fitune.compose.step import Phase
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.pace import Operation, Pace, is_aligned, product
+from fitune.memory.trace.collectives import is_collective, sent_by
 
 ATTENTION_NAMES = ("_attention", "_varlen_attn")
 
@@ -29,6 +31,9 @@ OF_RESULTS = ("aten.embedding.", "aten.index_select.", "aten.gather.", "aten.ind
 
 COPIES = ("aten.clone.", "aten._to_copy.", "aten.copy_.", "aten.fill_.", "aten.zero_.", "aten.zeros")
 """Operations that move bytes and compute nothing."""
+
+COPY_IN = "fsdp.all_gather_copy_in"
+"""Copies this process' parts of weights to where they are gathered; its results are views of that."""
 
 REDUCTIONS = ("sum", "mean", "norm", "softmax", "logsumexp", "amax", "amin", "max", "min", "all", "any")
 """Parts of the names of operations that take rows to numbers, or to rows by these."""
@@ -43,11 +48,13 @@ class Seconds:
     card: float
     host: float
     link: float
+    peers: float = 0.0
+    """Of the links between cards, where a run has several."""
 
     @property
     def step(self) -> float:
-        """The longest: card, host and link work at the same time."""
-        return max(self.card, self.host, self.link)
+        """The longest: card, host and links work at the same time."""
+        return max(self.card, self.host, self.link, self.peers)
 
 
 @dataclass(slots=True)
@@ -64,6 +71,10 @@ class Work:
     """Tensors in the lists that operations of the rest are given: a fused optimizer looks at each."""
     moved: int = 0
     """Bytes over the link to the host, of its micro-batches."""
+    sent: int = 0
+    """Bytes over the links between cards, in one direction, of its micro-batches."""
+    sent_behind: int = 0
+    """The same, of the rest: nothing is computed meanwhile."""
     graphs: bool = False
     """Whether a micro-batch is one launch: a CUDA graph."""
 
@@ -71,6 +82,11 @@ class Work:
         self, phase: Phase, func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int, times: int
     ) -> None:
         """Count an operation, made so many times; "optimizer" is all that is done once a step, behind micro-batches."""
+        if is_collective(name):
+            sent = times * sent_by(name, arguments)
+            self.sent += 0 if phase == "optimizer" else sent
+            self.sent_behind += sent if phase == "optimizer" else 0
+            return
         operation = operation_of(func, name, arguments, results, flops)
         if operation is None:
             return
@@ -88,12 +104,16 @@ class Work:
         factor = accumulation / traced
         micro, rest = (_on_card(work, pace) for work in (self.micro, self.rest))
         behind = max(rest, self.rest.total() * pace.forward + self.listed * pace.listed)
+        behind += self.sent_behind / pace.peers
         launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
         launches += self.own * pace.own
         if self.graphs:
             launches = traced * pace.forward
         moving = self.moved / pace.link
-        return Seconds(card=factor * micro + behind, host=factor * launches + behind, link=factor * moving + behind)
+        sending = self.sent / pace.peers
+        found = (factor * seconds + behind for seconds in (micro, launches, moving, sending))
+        card_, host, link, peers = found
+        return Seconds(card=card_, host=host, link=link, peers=peers if self.sent else 0.0)
 
 
 def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int) -> Operation | None:
@@ -108,6 +128,8 @@ def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, f
         given = [a for argument in lists for a in argument if isinstance(a, Tensor) and a.is_meta]
     if not given and not made:
         return None
+    if name.startswith(COPY_IN):
+        return Operation("pass", bytes=2 * sum(_bytes(tensor) for tensor in arguments[0]), form="copy")
     written = sum(_bytes(tensor) for tensor in made) + _changed(schema.changed, arguments)
     read = written if name.startswith(OF_RESULTS) else sum(_bytes(tensor) for tensor in given)
     if not flops:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,10 +19,11 @@ from fitune.memory.kernels.torch_version import lt_workspace
 from fitune.memory.trace.flops import flops_of
 from fitune.memory.trace.host_link import cross, crossing
 from fitune.memory.trace.log import Block, Kind, MemoryLog
+from fitune.memory.trace.meta import local
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.outputs import AS_KERNEL
 from fitune.memory.trace.step_time import Work
-from fitune.memory.trace.values import ANSWERED, is_bound
+from fitune.memory.trace.values import ANSWERED, draws, is_bound
 from fitune.plugin.strategy import times
 
 CUBLAS: dict[str, Callable[[Sequence[Any]], bool]] = {
@@ -52,6 +55,15 @@ KINDS: dict[Phase, Kind] = {
 def without_values(tensor: Tensor) -> bool:
     """Whether a tensor stands for one on the card; others are on the host."""
     return tensor.is_meta
+
+
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """A storage that was seen."""
+
+    storage: weakref.ref[torch.UntypedStorage]
+    number: int
+    """Of its block; 0 while its memory is given back."""
 
 
 class Tracer(TorchDispatchMode):
@@ -88,11 +100,13 @@ class Tracer(TorchDispatchMode):
         self.draws = self.again = False
         """Whether random numbers are drawn on that stream, and whether anything is computed anew."""
         self.modules = modules
+        self.stream = 0
+        """The CUDA stream that memory is taken on; 0 is the one that computes."""
         self._on_card = on_card
         self._scratch = scratch
         self._workspace = cublas_workspace
         self._handles: set[tuple[bool, bool, bool]] = set()
-        self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self._known: dict[int, _Known] = {}
         self._phase: Phase = "load"
         self._behind = False  # what follows is done once a step: gradients are gathered after each micro-batch
         self._step = 0
@@ -113,14 +127,26 @@ class Tracer(TorchDispatchMode):
     def retag(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
         """Say what these tensors' memory is for."""
         for tensor in tensors:
-            known = None if tensor is None else self._known.get(id(tensor.untyped_storage()))
-            if known is not None:
-                self.log.blocks[known[1] - 1].kind = kind
+            known = None if tensor is None else self._known.get(id(local(tensor).untyped_storage()))
+            if known is not None and known.number:
+                self.log.blocks[known.number - 1].kind = kind
 
     def adopt(self, tensor: Tensor) -> None:
         """Note the memory of a tensor that was made before."""
         if self._on_card(tensor):
-            self._track(tensor, "load")
+            self._track(local(tensor), "load")
+
+    def resized(self, tensor: Tensor) -> None:
+        """Note that a tensor's storage has been given back, or taken again, while the tensor stays."""
+        known = self._known.get(id(tensor.untyped_storage()))
+        if known is None:
+            return
+        if known.number:
+            self.log.give_back(known.number)
+            known.number = 0
+        if tensor.untyped_storage().nbytes():
+            known.number = self._taken(tensor, "fsdp.alloc_storage")
+            self.log.blocks[known.number - 1].kind = "gathered weights"
 
     def learn(self, operation: str, scratch: Scratch) -> None:
         """Know what an operation's kernel takes beside its results."""
@@ -134,6 +160,8 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and note what it takes."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it calls operations on its own part, which are noted
         self.failing = name = str(func)
         as_kernel = AS_KERNEL.get(name) or ANSWERED.get(name)
         crosses = crossing(name, args, kwargs or {})
@@ -155,7 +183,7 @@ class Tracer(TorchDispatchMode):
         if self.apart:
             if name in ASKS or (crosses and not self._on_card(results)):
                 self.waits = name
-            self.draws |= _draws(func, args, kwargs or {})
+            self.draws |= draws(func, args, kwargs or {})
         if self._trains():
             self._count(func, name, args, kwargs or {}, results)
         self._account(name, args, results)
@@ -192,18 +220,25 @@ class Tracer(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = id(storage)
         known = self._known.get(key)
-        if known is not None and known[0]() is storage:
+        if known is not None and known.storage() is storage:
             return
-        block = self._block(storage.nbytes(), operation)
-        block.shape, block.dtype = tuple(tensor.shape), str(tensor.dtype)[6:]
-        number = self.log.take(block)
 
         def gone(_: object) -> None:
-            if self._known.get(key, (None, None))[1] == number:
+            if self._known.get(key) is noted:
                 del self._known[key]
-            self.log.give_back(number)
+            if noted.number:
+                self.log.give_back(noted.number)
 
-        self._known[key] = (weakref.ref(storage, gone), number)
+        noted = _Known(storage=weakref.ref(storage, gone), number=self._taken(tensor, operation))
+        self._known[key] = noted
+
+    def _taken(self, tensor: Tensor, operation: str) -> int:
+        """Note that this tensor's storage is taken; gives the number of its block."""
+        block = self._block(tensor.untyped_storage().nbytes(), operation)
+        block.shape, block.dtype = tuple(tensor.shape), str(tensor.dtype)[6:]
+        if self.stream and block.phase != "load":
+            block.kind = "communication"
+        return self.log.take(block)
 
     def _block(self, size: int, operation: str) -> Block:
         phase, kind, module = self._phase, KINDS[self._phase], ""
@@ -218,7 +253,7 @@ class Tracer(TorchDispatchMode):
                 kind = "loss" if in_head else "recomputed activations" if again else kind
             elif phase == "evaluation" and in_head:
                 kind = "loss"
-        return Block(size, kind, phase, operation, module, step=self._step, apart=self.apart)
+        return Block(size, kind, phase, operation, module, step=self._step, apart=self.apart, stream=self.stream)
 
     def _take_scratch(self, operation: str, sizes: Iterable[int]) -> dict[int, None]:
         """Take what a kernel takes beside its results; gives what it still holds at its end."""
@@ -254,13 +289,3 @@ class Tracer(TorchDispatchMode):
             block = self._block(size or self._workspace, "cuBLASLt" if size else "cuBLAS")
             block.kind = "cuBLAS workspace"
             self.log.take(block)
-
-
-def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation draws random numbers: attention may, and does not where it drops nothing."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
-    for at, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            return bool(args[at] if at < len(args) else kwargs.get("dropout_p", argument.default_value))
-    return True

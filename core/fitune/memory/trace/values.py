@@ -14,7 +14,7 @@ import ast
 import functools
 import linecache
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Literal
@@ -174,4 +174,16 @@ THE_MOST = (
 
 def is_bound(name: str, args: Sequence[Any]) -> bool:
     """Whether an operation has answered without values by the most that there can be."""
+    if not (isinstance(args[0], Tensor) and args[0].is_meta):
+        return False
     return name == "aten.nonzero.default" or (name == "aten.split_with_sizes.default" and not any(args[1]))
+
+
+def draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws random numbers: attention may, and does not where it drops nothing."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for at, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            return bool(args[at] if at < len(args) else kwargs.get("dropout_p", argument.default_value))
+    return True

@@ -1,0 +1,45 @@
+"""Several cards of one kind, a process on each: what NCCL takes of each beside the allocator, and how fast they talk.
+
+What NCCL takes is sourced, not measured here: 544 MiB of each of two cards and 688 MiB of each of more, for one
+communicator on A100s with NVLink, once it has summed (github.com/NVIDIA/nccl/issues/964). It grows with its channels,
+so with the links of a card (github.com/NVIDIA/nccl/issues/864), and each further communicator takes as much again;
+a run has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from fitune.errors import RunError
+from fitune.memory.cards.cards import Card
+from fitune.plugin.units import MIB
+
+OF_TWO, OF_MORE = 544 * MIB, 688 * MIB
+"""Bytes that NCCL takes of each card, of two and of more than two."""
+
+NCCL_SOURCE = "sourced, not measured here: of A100s with NVLink (github.com/NVIDIA/nccl/issues/964)"
+
+NO_NCCL = "none: the budget is taken as it was given"
+
+MOST = 1024
+"""Cards of a run, at most."""
+
+
+def several(card: Card, count: int) -> Card:
+    """A card as one of so many of its kind that a run has. Raises `RunError` for a number that cannot be.
+
+    A budget is taken as it was given: NCCL's part is taken off before.
+    """
+    if not 1 <= count <= MOST:
+        raise RunError(f"a run on {count} cards cannot be. Give a number from 1 to {MOST}")
+    if count == 1:
+        return dataclasses.replace(card, count=1, nccl=0)
+    nccl = 0 if card.context == 0 else OF_TWO if count == 2 else OF_MORE
+    return dataclasses.replace(card, count=count, nccl=nccl)
+
+
+def launched() -> int:
+    """Processes that a launcher has started, of which this is one, by torchrun's environment; else 1."""
+    number = os.environ.get("WORLD_SIZE", "1")
+    return int(number) if number.isdecimal() and int(number) > 0 else 1

@@ -1,0 +1,152 @@
+"""A run of several processes, traced as the first of them: shards, gathered layers, and what is sent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fitune.memory.cards.cards import find_card
+from fitune.memory.cards.several import several
+from fitune.memory.trace.collectives import is_collective, sent_by
+from fitune.memory.trace.log import MemoryLog
+from fitune.memory.trace.processes import as_processes
+from fitune.memory.trace.run import Trace, trace
+from fitune.plugin.recipe import Recipe
+from support.real_steps import both_logs, events
+from support.traces import shapes
+
+Read = Callable[..., Recipe]
+
+SHARDED = ('memory.strategy=[{use="fsdp"}]',)
+
+LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32
+"""Weights of a layer of the tiny model: attention, MLP, two norms."""
+
+REST = 2 * 260 * 32 + 32
+"""Embeddings, head, and the last norm."""
+
+
+def traced(recipe: Recipe, cards: int) -> Trace:
+    """On so many cards."""
+    return trace(recipe, shapes(recipe), several(find_card("h100"), cards))
+
+
+def steps_of(log: MemoryLog) -> MemoryLog:
+    """Without what comes before the first step: on the CPU, what stays on the host cannot be told from the rest."""
+    start = next(index for index, phase, step in log.phases if (phase, step) == ("forward", 1))
+    return replace(log, events=log.events[start:])
+
+
+def standing(log: MemoryLog, kind: str) -> int:
+    """Bytes, not rounded, of the blocks of a kind that are never given back before the first step ends."""
+    start = next(index for index, phase, step in log.phases if phase == "forward" and step == 1)
+    alive = {number for number in log.events[:start] if number > 0} - {-number for number in log.events[:start]}
+    return sum(log.blocks[number - 1].bytes for number in alive if log.blocks[number - 1].kind == kind)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shards_without_values_take_what_those_with_values_do(read: Read, adapter: str, dtype: str) -> None:
+    recipe = read(*SHARDED, f'adapter={{use="{adapter}"}}', f'model.dtype="{dtype}"')
+    forecast, real = both_logs(recipe, processes=2)
+    assert events(steps_of(forecast)) == events(steps_of(real))
+    assert any(block.kind == "gathered weights" for block in forecast.blocks)
+
+
+def test_each_process_has_its_part_of_every_weight(read: Read) -> None:
+    whole, sharded = traced(read(), 1), traced(read(*SHARDED), 4)
+    assert standing(whole.log, "weights") - standing(sharded.log, "weights") == 3 * (2 * LAYER + REST)
+    assert standing(whole.log, "adapter") == standing(sharded.log, "adapter"), "which is whole in each"
+    assert sharded.parameters == whole.parameters
+    assert sharded.plan.sharded
+
+
+def test_a_layer_is_gathered_whole_and_given_back(read: Read) -> None:
+    log = traced(read(*SHARDED), 4).log
+    sent_for = [block.bytes for block in log.blocks if block.kind == "communication" and block.phase == "forward"]
+    assert {4 * LAYER, 4 * REST} <= set(sent_for)
+    assert all(block.stream for block in log.blocks if block.kind == "communication" and block.phase == "forward")
+    gathered = [number for number, block in enumerate(log.blocks, 1) if block.kind == "gathered weights"]
+    assert set(gathered) <= {-number for number in log.events}, "none stays"
+    of_mlps = [b for b in log.blocks if b.kind == "gathered weights" and b.shape == (64 * 32,)]
+    assert len(of_mlps) == 2 * 2 * 2 * 3, "in each step, for each pass, in each layer, three weights"
+
+
+def test_replicas_take_what_one_process_does_and_a_buffer_for_the_sum(read: Read) -> None:
+    recipe = read()
+    alone, replica = traced(recipe, 1), traced(recipe, 4)
+    assert [b for b in replica.log.blocks if b.phase in ("forward", "loss", "backward")] == [
+        b for b in alone.log.blocks if b.phase in ("forward", "loss", "backward")
+    ]
+    flat = 4 * alone.trainable
+    added = len(replica.log.blocks) - len(alone.log.blocks)
+    assert added == 2, "a buffer in each of two steps"
+    assert sum(b.bytes == flat and b.phase == "gradients" for b in replica.log.blocks) == 2
+
+
+def test_what_is_sent_is_every_layer_twice_a_micro_batch(read: Read) -> None:
+    found = traced(read(*SHARDED), 4)
+    gathered, again = 2 * LAYER + REST, 2 * LAYER  # the rest stays whole for as long as the micro-batch takes
+    assert found.work.sent == found.micro_batches * 3 * (gathered + again)
+    assert found.work.sent_behind == 2 * 3 * found.trainable * 4 // 4, "the adapters' gradients, as a ring sums them"
+
+
+def test_links_count_into_the_time_of_a_step(read: Read) -> None:
+    card = several(find_card("h100"), 4)
+    work = traced(read(*SHARDED), 4).work
+    seconds = work.seconds(card, traced=2, accumulation=4)
+    behind = work.seconds(card, traced=2, accumulation=0).peers
+    assert seconds.peers - behind == pytest.approx(2 * work.sent / (0.75 * 450e9))
+    assert seconds.step >= seconds.peers
+
+
+def test_a_process_is_back_in_its_own_group_afterwards(tmp_path: Path) -> None:
+    hook = sys.excepthook
+    dist.init_process_group("gloo", rank=0, world_size=1, init_method=(tmp_path / "group").as_uri())
+    try:
+        own, hook_within = dist.group.WORLD, sys.excepthook
+        with as_processes(8):
+            assert (dist.get_world_size(), dist.get_rank(), dist.get_backend()) == (8, 0, "fake")
+            with as_processes(8):
+                assert dist.get_world_size() == 8
+        assert dist.group.WORLD is own
+        assert dist.get_backend() == "gloo"
+        assert sys.excepthook is hook_within
+        tensor = torch.ones(1)
+        dist.all_reduce(tensor)
+    finally:
+        dist.destroy_process_group()
+        sys.excepthook = hook
+    with as_processes(2):
+        assert dist.get_world_size() == 2
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "sent"),
+    [
+        ("c10d._allgather_base_.default", (400, 100), 300),
+        ("c10d._reduce_scatter_base_.default", (100, 400), 300),
+        ("c10d.allreduce_.default", (400,), 600),
+        ("_c10d_functional.all_reduce.default", (400,), 600),
+        ("_c10d_functional.all_gather_into_tensor.default", (100,), 300),
+        ("_c10d_functional.wait_tensor.default", (400,), 0),
+        ("c10d.alltoall_base_.default", (400, 400), 300),
+        ("c10d.barrier.default", (4,), 0),
+    ],
+)
+def test_bytes_of_collectives_are_those_of_rings(name: str, given: tuple[int, ...], sent: int) -> None:
+    assert is_collective(name)
+    with as_processes(4):
+        assert sent_by(name, [torch.empty(size, dtype=torch.int8) for size in given]) == sent
+
+
+def test_other_operations_are_no_collectives() -> None:
+    assert not is_collective("aten.mm.default")
+    assert not is_collective("fsdp.all_gather_copy_in.default")
