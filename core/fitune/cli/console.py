@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -96,7 +97,7 @@ class RunConsole:
             )
             self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
         state = (
-            f"loss {step.loss:.4f}  {step.tokens / step.seconds:,.0f} tok/s  "
+            f"loss {step.loss:.4f}  {metrics_text(step.metrics, '  ')}{step.tokens / step.seconds:,.0f} tok/s  "
             f"lr {step.learning_rate:.2e}  {memory_text(step.memory)}"
         )
         if self._progress is not None and self._task is not None:
@@ -209,11 +210,20 @@ def forecast_text(forecast: MemoryForecast) -> str:
 def evaluation_text(report: EvalReport) -> str:
     """What an evaluation found, in a line."""
     found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
+    if report.metrics:
+        found.append(metrics_text(report.metrics, ", ").removesuffix(", "))
     if report.exact_match is not None:
         right = sum(answer.exact for answer in report.answers)
         found.append(f"exact match {100 * report.exact_match:.1f} % ({right} of {len(report.answers)})")
         found += cut_answers(report)
     return f"held out after {report.step} steps: {', '.join(found)}  [{report.seconds:.1f} s]"
+
+
+def metrics_text(metrics: Mapping[str, float], end: str) -> str:
+    """What an objective measures, each with this behind it; those of one side alone, "rewards/chosen" say, are left to
+    files and trackers.
+    """
+    return "".join(f"{name} {value:.3g}{end}" for name, value in metrics.items() if "/" not in name)
 
 
 def cut_answers(report: EvalReport) -> list[str]:

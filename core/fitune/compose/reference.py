@@ -22,7 +22,7 @@ from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import version_of
 from fitune.data.prepare import Prepared, Watch, batches
 from fitune.plugin.dataflow import Batch, Example, Stage
-from fitune.plugin.digest import digest_of
+from fitune.plugin.digest import digest_of_weights
 from fitune.plugin.options import to_table
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
@@ -159,8 +159,3 @@ def _key(recipe: Recipe, prepared: Prepared, device: torch.device, start: Path |
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-
-def digest_of_weights(directory: Path) -> str:
-    """Of all weights that were saved in a directory, whatever else lies there."""
-    named = [f"{file.name} {digest_of(file)}" for file in sorted(directory.glob("*.safetensors"))]
-    return hashlib.sha256("\n".join(named).encode()).hexdigest()

@@ -19,3 +19,9 @@ def digest_of(file: Path) -> str:
         for block in iter(partial(stream.read, BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_of_weights(directory: Path) -> str:
+    """Of all weights that were saved in a directory, whatever else lies there. Raises `OSError`."""
+    named = [f"{file.name} {digest_of(file)}" for file in sorted(directory.glob("*.safetensors"))]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()

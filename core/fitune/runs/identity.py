@@ -50,6 +50,8 @@ class Identity:
     versions: Mapping[str, str | None]
     base: str | None = None
     """The commit or a digest of the base model, as its loader tells it; None where it does not, and in older runs."""
+    start: str | None = None
+    """A digest of the adapter that it goes on from (`[adapter] from`); None where its own is new, and in older runs."""
     place: str | None = None
     """The run's directory as it last began: paths of the recipe are relative to it, where they can be. None in older
     runs."""
@@ -95,6 +97,7 @@ def _must_be_sound(identity: Identity) -> None:
         "processes": int,
         "versions": dict,
         "base": (str, type(None)),
+        "start": (str, type(None)),
         "place": (str, type(None)),
     }
     for name, kind in types.items():
@@ -125,7 +128,7 @@ def recipe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def content_differences(before: Identity, now: Identity) -> list[Difference]:
-    """What differs of the data, the model and the processes."""
+    """What differs of the data and the model."""
     found = []
     for key, one, other in (
         ("data", before.data, now.data),
@@ -140,8 +143,9 @@ def content_differences(before: Identity, now: Identity) -> list[Difference]:
     if of_model:
         one, other = (", ".join(f"{what} {pair[at]}" for what, *pair in of_model) for at in (0, 1))
         found.append(Difference(key="model", before=one, now=other))
-    if before.processes != now.processes:
-        found.append(Difference(key="processes", before=str(before.processes), now=str(now.processes)))
+    if before.start != now.start:
+        one, other = (f"weights {start[:8]}" if start else "a new one" for start in (before.start, now.start))
+        found.append(Difference(key="adapter.from", before=one, now=other))
     return found
 
 
@@ -164,7 +168,8 @@ def must_keep_place(run: Path, before: Identity, now: Identity) -> None:
     if before.rows_of_step != now.rows_of_step:
         raise RunError(
             f"{run} cannot go on: a step took {before.rows_of_step} rows, and now takes {now.rows_of_step}, so that "
-            "its place in the data would be lost. Keep micro_batch x accumulation x processes as it was"
+            "its place in the data would be lost. Keep micro_batch x accumulation x processes as it was: "
+            f"{before.rows_of_step} in {before.processes} process(es) before, {now.rows_of_step} in {now.processes} now"
         )
 
 

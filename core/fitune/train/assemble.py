@@ -79,12 +79,14 @@ def must_have_steps_left(context: RunContext, parts: Parts) -> None:
 def must_be_same(context: RunContext, parts: Parts) -> None:
     """Note what the run is; one that goes on must be what it was. Raises `RunError`."""
     recipe, directory, resume = context.recipe, context.directory, context.resume
-    identity = identity_of(parts, recipe)
+    identity = identity_of(parts, recipe, context.start)
     context.base = identity.base
     if resume is not None:
         resume.must_be_same(directory, identity)
         if not resume.knows_base():
             context.notices.append(Notice(step=context.position.step, kind="base", what=UNKNOWN))
+        if (what := resume.other_processes(identity)) is not None:
+            context.notices.append(Notice(step=context.position.step, kind="processes", what=what))
         if others := resume.other_versions(identity):
             what = f"other versions than when the run began: {'; '.join(others)}. Numbers may differ by rounding"
             context.notices.append(Notice(step=context.position.step, kind="versions", what=what))

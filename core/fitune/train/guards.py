@@ -20,6 +20,7 @@ from fitune.plugin.dataflow import Example
 from fitune.plugin.events import MemoryForecast, MemoryReport, Notice, StepReport
 from fitune.plugin.units import gib
 from fitune.train.bad_rows import keep_rows
+from fitune.train.preference_guard import PreferenceGuard, PreferenceState
 
 WINDOW = 64
 """Steps before a step that its loss is compared with."""
@@ -205,10 +206,13 @@ class Watcher:
         self._forecast: MemoryForecast | None = None
         self._skipped = int(known.get("skipped", 0))
         self._spikes = SpikeGuard(SpikeState(**known["spikes"]) if "spikes" in known else None)
+        self._preferences = PreferenceGuard(known.get("preferences"))
 
     def state(self) -> dict[str, Any]:
         """What it has seen, as plain values."""
-        return {"skipped": self._skipped, "spikes": asdict(self._spikes.state())}
+        seen = {"skipped": self._skipped, "spikes": asdict(self._spikes.state())}
+        preferences = self._preferences.state()
+        return seen if preferences == PreferenceState() else {**seen, "preferences": asdict(preferences)}
 
     def observe(self, parts: Parts, report: StepReport, check: StepCheck, rows: Sequence[Example]) -> Iterator[Notice]:
         """Look at a step and its rows; gives what should be known of it. Raises `RunError` where it ends the run."""
@@ -217,14 +221,8 @@ class Watcher:
             if (what := over_forecast(self._forecast, report.memory)) is not None:
                 yield Notice(step=report.step, kind="over forecast", what=what)
         if check.finite:
-            if check.made:
-                self._skipped = 0
-            for kind, what in (
-                ("no gradient", zero_gradients(_named(parts, check)) if check.norms else None),
-                ("loss spike", self._spikes.observe(report.loss)),
-            ):
-                if what is not None:
-                    yield Notice(step=report.step, kind=kind, what=what)
+            for kind, what in self._of_finite(parts, report, check, rows):
+                yield Notice(step=report.step, kind=kind, what=what)
             return
         kept = _kept(parts, report, rows)
         what = non_finite_text(report.step, report.loss, report.grad_norm, kept)
@@ -237,6 +235,20 @@ class Watcher:
         if self._skipped >= MOST_SKIPPED:
             raise RunError(f"{what}. So were the {self._skipped - 1} steps before, none of which was made. {fix}")
         yield Notice(step=report.step, kind="skipped", what=f"{what}. It was left out")
+
+    def _of_finite(
+        self, parts: Parts, report: StepReport, check: StepCheck, rows: Sequence[Example]
+    ) -> Iterator[tuple[str, str]]:
+        """What there is to say of a step whose loss is a number: in a word or two, and in a sentence."""
+        if check.made:
+            self._skipped = 0
+        if check.norms and (what := zero_gradients(_named(parts, check))) is not None:
+            yield "no gradient", what
+        if (what := self._spikes.observe(report.loss)) is not None:
+            yield "loss spike", what
+        if check.made and report.step > parts.run.recipe.train.warmup_steps:
+            for what in self._preferences.observe(report.metrics, parts.units(rows)):
+                yield "preferences", what
 
 
 def _named(parts: Parts, check: StepCheck) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitune.errors import FtError
+from fitune.plugin.digest import digest_of_weights
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.runs.atomic import sweep
@@ -55,6 +56,15 @@ class Resume:
         return [f"{name} {one}, now {now.versions.get(name)}" for name, one in before.items()
                 if one != now.versions.get(name)]  # fmt: skip
 
+    def other_processes(self, now: Identity) -> str | None:
+        """A sentence where the run is of another number of processes than when it began."""
+        if self.identity is None or self.identity.processes == now.processes:
+            return None
+        return (
+            f"{self.identity.processes} processes before, {now.processes} now. Rows, weights and the optimizer's state "
+            "are what they were; dropout, if there is any, draws other units, and sums differ by rounding"
+        )
+
     def composition(self, run: Path, registry: Registry) -> Recipe | None:
         """The memory strategies that the run last used, where `[memory] fit` chose them; None if they cannot be known,
         or are to be chosen anew.
@@ -82,8 +92,8 @@ SAMPLES = 16
 """Elements of each frozen weight that are looked at: another fine-tuning of a model changes nearly all of them."""
 
 
-def identity_of(parts: Parts, asked: Recipe) -> Identity:
-    """Of a run that is composed."""
+def identity_of(parts: Parts, asked: Recipe, start: Path | None = None) -> Identity:
+    """Of a run that is composed; `start` is where the adapter was saved that it goes on from."""
     held_out = parts.run_data.held_out
     place = parts.run.directory.resolve()
     return Identity(
@@ -95,6 +105,7 @@ def identity_of(parts: Parts, asked: Recipe) -> Identity:
         processes=parts.run.processes,
         versions=versions(),
         base=base_of(asked),
+        start=None if start is None else digest_of_weights(start),
         place=str(place),
     )
 

@@ -61,19 +61,31 @@ def on_file(recipe: Recipe) -> Recipe:
 
 def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) -> EvalReport:
     """Evaluate what was trained, or the model before the first step. Raises the errors of `fitune.errors`."""
+    from fitune.checkpoint.begin import begun_from
     from fitune.compose.dialogue import dialogue_of
     from fitune.compose.evaluate import Evaluator
     from fitune.compose.objective import objective_of
+    from fitune.compose.reference import scored_rows
     from fitune.compose.stopping import ends_of
     from fitune.data.prepare import batch_maker, held_out_data
 
     opened, recipe = open_run(trained, base=base), trained.recipe
     held_out = held_out_data(recipe, opened.context, watch)
     assert held_out is not None
+    make_batches = batch_maker(recipe.stages, opened.context)
     evaluator = Evaluator(
         settings=recipe.evaluation,
-        examples=held_out.rows,
-        make_batches=batch_maker(recipe.stages, opened.context),
+        examples=scored_rows(
+            recipe,
+            opened.plan,
+            make_batches,
+            opened.device,
+            lambda: open_run(trained, base=True).model,
+            begun_from(recipe) if recipe.objective.reference == "prepared" else None,
+            watch,
+            held_out,
+        ),
+        make_batches=make_batches,
         objective=objective_of(recipe, opened.plan, opened.device),
         model=opened.model,
         tokenizer=opened.tokenizer,

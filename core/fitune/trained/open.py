@@ -281,14 +281,15 @@ def open_run(trained: Trained, *, base: bool = False) -> Opened:
     """
     from accelerate.utils import set_seed
 
+    from fitune.checkpoint.begin import begun_from
     from fitune.compose.attention import isolate_documents
-    from fitune.compose.model import call_plugin, prepared
+    from fitune.compose.model import begun, prepared
 
     recipe = trained.recipe
     opened = open_whole(trained) if is_whole(recipe) and not base else open_base(trained)
     if base:
         set_seed(recipe.general.seed)  # a new adapter draws its first weights
-        model = call_plugin(recipe.adapter, recipe.adapter.record.attach, recipe.adapter.options, opened.model)
+        model = begun(recipe, opened.model, begun_from(recipe))
     else:
         model = opened.model if is_whole(recipe) else with_trained(opened).model
     model = prepared(opened.strategies, model)

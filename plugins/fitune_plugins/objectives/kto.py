@@ -83,8 +83,9 @@ def _sum(values_D: Tensor, mask_D: Tensor) -> Tensor:
 
 
 def _right(above_D: Tensor, good_D: Tensor, bad_D: Tensor) -> Tensor:
-    """How many answers the model takes for what they are said to be."""
-    return ((good_D & (above_D > 0)) | (bad_D & (above_D < 0))).float().sum()
+    """How many answers the model takes for what they are said to be; half of those of which it says nothing."""
+    sign_D = above_D.sign()
+    return _sum(0.5 + 0.5 * sign_D, good_D) + _sum(0.5 - 0.5 * sign_D, bad_D)
 
 
 def _means(what: str, values_D: Tensor, good_D: Tensor, bad_D: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

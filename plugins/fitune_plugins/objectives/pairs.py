@@ -56,8 +56,9 @@ class Pairs:
         """`MEASURES`, of what an objective takes for an answer's reward."""
         number = self.mask.float().sum()
         chosen, rejected = self.sides(rewards_D.detach())
+        right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()  # by chance, where nothing tells
         sums = (
-            ((chosen > rejected) & self.mask).float().sum(),
+            self.sum(right),
             (chosen - rejected).sum(),
             chosen.sum(),
             rejected.sum(),
