@@ -67,9 +67,7 @@ class _Suite:
         """It knows its machines, and no others."""
         found = self.launcher.machine(self.options, instance)
         assert isinstance(found, Machine), f"machine gave {found!r}, no Machine"
-        assert not (self.launcher.paid and self.launcher.machine(self.options, instance).name == ""), (
-            "machine has no name"
-        )
+        assert found.name.strip(), "machine has no name"
         _refuses(
             lambda: self.launcher.machine(self.options, "no-such-machine"), "machine takes a name that it cannot know"
         )
