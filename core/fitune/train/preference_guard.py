@@ -119,9 +119,9 @@ class PreferenceGuard:
         if not (_falls(chosen, now) and _falls(rejected, other)):
             return None
         return (
-            f"both log-probabilities fall: of chosen answers from {fmean(chosen):.4g} to {fmean(now):.4g}, of rejected "
-            f"ones from {fmean(rejected):.4g} to {fmean(other):.4g}. The margin may grow, but the model forgets what to "
-            "say (arXiv 2402.13228). Give the objective a term that keeps chosen answers likely (rpo_alpha, "
+            f"both log-probabilities fall: of chosen answers from {fmean(chosen):.4g} to {fmean(now):.4g}, of "
+            f"rejected ones from {fmean(rejected):.4g} to {fmean(other):.4g}. The margin grows, but the model forgets "
+            "what to say (arXiv 2402.13228). Give the objective a term that keeps chosen answers likely (rpo_alpha, "
             "alpha), raise its beta, or lower [train] learning_rate"
         )
 
