@@ -159,8 +159,9 @@ def merged(
         model: Any = ready.model
         model.get_submodule(SPOILED).lora_B["default"].weight.data.zero_()
     with tempfile.TemporaryDirectory() as made:
-        merging.write_merged(ready, Path(made), Merge(to=Path(made), dtype=dtype), own)
-        return merging.see_written(Path(made), rows, ready.device)
+        asked = Merge(to=Path(made), dtype=dtype)
+        merging.write_merged(ready, Path(made), asked, own)
+        return merging.form_of(asked).see(Path(made), rows, ready.device)
 
 
 def cast(opened: Trained, dtype: torch.dtype, rows: Sequence[Example]) -> Seen:

@@ -17,6 +17,7 @@ from fitune.cli.check import check_command
 from fitune.cli.data import data_command
 from fitune.cli.evaluate import eval_command
 from fitune.cli.explain_oom import explain_oom_command
+from fitune.cli.export import export_command
 from fitune.cli.generate import generate_command
 from fitune.cli.launch import launch_command
 from fitune.cli.merge import merge_command
@@ -43,6 +44,7 @@ COMMANDS: tuple[click.Command, ...] = (
     generate_command,
     eval_command,
     merge_command,
+    export_command,
     runs_command,
     recipes_command,
     schema_command,

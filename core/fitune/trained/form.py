@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -35,6 +35,11 @@ class Merged:
 class Form(Protocol):
     """What a merged model is written as."""
 
+    option: ClassVar[str]
+    """Of the command: where it is written to."""
+    hint: ClassVar[str]
+    """What to try where it is not the model that was trained."""
+
     @property
     def file(self) -> str | None:
         """Name of the one file that holds the weights, where a reader has to be told; None for `from_pretrained`'s."""
@@ -61,6 +66,9 @@ class Plain:
 
     merged_in: torch.dtype
     shard_size: str = "5GB"
+
+    option: ClassVar[str] = "--to"
+    hint: ClassVar[str] = "Merge with --dtype float32 to see whether rounding alone does it"
 
     @property
     def file(self) -> str | None:

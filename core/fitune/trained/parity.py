@@ -100,6 +100,9 @@ class Parity:
     loss_base: float
     loss_adapter: float
     loss_merged: float
+    unrun: str = ""
+    """What of the model with its adapter could not be run as it was trained on, and what was in its place; empty where
+    all of it ran."""
 
     @property
     def wrong(self) -> str | None:
@@ -128,6 +131,7 @@ class Parity:
         return (
             f"parity on {self.rows} rows of {self.source}, {self.positions:,} positions, "
             f"{self.trained_dtype} with adapter and {self.dtype} merged (measured)",
+            *((f"  not run  {self.unrun} what is compared with",) if self.unrun else ()),
             f"  logits   differ by {self.largest_difference:.3g} at most, of {self.largest_logit:.3g}; "
             f"relative {self.relative_difference:.3g}, limit {self.limit:.3g}",
             *(
@@ -181,13 +185,15 @@ def compare(
     limit: float | None = None,
     cast: Seen | None = None,
     rounded: bool = False,
+    halved: bool = False,
+    unrun: str = "",
 ) -> Parity:
     """The merged model beside the one with its adapter; `limit` takes the place of both of the types' limits.
 
     `cast` is the one with its adapter again, in float32. If `rounded`, that with its adapter rounds what its layers
-    take to 8 bits, which the merged one does not.
+    take to 8 bits, which the merged one does not; if `halved`, they may compute in 16 bits whatever its type is.
     """
-    types = (trained, dtype, *((torch.int8,) if rounded else ()))
+    types = (trained, dtype, *((torch.int8,) if rounded else ()), *((torch.bfloat16,) if halved else ()))
     sums = _Sums()
     for b, a, m in zip(base.logits, adapter.logits, merged.logits, strict=True):
         sums.add(b, a, m)
@@ -214,6 +220,7 @@ def compare(
         loss_base=base.loss,
         loss_adapter=adapter.loss,
         loss_merged=merged.loss,
+        unrun=unrun,
     )
 
 

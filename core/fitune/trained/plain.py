@@ -8,7 +8,26 @@ from typing import TYPE_CHECKING, Any, cast
 from fitune.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+    from fitune.plugin.recipe import Recipe
+    from fitune.plugin.strategy import Plan
+
+
+def unpacks(plan: Plan) -> bool:
+    """Whether it is the loader that gives the checkpoint's quantised weights as plain ones."""
+    return plan.stored is not None and plan.stored.kept and plan.stored.unpacks
+
+
+def unpacked_or_base(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
+    """The base as a plain model where its loader gives it so, or else as it is trained on. Raises `ModelError`."""
+    from fitune.compose.model import base_model, call_plugin
+
+    load = recipe.model.record.load_plain
+    if not unpacks(plan) or load is None:
+        return base_model(recipe, plan, device)
+    return call_plugin(recipe.model, load, recipe.model.options, device)
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:

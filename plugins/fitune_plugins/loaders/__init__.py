@@ -1,7 +1,8 @@
 """Model loaders: where a model and its tokenizer come from, `[model] use = "NAME"`.
 
 `remote_code.py` is no plugin: it is what each of them asks before a model may run code of its own. `quantized.py` reads
-what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers.
+what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers;
+`unpacked.py` makes plain weights of those of GPTQ and AWQ, by `packed_weights.py`.
 """
 
 PLUGINS: tuple[str, ...] = (

@@ -12,6 +12,7 @@ from fitune_plugins.data.chat_template import named
 from fitune_plugins.loaders.fingerprint import of_directory, of_hub
 from fitune_plugins.loaders.hf import DType, build_model, check_path, first_line, load_model, load_tokenizer
 from fitune_plugins.loaders.quantized import problems, stored
+from fitune_plugins.loaders.unpacked import load_plain
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,11 @@ def _model(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
     return load_model(source, options.dtype, device, **arguments)
 
 
+def _plain(options: DeepSeek7bOptions, device: torch.device) -> PreTrainedModel:
+    source, arguments = _checked_source(options)
+    return load_plain(source, options.dtype, device, **arguments)
+
+
 def _quantized(
     options: DeepSeek7bOptions, device: torch.device, quantization: QuantizationConfigMixin
 ) -> PreTrainedModel:
@@ -133,6 +139,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
         load_model=_model,
         build_model=_built,
         load_quantized=_quantized,
+        load_plain=_plain,
         stored=lambda options: stored(None, options.path, options.revision, options.dtype),  # the hub's is plain
         fingerprint=_fingerprint,
         check=_check,

@@ -60,7 +60,7 @@ def load_tokenizer(source: str, kind: type[Any] | None = None, **arguments: Any)
     try:
         tokenizer = (kind or AutoTokenizer).from_pretrained(source, **{"trust_remote_code": False, **arguments})
     except Exception as error:  # tokenizers, the hub's client and JSON each raise kinds of their own
-        raise ModelError(f"the tokenizer of {source} cannot be loaded: {_cause(error)}") from error
+        raise ModelError(f"the tokenizer of {source} cannot be loaded: {cause_of(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {source} has no fast version, which masks are made with")
     if tokenizer.pad_token_id is None:
@@ -103,19 +103,24 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
             "run here. Get a copy with safetensors"
         ) from error
     except Exception as error:  # safetensors, the hub's client and torch each raise kinds of their own
-        raise ModelError(f"the model {source} cannot be loaded: {_cause(error)}") from error
+        raise ModelError(f"the model {source} cannot be loaded: {cause_of(error)}") from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source} is an adapter, whose base no recipe names. Merge it into its base, and load that")
+    assert isinstance(model, PreTrainedModel)
+    must_be_whole(source, model, found)
+    if "gguf_file" not in arguments:
+        make_trainable(model, getattr(torch, dtype), plain=bool(plain))
+    return model
+
+
+def must_be_whole(source: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Raise `ModelError` if, by what transformers tells of loading it, a model has not got all of its weights."""
     wrong = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *_misshapen(model)})
     if wrong:
         raise ModelError(
             f"the model {source} cannot be loaded: {len(wrong)} of its weights are not in its files, or of another "
             f"shape, e.g. {wrong[0]}. Get a whole copy"
         )
-    assert isinstance(model, PreTrainedModel)
-    if "gguf_file" not in arguments:
-        make_trainable(model, getattr(torch, dtype), plain=bool(plain))
-    return model
 
 
 @contextlib.contextmanager
@@ -159,7 +164,7 @@ def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) 
     except ModelError:
         raise
     except Exception as error:  # the hub's client, JSON and each architecture raise kinds of their own
-        raise ModelError(f"the configuration of {source} cannot be loaded: {_cause(error)}") from error
+        raise ModelError(f"the configuration of {source} cannot be loaded: {cause_of(error)}") from error
     assert isinstance(model, PreTrainedModel)
     if quantization is not None:
         with_shapes(model, quantization)
@@ -183,7 +188,7 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """The same, in this project's words where it is about code that is not run."""
     return NEEDED if "trust_remote_code" in str(error) else first_line(error)
 
@@ -213,6 +218,13 @@ def _model(options: HfOptions, device: torch.device) -> PreTrainedModel:
     return load_model(source, options.dtype, device, **arguments)
 
 
+def _plain(options: HfOptions, device: torch.device) -> PreTrainedModel:
+    from fitune_plugins.loaders.unpacked import load_plain  # which imports this file
+
+    source, arguments = _hub(options)
+    return load_plain(source, options.dtype, device, **arguments)
+
+
 def _quantized(options: HfOptions, device: torch.device, quantization: QuantizationConfigMixin) -> PreTrainedModel:
     source, arguments = _hub(options)
     return load_model(source, options.dtype, device, quantization_config=quantization, **arguments)
@@ -240,6 +252,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
         load_model=_model,
         build_model=_built,
         load_quantized=_quantized,
+        load_plain=_plain,
         stored=lambda options: stored(options.id, options.path, options.revision, options.dtype),
         fingerprint=_fingerprint,
         check=_check,

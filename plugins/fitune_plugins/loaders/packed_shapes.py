@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fitune import ModelError
+from fitune_plugins.loaders.quantization_methods import packed_format, unpacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,9 +97,8 @@ def pack_shapes(model: PreTrainedModel, values: Mapping[str, Any]) -> None:
     """
     awq = values.get("quant_method") == "awq"
     bits, group = int(values.get("bits", 4)), int(values.get("group_size", 128))
-    form = str(values.get("version" if awq else "checkpoint_format") or values.get("format") or "").lower()
-    known = ("", "gemm") if awq else ("", "gptq", "gptq_v2")
-    if form not in known or bits not in ((4,) if awq else (2, 3, 4, 8)) or values.get("dynamic"):
+    form = packed_format(values)
+    if not unpacks(values) or bits not in ((4,) if awq else (2, 3, 4, 8)) or values.get("dynamic"):
         what = "layers of several kinds (dynamic)" if values.get("dynamic") else f'{bits} bits, format "{form}"'
         raise ModelError(
             f"a checkpoint quantised by {'AWQ' if awq else 'GPTQ'} cannot be forecast: {what}. What is known is "

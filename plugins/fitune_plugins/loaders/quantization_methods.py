@@ -68,3 +68,18 @@ def key_of(values: Values) -> str:
         if values.get(f"load_in_{bits}bit"):
             return f"bitsandbytes_{bits}bit"
     return str(values.get("quant_method", "without a name"))
+
+
+PACKED_FORMATS = {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}
+"""The ways of GPTQ and AWQ to lay weights into words that are known here; one without a name is the first of them."""
+
+
+def packed_format(values: Values) -> str:
+    """The name of the way in which a checkpoint of GPTQ or AWQ packs its weights; empty where it has none."""
+    key = "version" if values.get("quant_method") == "awq" else "checkpoint_format"
+    return str(values.get(key) or values.get("format") or "").lower()
+
+
+def unpacks(values: Values) -> bool:
+    """Whether the weights of a checkpoint are packed in a way that is known here."""
+    return packed_format(values) in PACKED_FORMATS.get(key_of(values), ())

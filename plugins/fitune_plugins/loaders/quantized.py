@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
-from fitune_plugins.loaders.quantization_methods import Method, Values, key_of, method_of
+from fitune_plugins.loaders.quantization_methods import Method, Values, key_of, method_of, unpacks
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,9 @@ def stored(id: str | None, path: Path | None, revision: str, dtype: str) -> Stor
     return StoredQuantization(
         name=method.name,
         kept=not method.plain,
-        dequantizes=method.plain or method.built,
+        dequantizes=method.plain or method.built or unpacks(values),
+        unpacks=unpacks(values),
+        missing=", ".join(by for _, by in missing_of(method)),
         rounds_inputs=method.rounds_inputs,
         reading=method.reading[dtype == "float32"],
         notice=notice,
@@ -218,7 +220,7 @@ def problems(id: str | None, path: Path | None, revision: str) -> Iterable[Probl
     key = "path" if path is not None else "id"
     for module, by in missing_of(method):
         what = f"the checkpoint is quantised by {method.name}, and the package {module} is not installed"
-        yield Problem(key=key, what=what, fix=f"Install it: pip install {by}")
+        yield Problem(key=key, what=what, fix=f"Install it: pip install {by}", to_train=unpacks(values))
     if "bitsandbytes" in dict(method.packages) and not missing_of(method):
         yield from (Problem(key=key, what=one.what, fix=one.fix) for one in check_bitsandbytes(None))
 
