@@ -51,6 +51,8 @@ class FtError(Exception):
     """An error that a user can cause and mend; `message` says, in one line, what, where, why and what to do."""
 
     exit_code = 2
+    shared = False
+    """Whether the first of several processes knows of it, which is that one which tells the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -30,7 +30,7 @@ from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
-from fitune.compose.processes import PeerLost, is_main_process, reads_errors, tell_launcher
+from fitune.compose.processes import PeerLost, is_main_process, process_index, reads_errors, tell_launcher
 from fitune.errors import FtError, described, nearest, sentences
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -106,16 +106,18 @@ def _main(arguments: Sequence[str] | None) -> None:
         settings.arguments = tuple(sys.argv[1:] if given is None else given)
         cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
     except FtError as error:
-        # Of a process that is gone, who started it says more; what the others fail by, the first has been told.
-        mute = isinstance(error, PeerLost) and reads_errors()
-        printed = settings.debug or (is_main_process() and not mute)
+        main_process = is_main_process()
+        # Who has started the processes tells of one that is gone; and of one that the first has not heard of.
+        known = (isinstance(error, PeerLost) or not main_process) and reads_errors()
+        printed = settings.debug or not (known or (error.shared and not main_process))
         tell_launcher(error.message, printed=printed)
         if settings.debug:
             _say_where(error)
         elif printed:
             with contextlib.suppress(OSError):  # the disk under its log may be full: the exit code tells
+                whose = "" if main_process else f"process {process_index()}: "
                 for line in error.lines:
-                    say(f"error: {line}", err=True)
+                    say(f"error: {whose}{line}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show(file=sys.stderr)

@@ -17,6 +17,7 @@ from fitune.compose.positions import table_of
 from fitune.compose.reachable import cut_by
 from fitune.compose.stopping import Ends
 from fitune.compose.together import together
+from fitune.compose.writing import Writer
 from fitune.data.prepare import batches
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.events import Answer, EvalReport
@@ -69,6 +70,7 @@ class Evaluator:
         self.make_batches = make_batches
         self.objective = objective
         self.model = model
+        self.writer = Writer(model)
         self.tokenizer = tokenizer
         self.accelerator = accelerator
 
@@ -177,11 +179,11 @@ class Evaluator:
             eos_token_id=list(self.ends.tokens) or None,
             pad_token_id=pad,
         )
-        out = self.whole(cast(Any, self.model).generate)(
+        out = self.whole(self.writer.write)(
+            config,
             synced_gpus=self.in_step,
             input_ids=ids.to(self.accelerator.device),
             attention_mask=mask.to(self.accelerator.device),
-            generation_config=config,
             **({} if self.to_the_end else self.ends.arguments(self.tokenizer, longest)),
         )
         texts = self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)

@@ -15,8 +15,9 @@ from accelerate.utils import broadcast, set_seed
 from fitune.compose.attention import isolate_documents
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
-from fitune.compose.shards import is_sharded
+from fitune.compose.shards import give_room, is_sharded
 from fitune.compose.together import together
+from fitune.compose.weights import weights_to_blame
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.contract import blame
@@ -109,7 +110,9 @@ def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, dat
     if not recipe.several:
         return plan
     packs = any(use.record.packs for use in recipe.stages)
-    apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolate_documents(model)}"
+    with weights_to_blame(model):
+        isolated = isolate_documents(model)
+    apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolated}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
     return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))
 
@@ -134,9 +137,10 @@ def make_model(
     set_seed(recipe.general.seed)  # before the adapter draws its first weights
     base = _base(recipe, plan, accelerator)
     timings.done("weights")
-    model = adapted(recipe, strategies, base, start)
-    with together().cut_off() if plan.sharded else contextlib.nullcontext():
-        model = prepared(strategies, model)
+    with weights_to_blame(base):
+        model = adapted(recipe, strategies, base, start)
+        with together().cut_off() if plan.sharded else contextlib.nullcontext():
+            model = prepared(strategies, model)
     if accelerator.num_processes > 1:
         together().meet()  # none waits for one that could not load
         for parameter in (p for p in model.parameters() if p.requires_grad and not is_sharded(p)):
@@ -147,14 +151,16 @@ def make_model(
 
 
 def _base(recipe: Recipe, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
-    """The base model on the device; or, where it is to be shared out, on the host of one process, without weights in
-    others, if its loader can build it so.
+    """The base model on the device; or, where it is to be shared out, on the host of one process, and in others with
+    room for weights that nobody has written to, which takes no memory, if its loader can build it so.
     """
     if not plan.sharded:
         return base_model(recipe, plan, accelerator.device)
     if accelerator.is_main_process or recipe.model.record.build_model is None:
         return base_model(recipe, plan, torch.device("cpu"))
-    return built(recipe)
+    model = built(recipe)
+    give_room(model)
+    return model
 
 
 def built(recipe: Recipe) -> PreTrainedModel:

@@ -31,6 +31,8 @@ def process_count() -> int:
 class PeerFailed(RunError):
     """Another process of the run has failed, and has said so."""
 
+    shared = True
+
     def __init__(self, process: int, said: str, *, memory: str | None = None, trace: str = "") -> None:
         """`said` is its error in a line; `memory` what its GPU said, if its memory ran out; `trace` its traceback."""
         super().__init__(f"process {process}: {said}")

@@ -158,4 +158,3 @@ def _key(recipe: Recipe, prepared: Prepared, device: torch.device, start: Path |
         [[use.record.name, to_table(use.options)] for use in recipe.strategies],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-

@@ -68,6 +68,25 @@ def picked(tensor: Tensor, places: Tensor) -> Tensor:
     return found.to(bits).view(part.dtype)
 
 
+def give_room(model: nn.Module) -> None:
+    """Give tensors on meta zeros on the host, in place of values that another process has. The system maps pages that
+    are only read to one that is empty. Tied ones stay so.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        for place in (module._parameters, module._buffers, vars(module)):
+            tensors = cast("dict[str, Any]", place)
+            for name, tensor in list(tensors.items()):
+                if not isinstance(tensor, Tensor) or not tensor.is_meta:
+                    continue
+                if id(tensor) not in found:
+                    room = torch.zeros_like(tensor, device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        room = nn.Parameter(room, requires_grad=tensor.requires_grad)
+                    found[id(tensor)] = (tensor, room)  # the first too, so that its number stays its own
+                tensors[name] = found[id(tensor)][1]
+
+
 @contextlib.contextmanager
 def put_together(model: nn.Module, kind: torch.dtype | None) -> Iterator[None]:
     """While this lasts, weights that train and are shared out are whole in the model of the first process, of a type

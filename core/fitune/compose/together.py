@@ -51,6 +51,11 @@ class Together:
         self._group = group
         self._cut_off = False
 
+    @property
+    def can_tell(self) -> bool:
+        """Whether others learn of what fails here."""
+        return self._group is not None and not self._cut_off
+
     def meet(self, *wishes: bool) -> tuple[bool, ...]:
         """Wait for all; gives for each wish whether any process has it. All must give as many.
 
@@ -141,9 +146,12 @@ def lost(error: BaseException) -> PeerLost | None:
         return error
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    of_torch = isinstance(error, dist.DistError | dist.DistNetworkError | dist.DistBackendError)
-    if of_torch or (isinstance(error, RuntimeError) and any(said in str(error) for said in LOST)):
-        return PeerLost(_first_line(error))
+    cause: BaseException | None = error
+    while cause is not None:  # a plugin may have been at work
+        of_torch = isinstance(cause, dist.DistError)
+        if of_torch or (type(cause) is RuntimeError and any(said in str(cause) for said in LOST)):
+            return PeerLost(_first_line(cause))
+        cause = cause.__cause__
     return None
 
 

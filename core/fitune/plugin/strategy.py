@@ -65,7 +65,7 @@ class Plan:
     """Micro-batches to a step, in each process."""
     sharded: bool = False
     """Whether each process is to hold a part of the model's weights only, by a strategy's `distribute`. Then the first
-    process alone reads the base model, on the host, and others build it on meta."""
+    process alone reads the base model, on the host; in others the weights are zeros there."""
     pin_memory: bool = False
     """Whether batches are copied to page-locked host memory before they go to the GPU."""
     allocator: tuple[tuple[str, str], ...] = ()
@@ -177,8 +177,8 @@ class Strategy:
     def distribute(self, model: PreTrainedModel) -> PreTrainedModel:
         """Share the model out over the processes. Called once, when every strategy has prepared it.
 
-        With `Plan.sharded` the weights are on the host of the first process by then, and on meta in others; give them
-        to the device. In a forecast they are without values in all, and torch's process group is the "fake" one.
+        With `Plan.sharded` the weights are on the host by then, right in the first process, and zeros in others; give
+        them to the devices. In a forecast they are on meta, and torch's process group is the "fake" one.
         """
         return model
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fitune.compose.loss_scaling import MOST_SKIPPED, StepCheck
 from fitune.compose.parts import Parts
+from fitune.compose.weights import unsound_weights
 from fitune.errors import RunError
 from fitune.plugin.dataflow import Example
 from fitune.plugin.events import MemoryForecast, MemoryReport, Notice, StepReport
@@ -227,7 +228,9 @@ class Watcher:
         kept = _kept(parts, report, rows)
         what = non_finite_text(report.step, report.loss, report.grad_norm, kept)
         fix = "Try a lower [train] learning_rate, or warmup_steps"
-        if parts.step.scaling is not None:  # whatever the scale is, the forward pass is the same
+        if unsound := unsound_weights(parts.run.model):
+            fix = unsound
+        elif parts.step.scaling is not None:  # whatever the scale is, the forward pass is the same
             fix = 'In float16 the model itself may overflow: set its dtype to "bfloat16" or "float32"'
         self._skipped += 1
         if parts.run.recipe.train.non_finite == "stop":
@@ -243,7 +246,8 @@ class Watcher:
         if check.made:
             self._skipped = 0
         if check.norms and (what := zero_gradients(_named(parts, check))) is not None:
-            yield "no gradient", what
+            unsound = unsound_weights(parts.run.model)
+            yield "no gradient", f"{what.partition(':')[0]}: {unsound}" if unsound else what
         if (what := self._spikes.observe(report.loss)) is not None:
             yield "loss spike", what
         if check.made and report.step > parts.run.recipe.train.warmup_steps:

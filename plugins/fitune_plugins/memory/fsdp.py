@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from annotated_types import Ge
 
-from fitune import MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,4 +137,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[FsdpOptions]]:
         options=FsdpOptions,
         make=Fsdp,
         exact=True,
+        fit=Fit(settings=({"reshard_after_forward": False}, {})),
     )

@@ -77,36 +77,26 @@ class Filler:
     def __init__(self, mesh: DeviceMesh) -> None:
         cuda = mesh.device_type == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        self._done: dict[int, tuple[Tensor, Tensor]] = {}
-        """By the number of a tensor: itself, so that the number stays its own, and what has taken its place. Weights
-        may be tied."""
+        self._done: dict[int, Tensor] = {}
+        """By their numbers, which stay their own as long as they are here: weights may be tied."""
 
     def fill(self, unit: nn.Module) -> None:
         """Fill what is not filled yet of a unit's parameters, buffers and other tensors."""
         for module in unit.modules():
             for place in (module._parameters, module._buffers, vars(module)):
-                tensors: dict[str, Any] = cast("dict[str, Any]", place)
-                for name, tensor in list(tensors.items()):
-                    if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
-                        tensors[name] = self._filled(tensor)
+                for tensor in cast("dict[str, Any]", place).values():
+                    if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor) and id(tensor) not in self._done:
+                        self._done[id(tensor)] = tensor
+                        self._fill(tensor)
 
-    def _filled(self, tensor: Tensor) -> Tensor:
-        if id(tensor) in self._done:
-            return self._done[id(tensor)][1]
-        if not tensor.is_meta:
-            filled = tensor
-            filled.data = tensor.data.to(self.device)
-        else:
-            filled = torch.empty_like(tensor, device=self.device)
-            if isinstance(tensor, nn.Parameter):
-                filled = nn.Parameter(filled, requires_grad=tensor.requires_grad)
-        dense = filled.data.contiguous()
+    def _fill(self, tensor: Tensor) -> None:
+        first = dist.get_rank() == 0
+        data = tensor.data.to(self.device) if first else torch.empty_like(tensor.data, device=self.device)
+        dense = data.contiguous()
         dist.broadcast(dense, src=0)
-        if dense.data_ptr() != filled.data_ptr():
-            filled.data.copy_(dense)
-        self._done[id(tensor)] = (tensor, filled)
-        self._done[id(filled)] = (filled, filled)
-        return filled
+        if dense.data_ptr() != data.data_ptr():
+            data.copy_(dense)
+        tensor.data = data
 
 
 def sharded(model: nn.Module) -> Iterator[DTensor]:
