@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitune.errors import RunError
+from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import budget_card, find_card
 from fitune.memory.fit import resolve as resolve_module
 from fitune.memory.fit import tracing
@@ -191,3 +191,13 @@ def test_a_card_without_speeds_is_told_of(directory: Path) -> None:
     found = fitted(recipe(directory, f'memory.fit="{ROOMY}"'))
     assert found.card == budget_card(GIB)
     assert any("times are compared as on an A10G" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("strategies", [("chunked-loss",), ()])
+def test_what_no_memory_could_mend_is_said_by_itself(directory: Path, strategies: tuple[str, ...]) -> None:
+    """On 0.1: no composition fits. A target of another name is one whatever the card."""
+    wrong = recipe(directory, f'memory.fit="{ROOMY}"', 'adapter.targets=["q_proi"]', strategies=strategies)
+    with pytest.raises(
+        ModelError, match=r'^\[adapter\] targets: the model has no layer "q_proi"\. Did you mean "q_proj"'
+    ):
+        fitted(wrong)

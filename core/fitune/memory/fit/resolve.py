@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fitune.compose.model import built, planned
+from fitune.compose.processes import process_count
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, card_or_budget, local_card
 from fitune.memory.cards.observed import better_known
-from fitune.memory.cards.several import launched, several
+from fitune.memory.cards.several import several
 from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
 from fitune.memory.fit.kept import keep, kept, key_of_fit
@@ -53,10 +54,10 @@ def card_of_fit(recipe: Recipe) -> Card | None:
     wanted = recipe.memory.fit
     local = local_card()
     if wanted is True:
-        return None if local is None else several(better_known(local), launched())
+        return None if local is None else several(better_known(local), process_count())
     if not wanted:
         return None
-    return several(card_or_budget(wanted, local), launched())
+    return several(card_or_budget(wanted, local), process_count())
 
 
 def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True) -> Fitted:
@@ -88,6 +89,8 @@ def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again:
     try:
         made, forecast, chosen = search.run()
     except NothingFits:
+        if not search.considered and tracing.own is not None:  # no memory is to blame
+            raise tracing.own from None
         raise RunError(explain_no_fit(recipe, registry, config, search, tracing, card)) from None
     others = sorted(
         (one for one in search.considered.values() if one is not chosen), key=lambda one: (not one.fits, one.seconds)
@@ -117,6 +120,7 @@ def can_be_short(recipe: Recipe, tracing: Traces) -> bool:
     """Whether the recipe's own strategies and adapter have what they name in a model of a few layers too."""
     if _works(recipe, tracing, SHORT[0]):
         return True
+    tracing.own = None
     tracing.reasons.clear()  # they are of the short model; what the whole one cannot do is told when it is traced
     return False
 

@@ -58,6 +58,8 @@ class Traces:
     ) -> None:
         self.reasons: list[str] = []
         """Why compositions could not be made."""
+        self.own: FtError | None = None
+        """Why the recipe as it is, with nothing chosen, could not be."""
         self._recipe, self._registry, self._shape, self._card, self._twins = recipe, registry, shape, card, twins
         self._pace = Pace(card)
         self._shapes: dict[tuple[int, int], Shapes] = {}
@@ -80,7 +82,7 @@ class Traces:
                 sizes = taken.peak_allocated, taken.peak_reserved
                 self._short[key] = self._seen(traced, sizes, make_ledger(log))
             except FtError as error:
-                self._refuse(error)
+                self._refuse(trial, error)
                 self._short[key] = None
         return self._short[key]
 
@@ -93,11 +95,13 @@ class Traces:
                 sizes = found.allocated, found.reserved
                 self._whole[trial.key] = recipe, found, self._seen(traced, sizes, found.ledger)
             except FtError as error:
-                self._refuse(error)
+                self._refuse(trial, error)
                 self._whole[trial.key] = None
         return self._whole[trial.key]
 
-    def _refuse(self, error: FtError) -> None:
+    def _refuse(self, trial: Trial, error: FtError) -> None:
+        if not trial.tables:
+            self.own = error
         if error.lines[0] not in self.reasons:
             self.reasons.append(error.lines[0])
 
