@@ -142,15 +142,8 @@ class _Suite:
         assert "the data of step 3 are bad" in ended.what, f"status does not say why it failed: {ended.what}"
 
     def job(self, name: str, *, steps: int, fails: int = 0) -> Job:
-        """One with a program in place of a run; its recipe is two numbers."""
-        bundle = self.directory(f"bundle-{name}")
-        code = bundle / "code" / "fitune"
-        code.mkdir(parents=True)
-        (code / "__init__.py").write_text("", encoding="utf-8")
-        (code / "__main__.py").write_text(IN_PLACE_OF_A_RUN, encoding="utf-8")
-        (bundle / "recipe.toml").write_text(f"{steps} {fails}\n", encoding="utf-8")
-        (bundle / "requirements.txt").write_text("", encoding="utf-8")
-        seal(bundle, name)
+        """One that does in a second what a run does."""
+        bundle = light_bundle(self.place / f"bundle-{name}", steps=steps, fails=fails)
         return Job(name=job_name(name), bundle=bundle, machine=self.machine, seconds=3600, install=False)
 
     def directory(self, name: str) -> Path:
@@ -180,6 +173,20 @@ class _Suite:
         while time.monotonic() < end:
             yield self.status(name)
             self.elapse()
+
+
+def light_bundle(directory: Path, *, steps: int, fails: int = 0) -> Path:
+    """What is sent, with a program in place of a run: of so many steps, one of which may fail. Its recipe is these two
+    numbers. Gives the directory, which is made.
+    """
+    code = directory / "code" / "fitune"
+    code.mkdir(parents=True)
+    (code / "__init__.py").write_text("", encoding="utf-8")
+    (code / "__main__.py").write_text(IN_PLACE_OF_A_RUN, encoding="utf-8")
+    (directory / "recipe.toml").write_text(f"{steps} {fails}\n", encoding="utf-8")
+    (directory / "requirements.txt").write_text("", encoding="utf-8")
+    seal(directory, "light")
+    return directory
 
 
 def _refuses(call: Callable[[], object], otherwise: str) -> None:

@@ -6,6 +6,7 @@ it in the background, and says how it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -70,9 +71,15 @@ class Host(ABC):
             limit = [] if job.seconds is None else ["--seconds", str(job.seconds)]
             self.start("begin", job.name, *limit, *more, given=json.dumps(dict(job.environment)))
         except BaseException:
-            if self.status(job.name).state != "running":
-                self.run(["rm", "-rf", self.place(job.name)])
+            with contextlib.suppress(RunError):  # where it cannot be told, nothing is deleted
+                if not self._is_at_work(job.name):
+                    self.run(["rm", "-rf", self.place(job.name)])
             raise
+
+    def _is_at_work(self, name: str) -> bool:
+        """Whether a job has begun, by what it says of itself. Raises `RunError` if the machine cannot be asked."""
+        code, printed, _ = self.run([self.python, self.place(name, BUNDLE, "start.py"), "status", self.place(name)])
+        return code == 0 and printed.startswith("running")
 
     def status(self, name: str) -> JobStatus:
         """How a job is. Raises `RunError` if the machine cannot be asked."""

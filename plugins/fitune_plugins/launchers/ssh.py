@@ -68,10 +68,8 @@ class There(Host):
         if self._has_rsync():
             self._rsync(f"{bundle}/", self._remote(f"{self.place(name, BUNDLE)}/"))
         else:
-            packing = subprocess.Popen(["tar", "-C", str(bundle), "-cf", "-", "."], stdout=subprocess.PIPE)
             unpack = shlex.join(["tar", "-C", self.place(name, BUNDLE), "-xf", "-"])
-            done = self._call([*self.ssh, self.options.host, "--", unpack], packing.stdout)
-            self._must_have_gone(packing.wait() or done.returncode, done.stderr)
+            self._pipe(["tar", "-C", str(bundle), "-cf", "-", "."], [*self.ssh, self.options.host, "--", unpack])
 
     def bring(self, name: str, into: Path) -> None:
         """The other way round."""
@@ -79,11 +77,7 @@ class There(Host):
             self._rsync(self._remote(f"{self.place(name, RUN)}/"), f"{into}/")
         else:
             pack = shlex.join(["tar", "-C", self.place(name, RUN), "-cf", "-", "."])
-            packing = subprocess.Popen(
-                [*self.ssh, self.options.host, "--", pack], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-            )
-            done = self._call(["tar", "-C", str(into), "-xf", "-"], packing.stdout)
-            self._must_have_gone(packing.wait() or done.returncode, done.stderr)
+            self._pipe([*self.ssh, self.options.host, "--", pack], ["tar", "-C", str(into), "-xf", "-"])
 
     def read(self, name: str) -> str:
         """From its file."""
@@ -100,13 +94,10 @@ class There(Host):
         code, printed, _ = self.run(shlex.split(ASKS))
         return [line.strip() for line in printed.splitlines() if line.strip()] if code == 0 else []
 
-    def _call(self, command: list[str], given: object) -> subprocess.CompletedProcess[bytes]:
-        """Run a program here, with bytes or a stream as its input. Raises `RunError` where ssh itself fails."""
+    def _call(self, command: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+        """Run a program here. Raises `RunError` where ssh itself fails."""
         try:
-            if isinstance(given, bytes):
-                done = subprocess.run(command, input=given, capture_output=True, check=False)
-            else:
-                done = subprocess.run(command, stdin=given, capture_output=True, check=False)  # type: ignore[call-overload]
+            done = subprocess.run(command, input=given, capture_output=True, check=False)
         except FileNotFoundError:
             raise RunError(f"there is no program {command[0]} here. Install it") from None
         if done.returncode == CANNOT and command[0] == "ssh":
@@ -116,6 +107,12 @@ class There(Host):
                 f"ssh {self.options.host}"
             )
         return done
+
+    def _pipe(self, source: list[str], target: list[str]) -> None:
+        """Run two programs, the second on what the first prints. Raises `RunError` if either fails."""
+        with subprocess.Popen(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as first:
+            second = subprocess.run(target, stdin=first.stdout, capture_output=True, check=False)
+        self._must_have_gone(first.returncode or second.returncode, second.stderr)
 
     def _has_rsync(self) -> bool:
         return shutil.which("rsync") is not None and self.run(["rsync", "--version"])[0] == 0
