@@ -105,7 +105,7 @@ def test_what_cannot_be_dequantised_is_refused_before_any_work(tmp_path: Path, m
     run(read_recipe(recipe, registry), registry, out)
     file = recipe.parent / "model" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}
     file.write_text(json.dumps(config), encoding="utf-8")
     said = refused("merge", out, "--to", tmp_path / "merged")
     assert "quantised by GPTQ, which cannot be dequantised here, so nothing is merged" in said

@@ -94,7 +94,7 @@ def _generate(settings: Settings, run: Path, checkpoint: str | None, model: Path
     if asked.interactive:
         from fitune.trained.chat import converse
 
-        converse(generator, asked.system, _read_line, _write, lambda what: say(f"note: {what}", err=True))
+        converse(generator, asked.system, _read_line, _write, _tell_note)
         return
     system = [] if asked.system is None else [{"role": "system", "content": argument_text(asked.system, "--system")}]
     for number, prompt in enumerate(prompts):
@@ -127,7 +127,14 @@ def _generator(opened: Opened, asked: Asked) -> Generator:
         why = "--raw gives the prompt as it is" if asked.raw else "the run was trained on text without a chat template"
         raise RunError(f"--system has no place: {why}. Put it into the prompt")
     sampling = Sampling(max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p)
-    return Generator(model=opened.model, tokenizer=opened.tokenizer, dialogue=dialogue, sampling=sampling)
+    return Generator(
+        model=opened.model, tokenizer=opened.tokenizer, dialogue=dialogue, sampling=sampling, note=_tell_note
+    )
+
+
+def _tell_note(what: str) -> None:
+    """What a person should know, beside the answers."""
+    say(f"note: {what}", err=True)
 
 
 def _read_line() -> str | None:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fitune.compose.positions import known_by, table_of
 from fitune.compose.stopping import Ends, added_behind, ends_of
+from fitune.compose.writing import Writer
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
     from fitune.plugin.records import Dialogue
 
 Messages = Sequence[Mapping[str, Any]]
+
+TRIED = 4
+"""Tokens of a prompt that are read to see whether the model's cache works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +46,12 @@ class Generator:
         tokenizer: PreTrainedTokenizerBase,
         dialogue: Dialogue | None,
         sampling: Sampling,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Without a dialogue, the model goes on with plain text."""
+        """Without a dialogue, the model goes on with plain text. `note` gets what the user should know."""
         self.model, self.tokenizer, self.dialogue, self.sampling = model, tokenizer, dialogue, sampling
         self._ends = ends_of(tokenizer, dialogue)
+        self._note, self._writer, self._tried = note, Writer(model), False
 
     def answer(self, messages: Messages, tell: Callable[[str], None]) -> str:
         """The model's answer to messages, or what it writes behind the last one; `tell` gets it piece by piece.
@@ -58,14 +65,27 @@ class Generator:
         device = self.model.device
         prompt = torch.tensor([ids], device=device)
         with torch.no_grad(), self._own_settings():
-            out = cast(Any, self.model).generate(
+            self._try(prompt)
+            out = self._writer.write(
+                self._config(room),
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=self._config(room),
                 streamer=_streamer(self.tokenizer, self._ends, tell),
                 **self._ends.arguments(self.tokenizer, len(ids)),
             )
         return self._ends.cut(str(self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)))
+
+    def _try(self, prompt: Tensor) -> None:
+        """Write two tokens, once, so that a cache that fails is known before anything is told."""
+        from transformers import GenerationConfig
+
+        if self._tried:
+            return
+        self._tried, few = True, prompt[:, : max(1, min(TRIED, prompt.shape[1] - 2))]
+        short = GenerationConfig(max_new_tokens=2, min_new_tokens=2, pad_token_id=self.tokenizer.pad_token_id)
+        self._writer.write(short, input_ids=few, attention_mask=few.new_ones(few.shape))
+        if self._writer.uncached:
+            self._note(self._writer.uncached)
 
     def tokens(self, messages: Messages) -> list[int]:
         """What the model is given, tokenized as in training."""

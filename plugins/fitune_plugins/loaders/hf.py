@@ -16,6 +16,7 @@ from fitune_plugins.loaders.quantized import (
     arguments_for,
     dequantises,
     make_trainable,
+    must_have_packages,
     problems,
     stored,
     with_shapes,
@@ -83,6 +84,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
 
     must_name_no_kernel(source, arguments)
     plain = arguments_for(source, arguments)
+    must_have_packages(source, plain)
     try:
         load: Any = AutoModelForCausalLM.from_pretrained
         # Threads would lay quantised weights on the card faster than they become plain ones there.
@@ -108,6 +110,7 @@ def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any
         raise ModelError(f"{source} is an adapter, whose base no recipe names. Merge it into its base, and load that")
     assert isinstance(model, PreTrainedModel)
     must_be_whole(source, model, found)
+    settle_attention(model)
     if "gguf_file" not in arguments:
         make_trainable(model, getattr(torch, dtype), plain=bool(plain))
     return model
@@ -121,6 +124,18 @@ def must_be_whole(source: str, model: PreTrainedModel, found: Mapping[str, Any])
             f"the model {source} cannot be loaded: {len(wrong)} of its weights are not in its files, or of another "
             f"shape, e.g. {wrong[0]}. Get a whole copy"
         )
+
+
+def settle_attention(model: PreTrainedModel) -> None:
+    """Have a model that changes its attention for good at its first short batch (BigBird) begin with that one.
+
+    Otherwise what it computes depends on the batches that it has seen, and a run that goes on is another.
+    """
+    for module in model.modules():
+        change: Any = getattr(module, "set_attention_type", None)
+        if change is not None and getattr(module, "attention_type", None) == "block_sparse":
+            change("original_full")
+            model.config.attention_type = "original_full"
 
 
 @contextlib.contextmanager
@@ -166,6 +181,7 @@ def build_model(source: str | PreTrainedConfig, dtype: DType, **arguments: Any) 
     except Exception as error:  # the hub's client, JSON and each architecture raise kinds of their own
         raise ModelError(f"the configuration of {source} cannot be loaded: {cause_of(error)}") from error
     assert isinstance(model, PreTrainedModel)
+    settle_attention(model)
     if quantization is not None:
         with_shapes(model, quantization)
     model.eval()

@@ -64,10 +64,12 @@ def method_of(values: Values) -> Method:
 
 
 def key_of(values: Values) -> str:
+    """What transformers calls it."""
     for bits in (8, 4):
         if values.get(f"load_in_{bits}bit"):
             return f"bitsandbytes_{bits}bit"
-    return str(values.get("quant_method", "without a name"))
+    named = values.get("quant_method", "without a name")
+    return str(getattr(named, "value", named))  # transformers' own configurations hold an enumeration's
 
 
 PACKED_FORMATS = {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}

@@ -79,6 +79,8 @@ def stored(id: str | None, path: Path | None, revision: str, dtype: str) -> Stor
     what = f"the checkpoint is quantised ({method.name})"
     if method.plain:
         notice = f"{what}: its weights become {dtype} as they are read, and take the memory of that"
+        if not any(method.reading):
+            notice += "; what unpacking them takes on the way is not in the forecast"
     elif method.rounds_inputs:
         notice = f"{what}: its layers round their inputs to 8 bits, and compute in float16"
     else:
@@ -117,6 +119,18 @@ def arguments_for(source: str, arguments: Mapping[str, Any]) -> dict[str, Quanti
         own = values.get("backend") in (None, "auto", "autoawq")
         return {KEY: kind.from_dict({**values, "backend": TRAINABLE})} if own else {}
     return {KEY: kind.from_dict({**values, "dequantize": True})}
+
+
+def must_have_packages(source: str, arguments: Mapping[str, Any]) -> None:
+    """Raise `ModelError` if what `arguments_for` gives asks for layers of a package that is not installed."""
+    asked = arguments.get(KEY)
+    method = None if asked is None else method_of(asked.to_dict())
+    missing = [] if method is None else missing_of(method)
+    if method is not None and missing:
+        raise ModelError(
+            f"the model {source} cannot be loaded: it is quantised by {method.name}, and the package {missing[0][0]} "
+            f"is not installed. Install it: pip install {missing[0][1]}"
+        )
 
 
 def dequantises(arguments: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from fitune.train.run import run
 from fitune_plugins.loaders.quantization_methods import METHODS, method_of
-from fitune_plugins.loaders.quantized import values_in
+from fitune_plugins.loaders.quantized import stored, values_in
 from support.quantized import held_out, say, write
 from support.resuming import Stopper
 from support.tiny import losses, parts_of
@@ -96,7 +96,8 @@ def test_a_plan_knows_that_the_base_is_quantised(tmp_path: Path, kind: str, monk
     plan = planned(recipe, gpu=True)[1]
     assert plan.quantized
     assert plan.stored is not None
-    assert plan.stored.dequantizes is (kind != "gptq")
+    assert plan.stored.dequantizes
+    assert plan.stored.unpacks is (kind == "gptq")
 
 
 @pytest.mark.parametrize("kind", NEEDS)
@@ -145,6 +146,18 @@ def test_another_quantiser_on_top_is_refused_by_the_run(tmp_path: Path, monkeypa
     read = read_recipe(recipe, open_registry(), ['memory.strategy=[{use="nf4"}]'])
     with pytest.raises(ModelError, match=r"quantised already \(bitsandbytes, 4 bits\)"):
         planned(read, gpu=False)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("compressed-tensors", True), ("fp8", False), ("mxfp4", False)])
+def test_what_unpacking_takes_is_said_where_the_forecast_leaves_it_out(tmp_path: Path, kind: str, told: bool) -> None:
+    recipe = write(tmp_path / "recipe", "gptq")
+    say(recipe.parent / "model", quant_method=kind)
+    found = stored(None, recipe.parent / "model", "main", "bfloat16")
+    assert found is not None
+    assert (found.reading == 0, "what unpacking them takes on the way is not in the forecast" in found.notice) == (
+        told,
+        told,
+    )
 
 
 def test_what_says_nothing_is_plain(tmp_path: Path) -> None:
