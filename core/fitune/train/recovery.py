@@ -10,7 +10,7 @@ import time
 from fitune.checkpoint.state import capture
 from fitune.compose.processes import PeerFailed
 from fitune.compose.together import lost, together
-from fitune.errors import FtError, Interrupted
+from fitune.errors import Interrupted
 from fitune.memory.fit.refit import Composition, Refitter
 from fitune.plugin.events import Recovery
 from fitune.train.context import RunContext
@@ -49,10 +49,7 @@ def _met(error: BaseException, said: str | None) -> BaseException:
     if (gone := lost(error)) is not None:
         gone.__cause__ = error
         return gone
-    worse = together().fail(error, said)
-    if isinstance(error, FtError):
-        error.shared = worse is not None or together().can_tell
-    return worse or error
+    return together().fail(error, said) or error
 
 
 def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:

@@ -18,6 +18,7 @@ from fitune.compose.parts import Forecaster, Parts, whole_for_writing
 from fitune.compose.processes import is_main_process, process_index
 from fitune.compose.together import together
 from fitune.data.prepare import UNWATCHED, Watch
+from fitune.errors import FtError
 from fitune.memory.fit.refit import Refitter, refitter_of
 from fitune.plugin.events import Notice, Run, StepReport
 from fitune.plugin.recipe import Recipe
@@ -65,8 +66,7 @@ def run(
         resume=resume,
         timings=timings or Timings(),
     )
-    if refit is None and torch.cuda.is_available():
-        refit = refitter_of(registry)
+    refit = refit or _refitter(registry)
     with _told_of_its_end(context):
         context.events.listen(recipe.listeners)
         context.start = begun_from(recipe)
@@ -80,6 +80,11 @@ def run(
     if is_main_process():
         write_card(made.directory, made.directory / recipe.adapter.record.directory)  # which tells of all files
     return made
+
+
+def _refitter(registry: Registry) -> Refitter | None:
+    """What finds strategies that take less, where memory can run out so."""
+    return refitter_of(registry) if torch.cuda.is_available() else None
 
 
 def _attempt(context: RunContext, forecaster: Forecaster | None, refit: Refitter | None) -> OutOfMemory | None:
@@ -166,6 +171,8 @@ def _told_of_its_end(context: RunContext) -> Iterator[None]:
         yield
     except BaseException as raised:
         error = raised
+        if isinstance(raised, FtError) and together().can_tell:
+            raised.shared = True
         raise
     finally:  # there is no accelerator to ask where composing failed
         context.events.finished(context.recipe, context.parts.run if context.parts else None, error)
