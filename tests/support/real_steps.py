@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -42,7 +43,12 @@ class HostBatch(Batch):
             return torch.empty_like(tensor, device=device).copy_(tensor)
 
         positions = None if self.positions is None else copied(self.positions)
-        return replace(self, input_ids=copied(self.input_ids), labels=copied(self.labels), positions=positions)
+        extras = {name: copied(extra) for name, extra in self.extras.items()}
+        moved = replace(self, input_ids=copied(self.input_ids), labels=copied(self.labels), extras=extras)
+        if not self.lengths:
+            return replace(moved, positions=positions)
+        ends = copied(torch.tensor((0, *accumulate(self.lengths)), dtype=torch.int32))
+        return replace(moved, positions=positions, ends=ends, longest=max(self.lengths))
 
 
 def both_logs(recipe: Recipe, processes: int = 1) -> tuple[MemoryLog, MemoryLog]:

@@ -100,6 +100,8 @@ class Tracer(TorchDispatchMode):
         self.draws = self.again = False
         """Whether random numbers are drawn on that stream, and whether anything is computed anew."""
         self.modules = modules
+        self.on_host = False
+        """Whether tensors without values stand for those of the host for now: nothing is taken of the card."""
         self.stream = 0
         """The CUDA stream that memory is taken on; 0 is the one that computes."""
         self._on_card = on_card
@@ -186,7 +188,8 @@ class Tracer(TorchDispatchMode):
             self.draws |= draws(func, args, kwargs or {})
         if self._trains():
             self._count(func, name, args, kwargs or {}, results)
-        self._account(name, args, results)
+        if not self.on_host:
+            self._account(name, args, results)
         return results
 
     def _count(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
@@ -245,6 +248,10 @@ class Tracer(TorchDispatchMode):
         if self.modules is not None:
             module, in_head, again = self.modules.now()
             self.again |= again
+            if phase == "loss" and not self.modules.in_head:  # a second forward pass of one loss
+                self._phase = phase = "forward"
+                self.log.enter("forward", self._step)
+                kind = KINDS["forward"]
             if phase == "forward" and in_head:
                 self._phase = phase = "loss"
                 self.log.enter("loss", self._step)
