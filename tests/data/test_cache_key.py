@@ -181,3 +181,31 @@ def test_a_source_that_cannot_be_read_and_one_that_is_broken() -> None:
         contents_of([source(unreadable)])
     with pytest.raises(PluginError, match='data stage "file" failed: ZeroDivisionError'):
         contents_of([source(broken)])
+
+
+def test_a_source_that_was_moved_has_the_same_key(tmp_path: Path) -> None:
+    """On 0.1 a moved project prepared its data anew. Which files are meant is in the key, and not where they lie."""
+
+    def of(path: Path) -> str:
+        record = stage("file", takes="nothing", gives="rows", fingerprint=lambda _: "content")
+        return key_of(["content"], [Use(record=record, options=Template(file=path))], [use()], CONTEXT, ())
+
+    assert of(Path("/a/data.jsonl")) == of(Path("/b/c/data.jsonl"))
+    assert of(Path("/a/x/*/d.jsonl")) == of(Path("/b/*/d.jsonl"))
+    assert (
+        len({of(Path(path)) for path in ("/a/d.jsonl", "/a/d.json", "/a/*.jsonl", "/a/*/d.jsonl", "/a/**/d.jsonl")})
+        == 5
+    )
+
+
+def test_a_file_of_a_stage_that_was_moved_has_the_same_key(tmp_path: Path) -> None:
+    """Its content is in the key; that of a directory is not, so that its place is."""
+    places = [tmp_path / "a" / "chat.jinja", tmp_path / "b" / "chat.jinja"]
+    for place in places:
+        place.parent.mkdir()
+        place.write_text("same")
+    first, second = (key(stages=[use(file=place)]) for place in places)
+    assert first == second
+    assert key(stages=[use(file=places[0], turns=3)]) != first
+    assert key(stages=[use(file=places[0].parent)]) != key(stages=[use(file=places[1].parent)])
+    assert key(stages=[use(more=(places[0],))]) == key(stages=[use(more=(places[1],))]) != first

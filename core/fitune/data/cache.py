@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, overload
 from platformdirs import user_cache_path
 
 from fitune.data.cache_writer import EXTRAS, Writer
+from fitune.data.origins import found as file_of
+from fitune.data.origins import kept
 from fitune.data.seal import is_sealed, key_file, seal_of, users_key
 from fitune.errors import DataError, cause
 from fitune.plugin.dataflow import Example, Origin
@@ -59,8 +61,11 @@ def cache_directory() -> Path:
 class Rows(Sequence[Example]):
     """The examples of an entry, read from the mapped file as they are asked for."""
 
-    def __init__(self, directory: Path, mapped: pa.MemoryMappedFile | None = None) -> None:
-        """Map an entry that is whole, if it is not `mapped` yet. Raises `DataError` if it cannot be read."""
+    def __init__(self, directory: Path, mapped: pa.MemoryMappedFile | None = None, places: Sequence[Path] = ()) -> None:
+        """Map an entry that is whole, if it is not `mapped` yet; `places` are the paths that its sources are found by.
+
+        Raises `DataError` if it cannot be read.
+        """
         import pyarrow as pa
 
         self.directory = directory
@@ -68,8 +73,8 @@ class Rows(Sequence[Example]):
             self.meta: dict[str, Any] = read_json(directory / META)
             reader = pa.ipc.open_file(mapped or _mapped(directory / ROWS))
             batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-            self._files: list[str] = self.meta["files"]
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            self._files = [file_of(name, places) for name in self.meta["files"]]
+        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
             raise DataError(
                 f"the prepared data in {directory} cannot be read: {error}. Delete that directory"
             ) from error
@@ -116,32 +121,39 @@ class _Columns:
 
 
 def build_or_open(
-    key: str | None, build: Build, tell: Callable[[str], None] = lambda notice: None
+    key: str | None,
+    build: Build,
+    tell: Callable[[str], None] = lambda notice: None,
+    places: Sequence[Path] = (),
 ) -> tuple[Rows, bool]:
     """The entry of this key, built if it is not there, and whether it was; without a key, rows that are not kept.
 
-    `tell` gets a notice where an entry was damaged. Raises `DataError`, and what `build` raises; either way nothing is
-    left behind.
+    `tell` gets a notice where an entry was damaged; `places` are the paths of the sources and stages, in their order.
+    Raises `DataError`, and what `build` raises; either way nothing is left behind.
     """
     if key is None:
-        return _temporary(build), False
+        return _temporary(build, places), False
     root = cache_directory()
     try:
         sealing = users_key()
     except OSError as error:  # without a seal they would not be known again
         fix = "Set XDG_STATE_HOME to a directory of your own"
         tell(f"prepared data are not kept: {key_file()} cannot be made: {cause(error)}. {fix}")
-        return _temporary(build), False
+        return _temporary(build, places), False
     try:
-        if (found := _whole(root / key, sealing)) is not None:  # no lock, so that a cache may be one that is only read
+        if (
+            found := _whole(root / key, sealing, places)
+        ) is not None:  # no lock, so that a cache may be one that is only read
             return found, True
         with _locked(root, key):
-            if (found := _whole(root / key, sealing)) is not None:  # built by another process while this one waited
+            if (
+                found := _whole(root / key, sealing, places)
+            ) is not None:  # built by another process while this one waited
                 return found, True
             if os.path.lexists(root / key):
                 tell(f"the prepared data in {root / key} are damaged, and are prepared anew")
                 _remove(root / key)
-            return _built(root, key, build, sealing), False
+            return _built(root, key, build, sealing, places), False
     except OSError as error:
         raise DataError(
             f"prepared data cannot be kept in {root}: {error.strerror or error}. Set FT_CACHE to another directory, "
@@ -149,12 +161,12 @@ def build_or_open(
         ) from error
 
 
-def _temporary(build: Build) -> Rows:
+def _temporary(build: Build, places: Sequence[Path]) -> Rows:
     """Rows in a directory that lives as long as they do."""
     directory = Path(tempfile.mkdtemp(prefix="fitune-"))
     try:
-        _write(directory, build, directory.name, b"")
-        rows = Rows(directory)
+        _write(directory, build, directory.name, b"", places)
+        rows = Rows(directory, places=places)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -162,7 +174,7 @@ def _temporary(build: Build) -> Rows:
     return rows
 
 
-def _whole(entry: Path, sealing: bytes) -> Rows | None:
+def _whole(entry: Path, sealing: bytes, places: Sequence[Path]) -> Rows | None:
     """An entry, if it is there, can be read, and is what this user wrote under this name: disks and copies flip bytes,
     and others may write into a cache that is shared. Nothing of it is taken for rows before that is known.
     """
@@ -175,7 +187,7 @@ def _whole(entry: Path, sealing: bytes) -> Rows | None:
         mapped = _mapped(entry / ROWS)
         if said[ROWS] != _digest_of(mapped):
             return None
-        rows = Rows(entry, mapped)
+        rows = Rows(entry, mapped, places)
         return rows if {**said, META: rows.meta[META]} == rows.meta else None
     except (DataError, OSError, ValueError, KeyError, TypeError):
         return None
@@ -222,24 +234,24 @@ def _locked(root: Path, key: str) -> Iterator[None]:
             Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _built(root: Path, key: str, build: Build, sealing: bytes) -> Rows:
+def _built(root: Path, key: str, build: Build, sealing: bytes, places: Sequence[Path]) -> Rows:
     for left in root.glob(f"{key}.*{PARTIAL}"):  # of a build that was killed
         _remove(left)
     partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=PARTIAL, dir=root))
     try:
-        _write(partial, build, key, sealing)
+        _write(partial, build, key, sealing, places)
         partial.replace(root / key)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Rows(root / key)
+    return Rows(root / key, places=places)
 
 
-def _write(directory: Path, build: Build, name: str, sealing: bytes) -> None:
+def _write(directory: Path, build: Build, name: str, sealing: bytes, places: Sequence[Path]) -> None:
     """Write rows and what is said of them, sealed, down to the disk: no part must be lost when the power fails."""
     rows, meta = directory / ROWS, directory / META
     writer = Writer(rows)
-    said = {**build(writer), "files": list(writer.files), "digest": writer.digest}
+    said = {**build(writer), "files": [kept(file, places) for file in writer.files], "digest": writer.digest}
     said = json.loads(json.dumps({**said, ROWS: digest_of(rows)}))  # as it is read back
     meta.write_text(json.dumps({**said, META: seal_of(sealing, name, said)}), encoding="utf-8")
     for file in (rows, meta):

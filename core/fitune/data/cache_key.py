@@ -7,13 +7,14 @@ import importlib.metadata
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from fitune._version import __version__
+from fitune.data.origins import paths_in, paths_of, pattern_of
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.digest import digest_of
@@ -35,7 +36,7 @@ def key_of(
     parts = [
         [__version__, _own_code(), [version_of(name) for name in LIBRARIES]],
         [contents, [use.weight for use in sources]],
-        [[use.record.name, _plugin(use), to_table(use.options)] for use in (*sources, *stages)],
+        [[use.record.name, _plugin(use), _options(use)] for use in (*sources, *stages)],
         [list(map(digest_of, _files(use.options))) for use in stages],  # sources tell the content of theirs
         [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
         [context.length, context.seed, context.skip_bad_rows, context.takes, context.held_out],
@@ -110,9 +111,22 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def _options(use: Use[DataStage[Any]]) -> dict[str, object]:
+    """A provider's options, with what says which files are meant in place of paths whose content is in the key: a
+    project that was moved has the same rows.
+    """
+    source = use.record.takes == "nothing"
+
+    def without_place(value: object) -> object:
+        if isinstance(value, tuple):
+            return list(map(without_place, value))
+        return pattern_of(value) if isinstance(value, Path) and (source or value.is_file()) else value
+
+    given = ((field.name, getattr(use.options, field.name)) for field in fields(use.options))
+    placed = {name: without_place(value) for name, value in given if any(True for _ in paths_in(value))}
+    return {**to_table(use.options), **placed}
+
+
 def _files(options: Any) -> Iterator[Path]:
     """The files that options name: a template's, say."""
-    for field in fields(options):
-        value = getattr(options, field.name)
-        values: Iterable[object] = value if isinstance(value, tuple) else (value,)
-        yield from (path for path in values if isinstance(path, Path) and path.is_file())
+    return (path for path in paths_of(options) if path.is_file())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import contents_of, key_of
 from fitune.data.cache_writer import Writer
+from fitune.data.origins import paths_of
 from fitune.data.split import Part, side, weighted
 from fitune.data.targets import EMPTY, Taken, must_fit, with_targets
 from fitune.errors import DataError
@@ -176,7 +177,8 @@ def _prepare(job: _Job, watch: Watch) -> Prepared:
                 raise DataError(f"the {job.what} changed while they were read. Start again once they stay as they are")
         return chain.meta()
 
-    rows, cached = build_or_open(key, build, watch.tell)
+    places = [path for use in (*job.sources, *job.stages) for path in paths_of(use.options)]
+    rows, cached = build_or_open(key, build, watch.tell, places)
     return Prepared(rows=rows, cached=cached, lasting=key is not None)
 
 
