@@ -31,9 +31,9 @@ from support.hostile import meet
 Part = dict[str, Any]
 
 
-def kills(forks: Forks, home: Path, number: int, seed: int, processes: int) -> Part:
+def kills(forks: Forks, home: Path, number: int, seed: int, processes: int, *, sharded: bool = False) -> Part:
     """A suite of kills."""
-    figures = Suite(forks, home, kills=number, seed=seed, processes=processes).run(print)
+    figures = Suite(forks, home, kills=number, seed=seed, processes=processes, sharded=sharded).run(print)
     return {**figures.values(), "raw": figures.raw}
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     for part, what in (
         ("kills", "of a run of one process"),
         ("pairs", "kills of one of two processes"),
+        ("sharded", "kills of one of two processes that each hold a part of the model"),
         ("damages", "files that are damaged"),
         ("hostile", "inputs of each kind"),
     ):
@@ -53,6 +54,7 @@ def main() -> None:
     makers: dict[str, Callable[[Forks, Path, int], Part]] = {
         "kills": lambda forks, home, number: kills(forks, home, number, asked.seed, 1),
         "pairs": lambda forks, home, number: kills(forks, home, number, asked.seed, 2),
+        "sharded": lambda forks, home, number: kills(forks, home, number, asked.seed, 2, sharded=True),
         "damages": lambda forks, home, number: DamageSuite(forks, home, asked.seed).run(number, print),
         "hostile": lambda forks, home, number: meet(home, number, asked.seed, print),
     }

@@ -22,6 +22,9 @@ ACCUMULATED = {1: '{use="accumulation", steps=4}', 2: '{use="accumulation", step
 LESS = ['{use="gradient-checkpointing"}', '{use="chunked-loss", tokens=16}']
 
 
+OF_ADAPTERS = ['{use="fused-rms-norm"}', '{use="fused-lora"}', '{use="tiled-mlp", tokens=16}', *LESS]
+
+
 class Home(NamedTuple):
     """A recipe, and where its runs are."""
 
@@ -87,8 +90,10 @@ def _must_be_equal(one: Path, two: Path) -> None:
 
 
 def test_an_adapter_on_a_sharded_base(home: Home) -> None:
-    """With layers that are computed again, and the head's weights used outside of the model's forward pass."""
-    one, two = home.run("lora-one", 1, *LESS), home.run("lora-two", 2, *LESS, '{use="fsdp"}')
+    """With layers that are computed again, in pieces and by operations that use weights beside the model's own modules,
+    and with the head's used outside of the model's forward pass.
+    """
+    one, two = home.run("lora-one", 1), home.run("lora-two", 2, *OF_ADAPTERS, '{use="fsdp", prefetch=2}')
     _must_be_equal(one, two)
     mine, theirs = adapter(one), adapter(two)
     assert mine.keys() == theirs.keys()

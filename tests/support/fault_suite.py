@@ -93,14 +93,18 @@ class Figures:
         self.most_kills = max(self.most_kills, kills)
 
 
-def write_fault_recipe(directory: Path, steps: int = STEPS) -> Path:
-    """Write the recipe that is killed: all that draws random numbers, checkpoints by steps and of the best."""
+def write_fault_recipe(directory: Path, steps: int = STEPS, *, sharded: bool = False) -> Path:
+    """Write the recipe that is killed: all that draws random numbers, checkpoints by steps and of the best; of a model
+    that trains whole and lies in parts, if it is `sharded`.
+    """
+    adapter = {"use": "none"} if sharded else {"use": "lora", "dropout": 0.3}
+    strategies = [{"use": "accumulation", "steps": 2}, *([{"use": "fsdp"}] if sharded else [])]
     path = write_recipe(
         directory,
         {
             "deterministic": True,
-            "adapter": {"use": "lora", "dropout": 0.3},
-            "memory": {"strategy": [{"use": "accumulation", "steps": 2}]},
+            "adapter": adapter,
+            "memory": {"strategy": strategies},
             "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
             "train": {"steps": steps, "warmup_steps": 2, "micro_batch": 1},
             "checkpoint": {"steps": 2, "keep": 2},
@@ -113,10 +117,12 @@ def write_fault_recipe(directory: Path, steps: int = STEPS) -> Path:
 class Suite:
     """One suite of kills, in a directory of its own."""
 
-    def __init__(self, forks: Forks, home: Path, *, kills: int, seed: int, processes: int = 1) -> None:
+    def __init__(
+        self, forks: Forks, home: Path, *, kills: int, seed: int, processes: int = 1, sharded: bool = False
+    ) -> None:
         self.forks, self.home, self.kills, self.seed, self.processes = forks, home, kills, seed, processes
         self.at_once = AT_ONCE if processes == 1 else 1
-        self.recipe = write_fault_recipe(home / "recipe")
+        self.recipe = write_fault_recipe(home / "recipe", sharded=sharded)
         self.figures = Figures(seed=seed, processes=processes)
         self.plain: dict[str, Any] = {}
         """What came of a run that nothing disturbed."""
@@ -266,20 +272,26 @@ def outcome(run: Path) -> dict[str, Any]:
     """What must be equal, to the bit and to the line."""
     names = {place.name for place in run.iterdir() if not is_left_over(place)} - {*LEFT_OVER}
     return {
-        "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "adapter": _trained(run).read_bytes(),
         "curve": curve_of(run),
         "files": sorted(names),
         "checkpoints": sorted(place.name for place in (run / "checkpoints").iterdir()),
     }
 
 
+def _trained(run: Path) -> Path:
+    """The weights that a run has trained to its end: an adapter's, or all."""
+    whole = run / "model" / "model.safetensors"
+    return whole if whole.parent.exists() else run / "adapter" / "adapter_model.safetensors"
+
+
 def must_be_sound(run: Path, plain: dict[str, Any], where: str) -> None:
     """What is there under its own name after a kill is whole, and right as far as it goes."""
     for place in run.glob("checkpoints/step-*"):
         assert damage(place) is None, f"{where}: {place.name}: {damage(place)}"
-    trained = run / "adapter"
-    if trained.exists():
-        assert (trained / "adapter_model.safetensors").read_bytes() == plain["adapter"], where
+    trained = _trained(run)
+    if trained.parent.exists():
+        assert trained.read_bytes() == plain["adapter"], where
     for name in ("identity.json", "environment.json", "run.json"):
         if (run / name).exists():
             json.loads((run / name).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from support.forked import Forks
 KILLS = int(os.environ.get("FT_FAULTS", "60"))
 OF_TWO = max(20, KILLS // 10)
 """Kills of one of two processes that train together, each of which takes as long as four of one alone."""
+OF_SHARDS = max(4, KILLS // 30)
 SEED = int(os.environ.get("FT_SEED", "20261124"))
 
 
@@ -37,6 +38,13 @@ def test_one_of_two_processes_killed_again_and_again(seed: int, kills: int, fork
     print(figures.values())
     assert figures.kills >= kills
     assert set(figures.ranks) == {0, 1}
+
+
+def test_one_of_two_processes_of_a_sharded_run_killed(forks: Forks, tmp_path: Path) -> None:
+    """Few, for each takes as long as six of one process; `benchmarks/faults.py --sharded` has more."""
+    figures = Suite(forks, tmp_path, kills=OF_SHARDS, seed=SEED, processes=2, sharded=True).run(print)
+    print(figures.values())
+    assert figures.kills >= OF_SHARDS
 
 
 @pytest.mark.parametrize(("kills", "largest"), [(60, 30), (20, 50), (2000, 30), (1, 30)])

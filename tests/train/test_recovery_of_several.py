@@ -91,7 +91,7 @@ def _together(recipe: Path, forks: Forks, out: Path, how: str, where: str) -> li
     plugin = out.with_suffix(".py")
     plugin.write_text(TRAP.replace("{how}", how).replace("{where}", where), encoding="utf-8")
     sets = [f'plugins=["{plugin}"]', 'memory.strategy=[{use="accumulation", steps=2}, {use="trap"}]']
-    given = ["run", recipe, "--out", out, *(part for one in sets for part in ("--set", one))]
+    given: list[str | Path] = ["run", recipe, "--out", out, *(part for one in sets for part in ("--set", one))]
     port = free_port()
     children = [
         forks.start(given, cwd=out.parent, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)
