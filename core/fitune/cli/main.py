@@ -25,6 +25,7 @@ from fitune.cli.plan import plan_command
 from fitune.cli.plugins import plugins_command
 from fitune.cli.printing import filtered_streams, say
 from fitune.cli.recipes import recipes_command
+from fitune.cli.report import report_command
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
@@ -46,6 +47,7 @@ COMMANDS: tuple[click.Command, ...] = (
     merge_command,
     export_command,
     runs_command,
+    report_command,
     recipes_command,
     schema_command,
     launch_command,

@@ -25,6 +25,7 @@ from fitune.runs.history.words import (
     when_text,
 )
 from fitune.runs.layout import CHECKPOINTS, MEMORY, RECIPE, read_json, read_toml
+from fitune.runs.lines import Line
 from fitune.runs.record import RunRecord, read_record
 
 POINTS = 10
@@ -57,6 +58,8 @@ class Story:
     notices: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
     """What of its files cannot be read."""
+    lines: Sequence[Line] = ()
+    """Of its metrics, as they are."""
 
 
 def tell(directory: Path) -> Story:
@@ -81,6 +84,7 @@ def tell(directory: Path) -> Story:
         evaluations=tuple(metrics.of("evaluation")),
         notices=tuple(metrics.of("notice")),
         notes=tuple(dict.fromkeys((*summary.notes, *wrong))),
+        lines=metrics.lines,
     )
 
 

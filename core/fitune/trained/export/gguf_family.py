@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -124,14 +124,15 @@ def rope_factors(config: Any) -> Tensor | None:
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaled = cast(Tensor, ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0])
+    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
     return frequencies(config) / scaled
 
 
 def frequencies(config: Any) -> Tensor:
     """Those of a rotary embedding that is not scaled, `[head / 2]`, in radians a position."""
     head = head_size(config)
-    return 1.0 / rope_of(config)["rope_theta"] ** (torch.arange(0, head, 2, dtype=torch.float32) / head)
+    theta = float(rope_of(config)["rope_theta"])
+    return torch.pow(theta, -torch.arange(0, head, 2, dtype=torch.float32) / head)
 
 
 def tensors_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -164,4 +165,5 @@ def _as_read(weight: Tensor, name: str, config: Any) -> Tensor:
         heads = int(config.num_key_value_heads)
     else:
         return weight
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    halves: Tensor = weight.unflatten(0, (heads, 2, -1))
+    return halves.transpose(1, 2).flatten(0, 2)

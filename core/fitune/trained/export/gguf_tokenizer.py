@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import ModelError
@@ -64,17 +64,18 @@ def vocabulary_of(
     tokens = _tokens(model["vocab"], added, size)
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     types = _types(tokens, added, tokenizer.unk_token_id, bytewise=bool(model.get("byte_fallback")))
-    shared = {
-        "tokens": tuple(token if token is not None else f"[PAD{number}]" for number, token in enumerate(tokens)),
-        "types": tuple(types),
-        "marks": _marks(tokenizer, end),
-        "add_bos": _begins(tokenizer, rows),
-        "template": dialogue.template if dialogue is not None else own_template(tokenizer),
-    }
+    shared = Vocabulary(
+        model="gpt2",
+        pre="default",
+        tokens=tuple(token if token is not None else f"[PAD{number}]" for number, token in enumerate(tokens)),
+        types=tuple(types),
+        marks=_marks(tokenizer, end),
+        add_bos=_begins(tokenizer, rows),
+        template=dialogue.template if dialogue is not None else own_template(tokenizer),
+    )
     if model.get("byte_fallback"):
-        scores = _scores(tokens, merges)
-        return Vocabulary(model="llama", pre="default", scores=scores, add_space=_adds_space(tokenizer), **shared)
-    return Vocabulary(model="gpt2", pre=_pre(whole, parts, merges), merges=tuple(merges), **shared)
+        return replace(shared, model="llama", scores=_scores(tokens, merges), add_space=_adds_space(tokenizer))
+    return replace(shared, pre=_pre(whole, parts, merges), merges=tuple(merges))
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,0 +1,135 @@
+"""`ft report`: one page of what became of runs, in which all that comes of them is text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fitune.runs.report.chart import Level, Marks, brief, chart, ticks
+from fitune.runs.report.collect import collect
+from fitune.runs.report.page import page
+from fitune.runs.report.series import series
+from support.after_runs import ft, refused
+from support.reported import HOSTILE, SPIKE, write_long_run
+
+
+class _Elements(HTMLParser):
+    """The names of all elements and attributes of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.attributes: set[str] = set()
+        self.said: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+
+def test_what_it_tells(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 40, every=10)
+    out, _ = ft("report", run, "--to", tmp_path / "report.html")
+    assert re.fullmatch(rf"wrote {re.escape(str(tmp_path / 'report.html'))}  \(\d+ kB\)\n", out)
+    text = " ".join(_Elements((tmp_path / "report.html").read_text(encoding="utf-8")).said)
+    for said in (
+        "Loss, nats a token", "Learning rate", "Speed, tokens a second", "Held-out answers that are exact",
+        "forecast: 14.26", "Forecast beside measured, on A10G", "14.25 GiB", "+0.07 %", "frozen weights", "12.60 GiB",
+        "after 3 steps, spike: the loss rose", "before (0 steps)", "I do not know long", "after (9 steps)",
+        "packages.torch", "2.13.0", "adapter.r", "hf (id long)",
+    ):  # fmt: skip
+        assert said in text, said
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    runs = [write_long_run(tmp_path / name, 20, name=name) for name in ("one", "two")]
+    text = page([collect(run) for run in runs], "0")
+    assert "2 runs" in text
+    assert text.count('<span><i class="key c1"></i>two (two)</span>') == 3
+
+
+def test_what_comes_of_a_run_is_text(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 30, name=HOSTILE, every=10)
+    text = page([collect(run), collect(run)], "0")
+    found = _Elements(text)
+    assert {"script", "img", "iframe", "link", "a"}.isdisjoint(found.elements)
+    assert not [name for name in found.attributes if name.startswith("on") or name in ("href", "src")]
+    assert found.elements.count("style") == 1
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "<script>alert(1)</script><img src=x" in "".join(found.said)
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_secrets_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hf_" + "a1B2" * 8
+    monkeypatch.setenv("HF_TOKEN", secret)
+    text = page([collect(write_long_run(tmp_path / "run", 5, name=f"x {secret}"))], "0")
+    assert secret not in text.partition("<h2>Where it ran")[2]
+
+
+def test_a_spike_is_in_a_drawing_of_many_steps() -> None:
+    values = [(step, 9.5 if step == SPIKE else 1.0 + step % 2) for step in range(1, 100_001)]
+    found = series("loss", values)
+    assert len(found.points) == 300
+    assert max(point.high for point in found.points) == 9.5
+    assert min(point.low for point in found.points) == 1.0
+    assert found.points[0].mean == pytest.approx(1.5, abs=0.01)
+    assert "of each 333 of 100,000 steps" in chart("Loss", [found])
+
+
+def test_few_steps_are_as_they_are() -> None:
+    found = series("loss", [(1, 3.0), (2, 2.0), (7, 1.0)])
+    assert [(p.step, p.low, p.high) for p in found.points] == [(1, 3.0, 3.0), (2, 2.0, 2.0), (7, 1.0, 1.0)]
+    assert not found.thinned
+
+
+def test_a_drawing_is_whole_xml_and_its_lines_lie_within_it() -> None:
+    lines = [series("a<b", [(1, 5.0), (100, -3.0)]), series("none", [])]
+    drawn = chart("x & y", lines, [Marks(name="m", points=((50, 4.0),))], [Level(name="l", value=6.0)])
+    root = ElementTree.fromstring(drawn)
+    (path,) = (one.get("d") for one in root.iter("path") if "line" in str(one.get("class")))
+    numbers = [float(number) for number in re.findall(r"[\d.]+", str(path))]
+    assert all(0 <= x <= 640 for x in numbers[::2])
+    assert all(0 <= y <= 240 for y in numbers[1::2])
+    assert numbers[1] < numbers[3]  # 5 lies above -3
+    assert [one.text for one in root.iter("title")] == ["m after 50 steps: 4"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "0"), (20000.0, "20k"), (1500.0, "1500"), (2e6, "2M"), (0.00015, "1.5e-4"), (0.5, "0.5")]
+)
+def test_numbers_beside_axes(value: float, said: str) -> None:
+    assert brief(value) == said
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0.3, 9.7, 5) == [2, 4, 6, 8]
+    assert ticks(4, 4, 5) == [4]
+
+
+def test_a_damaged_run_is_told_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 6)
+    (run / "memory.json").write_text('{"forecast": [1], "measured": {"allocated": "x"}}', encoding="utf-8")
+    (run / "examples.json").write_text('{"answers": [3, {"prompt": null}], "before": 7}', encoding="utf-8")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as out:
+        out.write('{"event": "step", "step": 7, "loss": "NaN", "learning_rate": 1e999}\n{"torn')
+    text = page([collect(run)], "0")
+    assert "Nothing was forecast and measured" in text
+
+
+def test_a_file_is_not_written_over(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 3)
+    (tmp_path / "report.html").write_text("mine", encoding="utf-8")
+    assert "is there already" in refused("report", run, "--to", tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "mine"
+    ft("report", run, "--to", tmp_path / "report.html", "--force")
+    assert "holds no run" in refused("report", tmp_path, "--to", tmp_path / "other.html")
