@@ -81,8 +81,18 @@ def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The model, with its adapter and on its device, changed by the strategies and shared out over the processes, in
     training mode.
     """
+    return distributed(strategies, changed(strategies, model))
+
+
+def changed(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The model, with its adapter, changed by the strategies."""
     for use, strategy in strategies:
         model = call_plugin(use, strategy.prepare, model)
+    return model
+
+
+def distributed(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The changed model, shared out over the processes, in training mode."""
     for use, strategy in strategies:
         model = call_plugin(use, strategy.distribute, model)
     model.train()

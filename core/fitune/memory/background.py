@@ -19,11 +19,12 @@ from typing import Any
 
 import tomli_w
 
+from fitune.compose.processes import process_count
 from fitune.data.prepare import Prepared
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, local_card
 from fitune.memory.cards.observed import better_known
-from fitune.memory.cards.several import launched, several
+from fitune.memory.cards.several import several
 from fitune.memory.shapes import Shapes, shapes_of_rows
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
@@ -170,7 +171,7 @@ def beside_run(
     if card is None:
         yield None
         return
-    beside = Beside(several(better_known(card), launched()), third_party=third_party, granted=granted, force=force)
+    beside = Beside(several(better_known(card), process_count()), third_party=third_party, granted=granted, force=force)
     try:
         if wanted:
             beside.prepare()

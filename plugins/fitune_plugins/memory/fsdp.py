@@ -1,9 +1,9 @@
 """Memory strategy `fsdp`: each of several processes holds a part of every weight, and layers are gathered as they come.
 
 torch's `fully_shard` does the work (FSDP2; Zhao et al., arXiv 2304.11277; Rajbhandari et al., "ZeRO", arXiv 1910.02054,
-stage 3): a unit is a decoder layer, and one more is all the rest, gathered for as long as a micro-batch takes, so that
-whatever computes the loss finds the output head whole. An adapter stands beside it: each process has all of it, for it
-is small, and gathering it would cost more than it saves.
+stage 3): a unit is a decoder layer, or the input embeddings; and one more is all the rest, gathered for as long as a
+micro-batch takes, so that whatever computes the loss finds the output head whole. An adapter stands beside it: each
+process has all of it, for it is small, and gathering it would cost more than it saves.
 """
 
 from __future__ import annotations

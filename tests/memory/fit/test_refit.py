@@ -52,6 +52,7 @@ class Resolver:
             margin=MARGIN,
             passes=True,
             cached=0,
+            outside=(("context", 0),),
             ledger=SimpleNamespace(entries=()),
         )
         chosen = (*recipe.strategies, *(_use(registry, name) for name in names))

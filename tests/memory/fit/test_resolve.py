@@ -179,12 +179,11 @@ def test_a_step_is_cut_into_micro_batches(directory: Path) -> None:
     assert found.recipe.train.batch_tokens is None
 
 
-def test_a_step_must_be_cut_alike_for_all_processes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_a_step_must_be_cut_alike_for_all_processes(directory: Path) -> None:
     cut = recipe(directory)
     cut = replace(cut, train=replace(cut.train, batch_tokens=8192))
     with pytest.raises(RunError, match="Give a multiple of 12288"):
-        rows_of(cut)
+        rows_of(cut, 3)
 
 
 def test_a_card_without_speeds_is_told_of(directory: Path) -> None:

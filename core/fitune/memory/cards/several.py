@@ -9,7 +9,6 @@ a run has one.
 from __future__ import annotations
 
 import dataclasses
-import os
 
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card
@@ -37,9 +36,3 @@ def several(card: Card, count: int) -> Card:
         return dataclasses.replace(card, count=1, nccl=0)
     nccl = 0 if card.context == 0 else OF_TWO if count == 2 else OF_MORE
     return dataclasses.replace(card, count=count, nccl=nccl)
-
-
-def launched() -> int:
-    """Processes that a launcher has started, of which this is one, by torchrun's environment; else 1."""
-    number = os.environ.get("WORLD_SIZE", "1")
-    return int(number) if number.isdecimal() and int(number) > 0 else 1

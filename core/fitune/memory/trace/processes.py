@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 FIRST = 2**20
 """Number that the group of a forecast has in its name: those of a run that is at work count from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """What a step asks of an `Accelerator`."""
+
+    num_processes: int
 
 
 @contextlib.contextmanager

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
-from fitune.compose.model import Strategies, adapted, built, make_optimizer, planned, prepared, told
+from fitune.compose.model import (
+    Strategies,
+    adapted,
+    built,
+    changed,
+    distributed,
+    make_optimizer,
+    planned,
+    prepared,
+    told,
+)
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.positions import longest_row
@@ -32,7 +42,7 @@ from fitune.memory.trace.log import Block, MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values
-from fitune.memory.trace.processes import as_processes, as_sharded
+from fitune.memory.trace.processes import Processes, as_processes, as_sharded
 from fitune.memory.trace.recorder import TracedRecorder
 from fitune.memory.trace.refusal import in_words
 from fitune.memory.trace.shorten import shorten
@@ -49,13 +59,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 STEPS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Processes:
-    """What a step asks of an `Accelerator`."""
-
-    num_processes: int
 
 
 WARM_UP = "transformers' warm-up of the allocator"
@@ -208,7 +211,10 @@ def _load_in_shards(model: PreTrainedModel, strategies: Strategies, tracer: Trac
     """Take the memory of weights that lie on the host until a strategy spreads them over processes: a layer comes to
     the card whole, this process' part of it stays.
     """
-    model = prepared(strategies, model)
+    tracer.on_host = True
+    model = changed(strategies, model)
+    tracer.on_host = False
+    model = distributed(strategies, model)
     for tensor in tensors_of(model):
         tracer.adopt(tensor)  # what no strategy has moved
     tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
@@ -243,7 +249,7 @@ def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known, processes: 
         step.make(
             shapes.training[:number],
             processes * sum(batch.targets for batch in shapes.training),
-            reduce=partial(step.trainables.reduce, cast("Accelerator", _Processes(processes))),
+            reduce=partial(step.trainables.reduce, cast("Accelerator", Processes(num_processes=processes))),
             enter=partial(_enter, step, tracer, number, computed),
         )
         _tag_state(step, tracer)
