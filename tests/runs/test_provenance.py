@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from fitune.errors import RunError
 from fitune.runs.git import state_of
-from fitune.testing import write_recipe
+from fitune.runs.provenance import changed_recipe
+from fitune.testing import open_registry, write_recipe
+from fitune.train.start import start_of
+from fitune.trained.open import find
 from support.tiny import losses, train
 
 
@@ -33,6 +37,37 @@ def test_the_saved_recipe_runs_again(recipe_path: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     assert again.recipe.to_toml() == run.recipe.to_toml()
     assert again.recipe.general.seed == 7
+
+
+def test_a_recipe_that_is_not_as_it_was_written_is_told(recipe_path: Path, tmp_path: Path) -> None:
+    """By generate, eval and merge, which open it; on 0.1 a bit of it changed what was asked, in silence."""
+    run = tmp_path / "run"
+    train(recipe_path, run, "train.steps=1")
+    written = (run / "recipe.toml").read_bytes()
+    assert find(run, open_registry()).notices == ()
+    first, _, rest = written.partition(b"\n")
+    for changed in (written.replace(b"alpha = 8", b"alpha = 9"), first[:-1] + b"\n" + rest, written + b"\n"):
+        assert changed != written
+        (run / "recipe.toml").write_bytes(changed)
+        (notice,) = find(run, open_registry()).notices
+        assert notice == changed_recipe(run)
+        assert notice.startswith(
+            f"{run / 'recipe.toml'} is not as the run wrote it: its first line has another SHA-256"
+        )
+    (run / "recipe.toml").write_bytes(rest.replace(b"alpha = 8", b"alpha = 9"))  # by its owner, or of an older release
+    assert find(run, open_registry()).notices == ()
+
+
+def test_a_run_that_has_not_begun_does_not_begin_otherwise(recipe_path: Path, tmp_path: Path) -> None:
+    """Nothing but that file tells what it was to be."""
+    run = tmp_path / "run"
+    train(recipe_path, run, "train.steps=1")
+    (run / "identity.json").unlink()
+    start_of(run, open_registry(), (), out=None, resume=False, allowed=())
+    text = (run / "recipe.toml").read_text(encoding="utf-8")
+    (run / "recipe.toml").write_text(text.replace("alpha = 8", "alpha = 9"), encoding="utf-8")
+    with pytest.raises(RunError, match="is not as the run wrote it"):
+        start_of(run, open_registry(), (), out=None, resume=False, allowed=())
 
 
 def test_the_environment(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

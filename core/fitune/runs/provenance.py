@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -12,19 +13,45 @@ from typing import Any
 import tomli_w
 
 from fitune._version import __version__
+from fitune.plugin.reading import read_file
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
 from fitune.runs.git import state_of
-from fitune.runs.layout import ENVIRONMENT, RECIPE
+from fitune.runs.layout import ENVIRONMENT, LARGEST_RECIPE, RECIPE
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
+DIGEST = "# SHA-256 of what follows, as it was written: "
+"""Begins the first line of a `recipe.toml` that is written here. Runs of before 0.2 have none."""
+
+
 def write_recipe(recipe: Recipe, directory: Path) -> None:
     """Write `recipe.toml`, every choice explicit, paths as they are seen from there; `ft run` takes it as it is."""
-    write_file(directory / RECIPE, tomli_w.dumps(recipe.to_toml(directory.resolve())))
+    text = tomli_w.dumps(recipe.to_toml(directory.resolve()))
+    write_file(directory / RECIPE, f"{DIGEST}{_digest(text.encode())}\n{text}")
+
+
+def changed_recipe(run: Path) -> str | None:
+    """What to say of a run's `recipe.toml` that is not as it was written, without a full stop; None of one that is, or
+    that does not tell. Its owner may have changed it, and a disk too.
+    """
+    try:
+        first, _, rest = read_file(run / RECIPE, LARGEST_RECIPE).partition(b"\n")
+    except (OSError, ValueError):
+        return None  # which whoever reads it for what it says will tell
+    if not first.startswith(DIGEST.encode()) or first.decode(errors="replace") == DIGEST + _digest(rest):
+        return None
+    return (
+        f"{run / RECIPE} is not as the run wrote it: its first line has another SHA-256. If you have changed it, take "
+        "that line out; if nobody has, it is damaged"
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_environment(recipe: Recipe, registry: Registry, directory: Path, *, model_commit: str | None) -> None:

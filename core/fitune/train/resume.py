@@ -16,7 +16,7 @@ from fitune.runs.atomic import sweep
 from fitune.runs.base import base_of
 from fitune.runs.identity import Identity, content_differences, must_be_allowed, must_keep_place
 from fitune.runs.layout import CHECKPOINTS, RECIPE
-from fitune.runs.provenance import versions
+from fitune.runs.provenance import changed_recipe, versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +69,7 @@ class Resume:
         """The memory strategies that the run last used, where `[memory] fit` chose them; None if they cannot be known,
         or are to be chosen anew.
         """
-        if self.refit:
+        if self.refit or changed_recipe(run) is not None:
             return None
         try:
             found = read_recipe(run / RECIPE, registry)

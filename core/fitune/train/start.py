@@ -23,6 +23,7 @@ from fitune.runs.atomic import is_left_over
 from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
+from fitune.runs.provenance import changed_recipe
 from fitune.train.resume import Resume
 
 RUNS = Path("runs")
@@ -176,6 +177,8 @@ def _recipe_of(run: Path, registry: Registry, overrides: Sequence[str]) -> Recip
     if identity is not None:
         return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, overrides)
     if (run / RECIPE).is_file():  # it ended before it had begun to train
+        if (changed := changed_recipe(run)) is not None:  # and nothing else tells what it was
+            raise RunError(changed)
         return read_recipe(run / RECIPE, registry, overrides)
     raise RunError(f"{run} holds no run: there is no {IDENTITY} in it. Give a recipe, or the directory of a run")
 

@@ -27,6 +27,7 @@ from fitune.recipe.places import model_place
 from fitune.recipe.reader import read_recipe
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.layout import CHECKPOINTS, RECIPE
+from fitune.runs.provenance import changed_recipe
 from fitune.trained.plain import dequantized, unpacked_or_base, unpacks
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def find(
     found = checkpoints(directory, kind)
     kept = kept_base(directory)
     unknown = () if kept is not None or is_whole(recipe) else (UNKNOWN,)
+    if (changed := changed_recipe(directory)) is not None:
+        unknown = (*unknown, changed)
     if checkpoint is None and has_weights(directory / kind):
         must_be_whole(directory, kind)
         return Trained(
