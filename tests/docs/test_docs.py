@@ -35,10 +35,12 @@ NOT_RUN = {
     "docs/founding-case.md": 0,
     "docs/hooks.md": 0,
     "docs/plugins.md": 1,
+    "docs/preference.md": 0,
     "docs/python.md": 0,
     "docs/reference.md": 0,
     "docs/resuming.md": 0,
     "docs/safety.md": 0,
+    "docs/several-gpus.md": 0,
     "docs/runs.md": 0,
     "docs/templates.md": 0,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fitune import ModelError
+from fitune import ModelError, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +54,8 @@ def shard(model: PreTrainedModel, *, reshard_after_forward: bool, prefetch: int,
         _must_be_equal(model)
     root = Root(model)
     filler = Filler(mesh)
-    for unit in (*layers, root):
+    embeddings = _own_embeddings(model)
+    for unit in (*embeddings, *layers, root):
         if not simulated:
             filler.fill(unit)
         ignored = {p for p in unit.parameters() if p.requires_grad} if whole else set()
@@ -67,6 +69,8 @@ def shard(model: PreTrainedModel, *, reshard_after_forward: bool, prefetch: int,
             ignored_params=ignored,
         )
         _sum_gradients(cast(FSDPModule, unit))
+    for unit in embeddings:
+        cast(FSDPModule, unit).set_unshard_in_backward(False)  # a look-up needs no weight for its gradient
     _prefetch(cast("list[FSDPModule]", layers), prefetch)
     return root
 
@@ -77,15 +81,17 @@ class Filler:
     def __init__(self, mesh: DeviceMesh) -> None:
         cuda = mesh.device_type == "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        self._done: dict[int, Tensor] = {}
-        """By their numbers, which stay their own as long as they are here: weights may be tied."""
+        self._done = WeakValueDictionary[int, Tensor]()
+        """By their numbers: weights may be tied. What was sharded goes, and must not be kept by this."""
 
     def fill(self, unit: nn.Module) -> None:
         """Fill what is not filled yet of a unit's parameters, buffers and other tensors."""
         for module in unit.modules():
             for place in (module._parameters, module._buffers, vars(module)):
                 for tensor in cast("dict[str, Any]", place).values():
-                    if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor) and id(tensor) not in self._done:
+                    if not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
+                        continue
+                    if self._done.get(id(tensor)) is not tensor:
                         self._done[id(tensor)] = tensor
                         self._fill(tensor)
 
@@ -112,6 +118,14 @@ def described(model: nn.Module) -> Iterable[str]:
     beside = f"; the {whole:,} parameters that train are whole in each" if whole else ""
     count = dist.get_world_size()
     yield f"fsdp: {size / 2**30:.2f} GiB of weights in {count} parts, {own / 2**30:.2f} GiB here{beside}"
+
+
+def _own_embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    """The input embeddings, a unit of their own where the head does not share them: they are needed for a moment."""
+    inner = unwrapped(model)
+    module, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    of_head = set() if head is None else set(head.parameters())
+    return [] if module is None or of_head.intersection(module.parameters()) else [module]
 
 
 def _mesh() -> DeviceMesh:
