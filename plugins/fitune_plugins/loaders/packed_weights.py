@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ def codes(words: Tensor, bits: int) -> Tensor:
     pairs = wide + (torch.nn.functional.pad(wide[:, 1:], (0, 1)) << WORD)  # a number may begin in one, end in the next
     first = torch.arange(words.shape[1] * WORD // bits) * bits
     shifted: Tensor = pairs[:, first // WORD] >> first % WORD
-    return (shifted & most).int()
+    return shifted.bitwise_and_(most).int()
 
 
 def _zeros(words_GW: Tensor, bits: int, *, offset: bool) -> Tensor:
@@ -88,14 +88,15 @@ def _zeros(words_GW: Tensor, bits: int, *, offset: bool) -> Tensor:
     if not offset:
         return codes(words_GW, bits)
     if WORD % bits:
-        return (codes(words_GW, bits) + 1) & (2**bits - 1)
+        return (codes(words_GW, bits) + 1).bitwise_and_(2**bits - 1)
     one = sum(1 << shift for shift in range(0, WORD, bits))
     return codes(words_GW + one, bits)  # carries and all, as it was taken off
 
 
 def _in_order(codes_RO: Tensor) -> Tensor:
     """Codes of AWQ, as the outputs are numbered."""
-    return codes_RO.unflatten(-1, (-1, len(AWQ_COLUMNS)))[..., list(AWQ_COLUMNS)].flatten(-2)
+    words_RWC: Tensor = cast(Any, codes_RO).unflatten(-1, (-1, len(AWQ_COLUMNS)))
+    return words_RWC[..., list(AWQ_COLUMNS)].flatten(-2)
 
 
 def plain_weights(source: str, values: Values, dtype: torch.dtype, **arguments: Any) -> dict[str, Tensor]:
