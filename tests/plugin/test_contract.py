@@ -153,6 +153,25 @@ def test_the_dialogue_of_a_stage_must_be_callable() -> None:
         Registry().register(Giving(), "given")
 
 
+@pytest.mark.parametrize("other", ["another name", "no stage", "takes nothing known"])
+def test_what_works_in_the_place_of_a_stage_is_one_like_it(other: str) -> None:
+    def stage(name: str, takes: Any, **more: Any) -> DataStage[Any]:
+        return DataStage(
+            name=name, summary="s", options=NoOptions, make=lambda o, c: iter, takes=takes, gives="examples", **more
+        )
+
+    given = {"another name": stage("t", "preferences"), "takes nothing known": stage("s", "prefs")}.get(other, "it")
+    cause = 'takes "prefs"' if other == "takes nothing known" else "for_preferences is no DataStage of the same name"
+
+    class Giving:
+        @hookimpl
+        def ft_data_stages(self) -> list[object]:
+            return [stage("s", "conversations", for_preferences=given)]
+
+    with pytest.raises(PluginError, match=f'the DataStage "s" {cause}'):
+        Registry().register(Giving(), "given")
+
+
 def test_blame_names_what_failed_and_the_line_of_the_plugin_not_of_what_it_called() -> None:
     def make() -> object:
         return json.loads("{")

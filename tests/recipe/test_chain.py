@@ -10,7 +10,7 @@ import pytest
 
 from fitune import DataStage, NoOptions, hookimpl
 from fitune.errors import Problem
-from fitune.plugin.dataflow import Flow
+from fitune.plugin.dataflow import Flow, Takes
 from fitune.plugin.recipe import Use
 from fitune.plugin.registry import Registry
 from fitune.recipe.chain import Uses, close_chain
@@ -161,3 +161,44 @@ def test_every_table_that_is_wrong_is_told_at_once() -> None:
     problems, chain = close_chain(registry_of(), uses(WHOLE[0]), uses(SOURCE, *WHOLE), uses(WHOLE[1]))
     assert chain is None
     assert [key for key, _ in problems] == [("data", "source", 0), ("eval", "source", 0), ("data", "stage", 0)]
+
+
+# ------------------------------------------------------------------------------------------- where answers are compared
+
+COMPARED = stage("talk", "preferences", "examples")
+TALK = stage("talk", "conversations", "documents", for_preferences=COMPARED)
+TO_PREFERENCES = stage("to-preferences", "rows", "preferences", closes="gap")
+TO_TALKS = stage("to-talks", "rows", "conversations", closes="gap")
+CLOSING = (TO_TALKS, TO_PREFERENCES, *(stage(f"e-{t}", t, g, closes="end") for t, g in list(pairwise(FLOWS))[3:]))
+
+
+@pytest.mark.parametrize(
+    ("takes", "expected"),
+    [
+        ("documents", ["to-talks", "talk", "e-documents", "e-examples"]),
+        ("pairs", ["to-preferences", "talk", "e-examples"]),
+        ("labelled", ["to-preferences", "talk", "e-examples"]),
+    ],
+)
+def test_a_stage_that_has_another_for_preferences(takes: Takes, expected: list[str]) -> None:
+    problems, chain = close_chain(registry_of(*CLOSING), uses(SOURCE), uses(TALK), [], takes)
+    assert problems == []
+    assert chain is not None
+    assert [use.record.name for use in chain] == expected
+    assert (TALK in [use.record for use in chain]) == (takes == "documents")
+
+
+@pytest.mark.parametrize(
+    ("takes", "named", "fix"),
+    [
+        ("documents", TO_PREFERENCES, 'Name an objective that compares answers, e.g. [objective] use = "dpo"'),
+        ("pairs", TO_TALKS, "The objective takes pairs of answers: use = "),
+        ("labelled", TO_TALKS, "The objective takes judged answers: use = "),
+    ],
+)
+def test_a_chain_for_another_objective(takes: Takes, named: DataStage[Any], fix: str) -> None:
+    problems, chain = close_chain(registry_of(*CLOSING), uses(SOURCE), uses(named, TALK), [], takes)
+    assert chain is None
+    ((key, problem),) = problems
+    assert key == ("data", "stage", 1)
+    assert problem.fix.startswith(fix)
