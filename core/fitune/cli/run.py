@@ -37,6 +37,11 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
     metavar="N",
     help="Train in N processes without GPUs, e.g. to try a recipe for several.",
 )
+@click.option(
+    "--remote",
+    metavar="URL",
+    help="Keep the run on object storage too, e.g. s3://BUCKET/PREFIX, and go on with what is there.",
+)
 @loading_switches
 @click.pass_obj
 def run_command(
@@ -49,6 +54,7 @@ def run_command(
     keep_going: bool,
     gpus: int | None,
     processes: int | None,
+    remote: str | None,
     **asked: Any,
 ) -> None:
     """Train as RECIPE says. On a GPU its memory is forecast first; a run that will not fit is refused.
@@ -67,6 +73,13 @@ def run_command(
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
 
+    if remote is not None:
+        from fitune.launch.remote import attach
+
+        told = attach(remote, asked["out"], settings.registry(), processes=gpus or processes)
+        asked["resume"] = True
+        if told is not None:
+            say(f"note: {told}", err=True)
     if (gpus or processes or 1) > 1 or (gpus and processes):
         from fitune.cli.several import run_several
 

@@ -103,8 +103,8 @@ def _too_small(
     """By how much it does not fit, and what would."""
     what = (
         f"{recipe.general.name} does not fit on {machine.name}: by forecast it needs "
-        f"{gib(found.needed + found.margin)} of {gib(found.card.usable)} that a {found.card.name} has beside its "
-        "context. Nothing was sent"
+        f"{gib(found.needed + found.margin)} of {gib(found.card.usable)} that its {found.card.name} has beside "
+        "its context. Nothing was sent"
     )
     ways = [
         *_by_strategies(recipe, registry, data, found.card),
@@ -147,8 +147,8 @@ def _by_machine(
             return
 
 
-def lines(found: Estimate, limit: int | None, today: date) -> Iterator[str]:
-    """What a person is to know before it is sent."""
+def lines(found: Estimate, limit: int | None, today: date, *, paid: bool) -> Iterator[str]:
+    """What a person is to know before it is sent; `paid` is whether such machines cost money by the hour."""
     forecast_, machine = found.forecast, found.machine
     if forecast_ is None:
         yield "memory   not forecast: the machine has no GPU that is known"
@@ -167,7 +167,8 @@ def lines(found: Estimate, limit: int | None, today: date) -> Iterator[str]:
             f"time     {span(found.seconds)} for {found.steps:,} steps by forecast, start, evaluations and saves aside "
             f"(up to {share - 1:.0%} longer, as runs on an H200 have taken; speeds {origin.says})"
         )
-    yield f"cost     {_cost(found, machine.price, today)}"
+    if paid or machine.price is not None:
+        yield f"cost     {_cost(found, machine.price, today)}"
     if limit is not None:
         most = "" if machine.price is None else f", ${machine.price.hour * limit / 3600:,.2f} at most"
         yield f"limit    {duration_text(limit)}: then it is asked to save, and ends{most}"

@@ -57,9 +57,9 @@ def send(
     """Send a recipe's run to another machine; gives the directory that it will come to, None for a dry run. Raises the
     errors of `fitune.errors`; then nothing is left that costs money, or the error names what is.
     """
+    if path.is_dir():
+        raise RunError(f"{path} is a directory. Give a recipe: ft launch sends a run that is yet to begin")
     start = start_of(path, registry, overrides, out=asked.out, resume=False, allowed=())
-    if start.resume is not None:
-        raise RunError(f"{path} is a run's directory. Give a recipe: ft launch sends a run that is yet to begin")
     environment = _environment(asked.environment)
     launcher, name = chosen.launcher, chosen.launcher.name
     with _blamed(name):
@@ -85,7 +85,7 @@ def send(
         say(f"{found.recipe.general.name} on {name}, {machine.name}{' (spot)' if asked.spot else ''}")
         with _blamed(name):
             prepared = list(launcher.prepare(chosen.options, job))
-        told = [*lines(found, seconds, date.today()), *(f"job      {line}" for line in prepared)]
+        told = [*lines(found, seconds, date.today(), paid=launcher.paid), *(f"job      {line}" for line in prepared)]
         for line in [*told, f"sent     {size_text(size)}: recipe, data, code, versions"]:
             say(f"  {line}")
         if asked.dry_run:

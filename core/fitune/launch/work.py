@@ -144,7 +144,19 @@ class Job:
     def _command(self) -> list[str]:
         said = json.loads((self.bundle / "bundle.json").read_text(encoding="utf-8"))
         recipe = str(self.bundle / "recipe.toml")
-        return [self.python, "-m", "fitune", "run", recipe, "--out", str(self.run), "--resume", *said["arguments"]]
+        remote = ["--remote", self.asked.remote] if self.asked.remote else []
+        return [
+            self.python,
+            "-m",
+            "fitune",
+            "run",
+            recipe,
+            "--out",
+            str(self.run),
+            "--resume",
+            *said["arguments"],
+            *remote,
+        ]
 
     def _environment(self) -> dict[str, str]:
         """The code that was sent comes before what is installed, and its plugins were allowed where it was sent."""
@@ -240,6 +252,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root")
     parser.add_argument("--run", help="where the run is, if not in ROOT/run")
+    parser.add_argument("--remote", help="object storage that the run is kept on, and goes on from")
     parser.add_argument("--model", help="where to copy what was trained")
     parser.add_argument("--failure", help="a file to tell a failure in")
     parser.add_argument("--seconds", type=float, help="after which it is stopped")
