@@ -78,6 +78,7 @@ from fitune.plugin.strategy import (
     Strategy,
     standing_for,
 )
+from fitune.plugin.tasks import TaskRequest, TaskScores, TaskSuite
 
 if TYPE_CHECKING:
     from fitune.plugin.registry import Registry
@@ -142,6 +143,9 @@ __all__ = [
     "StoredQuantization",
     "Strategy",
     "Takes",
+    "TaskRequest",
+    "TaskScores",
+    "TaskSuite",
     "__version__",
     "decay_groups",
     "has_values",

@@ -4,7 +4,7 @@ They import `fitune` and each other, nothing deeper (tests/plugins/test_imports.
 plugin: the registry loads each by its name, so that one that is broken harms no other.
 """
 
-from fitune_plugins import adapters, data, events, launchers, loaders, memory, objectives, speed
+from fitune_plugins import adapters, data, events, launchers, loaders, memory, objectives, speed, tasks
 
 PLUGINS: tuple[str, ...] = (
     *loaders.PLUGINS,
@@ -15,5 +15,6 @@ PLUGINS: tuple[str, ...] = (
     *data.PLUGINS,
     *events.PLUGINS,
     *launchers.PLUGINS,
+    *tasks.PLUGINS,
 )
 """Dotted names of all of them, in the order in which they are loaded."""

@@ -60,6 +60,11 @@ def ft_listeners():
 @fitune.hookimpl
 def ft_launchers():
     yield from offered("ft_launchers")
+
+
+@hookimpl
+def ft_task_suites():
+    yield from offered("ft_task_suites")
 '''
 
 PROJECT = f"""\

@@ -30,6 +30,7 @@ from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
+from fitune.plugin.tasks import TaskSuite
 
 
 def _arguments(*specifications: type) -> dict[str, tuple[str, ...]]:
@@ -55,6 +56,7 @@ PROVIDERS: dict[str, type[Any]] = {
     "ft_data_stages": DataStage,
     "ft_listeners": Listener,
     "ft_launchers": Launcher,
+    "ft_task_suites": TaskSuite,
 }
 
 RECORDS: dict[str, type[Any]] = {**PROVIDERS, "ft_check": Problem, "ft_levers": Lever, "ft_memory_twins": MemoryTwin}

@@ -1,8 +1,9 @@
 """What plugins may offer. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
 
-The first six hooks offer things that recipes pick by name, `ft_launchers` what `ft launch` does; `ft_commands` and
-`ft_check` extend the command line and the checks, `ft_levers` and `ft_memory_twins` the forecast. The hooks that tell
-what happens in a run are in `fitune.plugin.eventspecs`. An implementation may leave out arguments it does not need.
+The first six hooks offer things that recipes pick by name, `ft_launchers` what `ft launch` does and `ft_task_suites`
+what `ft eval --tasks` measures; `ft_commands` and `ft_check` extend the command line and the checks, `ft_levers` and
+`ft_memory_twins` the forecast. The hooks that tell what happens in a run are in `fitune.plugin.eventspecs`. An
+implementation may leave out arguments it does not need.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
+from fitune.plugin.tasks import TaskSuite
 
 if TYPE_CHECKING:
     import click
@@ -244,6 +246,27 @@ class OfferHooks:
             ...         fetch=lambda options, name, into: shutil.copytree(
             ...             JOBS / name / "run", into, dirs_exist_ok=True
             ...         ),
+            ...     )
+
+        .. versionadded:: 0.2
+        """
+
+    @hookspec
+    def ft_task_suites(self) -> Iterable[TaskSuite[Any]]:
+        """Offer suites of tasks, by which a trained model is measured: `ft eval RUN --tasks TASK --suite NAME`.
+
+        Example:
+            >>> from fitune import NoOptions, TaskSuite, hookimpl
+            >>> def measure(options, asked):
+            ...     vocabulary = asked.model.config.vocab_size
+            ...     return {task: {"tokens_known": float(vocabulary)} for task in asked.tasks}
+            >>> @hookimpl
+            ... def ft_task_suites():
+            ...     yield TaskSuite(
+            ...         name="known",
+            ...         summary="How many tokens a model knows",
+            ...         options=NoOptions,
+            ...         measure=measure,
             ...     )
 
         .. versionadded:: 0.2

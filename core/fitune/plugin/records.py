@@ -18,6 +18,7 @@ from fitune.plugin.dataflow import DataContext, Flow, Stage, Takes
 from fitune.plugin.launching import Launcher
 from fitune.plugin.objective import Criterion, no_reference
 from fitune.plugin.strategy import StoredQuantization, Strategy
+from fitune.plugin.tasks import TaskSuite
 
 if TYPE_CHECKING:
     import torch
@@ -262,7 +263,7 @@ class Listener(Generic[O]):
 
 Provider: TypeAlias = (
     "ModelLoader[Any] | Adapter[Any] | Objective[Any] | MemoryStrategy[Any] | DataStage[Any] | Listener[Any]"
-    " | Launcher[Any]"
+    " | Launcher[Any] | TaskSuite[Any]"
 )
 
 

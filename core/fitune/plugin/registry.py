@@ -30,6 +30,7 @@ from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.single_file import import_file, source_of
+from fitune.plugin.tasks import TaskSuite
 from fitune.plugin.trust import Trust
 
 GROUP = "fitune"
@@ -58,6 +59,7 @@ KINDS: dict[type[Any], str] = {
     DataStage: "data stage",
     Listener: "listener",
     Launcher: "launcher",
+    TaskSuite: "task suite",
 }
 
 
