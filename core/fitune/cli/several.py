@@ -10,6 +10,7 @@ from typing import Any
 
 from fitune.cli.settings import Settings
 from fitune.errors import RunError
+from fitune.plugin.own_python import command_of
 from fitune.plugin.trust import VARIABLE
 
 HOW_MANY = ("--gpus", "--processes")
@@ -43,7 +44,7 @@ def run_several(
         ignore_hangup()
     start_of(recipe, settings.registry(), overrides, **asked)  # what is wrong with the recipe is said once, from here
     count = gpus or processes or 1
-    command = [sys.executable, "-m", "fitune", *without(settings.arguments)]
+    command = command_of("fitune", *without(settings.arguments))
     # Who answers here that the recipe's plugins may run, has answered for all.
     code = start_processes(command, count, cpu=gpus is None, environment={VARIABLE: "1"})
     if code:

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,20 +27,13 @@ from fitune.memory.cards.several import several
 from fitune.memory.shapes import Shapes, shapes_of_rows
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.events import MemoryForecast
+from fitune.plugin.own_python import command_of
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.units import gib
 from fitune.recipe.checks import KEY
 
 PATIENCE = 600
 """Seconds that a run waits for its forecast once its weights are there."""
-
-PROGRAM = """\
-import sys
-sys.path[:] = [place for place in sys.path if place]
-import runpy
-runpy.run_module("fitune.memory.worker", run_name="__main__")
-"""
-"""What the process runs. `python -m` would import from the working directory first, which may be a stranger's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +92,7 @@ class Beside:
 
     def _spawn(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            command_of("fitune.memory.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
