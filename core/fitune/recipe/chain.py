@@ -12,6 +12,7 @@ from fitune.plugin.recipe import Use
 from fitune.plugin.records import DataStage
 from fitune.plugin.registry import Registry
 from fitune.recipe.source import Key
+from fitune.recipe.tables import split
 
 Uses = Sequence[Use[DataStage[Any]]]
 
@@ -26,12 +27,14 @@ def close_chain(
     Or the problems, each with the key of its table.
     """
     found = [*_sources(registry, sources, eval_sources), *_no_sources(stages)]
+    if takes != "documents":
+        found += _not_for_preferences(stages)
+        stages = [_for_preferences(use) for use in stages]
     if found:
         return found, None
     chain: list[Use[DataStage[Any]]] = []
     gives = sources[0].record.gives
-    for number, named in enumerate(stages):
-        use = named if takes == "documents" else _for_preferences(named)
+    for number, use in enumerate(stages):
         between = None if use.record.takes == gives else _between(registry, gives, use.record.takes)
         if between is not None:
             chain.append(_plain_use(between))
@@ -56,6 +59,14 @@ def close_chain(
 def _for_preferences(use: Use[DataStage[Any]]) -> Use[DataStage[Any]]:
     """The stage that works in this one's place where answers are compared."""
     return use if use.record.for_preferences is None else replace(use, record=use.record.for_preferences)
+
+
+def _not_for_preferences(stages: Uses) -> Iterable[tuple[Key, Problem]]:
+    """What options of these stages cannot be where answers are compared."""
+    for number, use in enumerate(stages):
+        other = use.record.for_preferences
+        for problem in () if other is None else other.check(use.options):
+            yield ("data", "stage", number, *split(problem.key)), problem
 
 
 def _of_objective(gives: Flow, wanted: Flow, takes: Takes) -> str:

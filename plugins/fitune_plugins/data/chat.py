@@ -82,6 +82,13 @@ def _check(options: ChatOptions) -> Iterable[Problem]:
         yield Problem(key="template_file", what=what, fix="Give the path of a Jinja file")
 
 
+def _check_compared(options: ChatOptions) -> Iterable[Problem]:
+    yield from _check(options)
+    if options.loss == "all":
+        what = 'loss = "all" trains on questions, but the objective compares answers'
+        yield Problem(key="loss", what=what, fix='Use loss = "assistant" or "completion"')
+
+
 def _is_day(text: str) -> bool:
     try:
         date.fromisoformat(text)
@@ -155,8 +162,6 @@ def _make(options: ChatOptions, context: DataContext) -> Stage:
 
 
 def _make_compared(options: ChatOptions, context: DataContext) -> Stage:
-    if options.loss == "all":
-        raise DataError('[[data.stage]] "chat": loss = "all" trains on questions, but the objective compares answers')
     writer, labeller = _Writer(options, context), Labeller(context.tokenizer)
 
     def documents(preferences: Iterator[Preference]) -> Iterator[tuple[Preference, list[Document]]]:
@@ -229,7 +234,7 @@ def ft_data_stages() -> Iterable[DataStage[ChatOptions]]:
         takes="preferences",
         gives="examples",
         make=_make_compared,
-        check=_check,
+        check=_check_compared,
         dialogue=_dialogue,
     )
     yield DataStage(

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fitune import DataContext, DataError, DataStage, Example, Stage, hookimpl
+from fitune import DataContext, DataStage, Example, Problem, Stage, hookimpl
 from fitune_plugins.data.pair_cut import cut, is_compared
+
+SUMMARY = "Cut, split or drop rows longer than [train] length"
 
 LEFT_OUT = "rows dropped: too long"
 
@@ -24,6 +26,12 @@ class TruncateOptions:
     answers that are compared the right is the end of both answers, and the left the beginning of both prompts."""
 
 
+def _check_compared(options: TruncateOptions) -> Iterable[Problem]:
+    if options.policy == "split":
+        what = "answers that are compared cannot be split"
+        yield Problem(key="policy", what=what, fix='Use policy = "right", "left" or "drop"')
+
+
 COUNTED = {
     "right": "rows cut at the right",
     "left": "rows cut at the left",
@@ -34,9 +42,6 @@ COUNTED = {
 
 def _make(options: TruncateOptions, context: DataContext) -> Stage:
     length, policy = context.length, options.policy
-    if policy == "split" and context.takes != "documents":
-        fix = 'policy = "right", "left" or "drop"'
-        raise DataError(f'[[data.stage]] "truncate": answers that are compared cannot be split. Use {fix}')
 
     def truncate(examples: Iterator[Example]) -> Iterator[Example]:
         for example in examples:
@@ -66,12 +71,22 @@ def _parts(example: Example, length: int, policy: str) -> Iterator[Example]:
 @hookimpl
 def ft_data_stages() -> Iterable[DataStage[TruncateOptions]]:
     """Offer the stage."""
+    compared: DataStage[TruncateOptions] = DataStage(
+        name="truncate",
+        summary=SUMMARY,
+        options=TruncateOptions,
+        takes="examples",
+        gives="examples",
+        make=_make,
+        check=_check_compared,
+    )
     yield DataStage(
         name="truncate",
-        summary="Cut, split or drop rows longer than [train] length",
+        summary=SUMMARY,
         options=TruncateOptions,
         takes="examples",
         gives="examples",
         closes="end",
         make=_make,
+        for_preferences=compared,
     )
