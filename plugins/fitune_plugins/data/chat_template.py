@@ -127,7 +127,6 @@ class Template:
         return self._render(messages, tools, return_assistant_tokens_mask=True)
 
     def _render(self, messages: Messages, tools: Tools, **how: Any) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         from fitune_plugins.data.template_bounds import within_bounds
@@ -143,23 +142,16 @@ class Template:
                 **self.tokens,
                 **self.variables,
             )
-        # What a template's expressions may raise; Python's parser too, of blocks that are nested deeply.
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            ArithmeticError,
-            AttributeError,
-            SyntaxError,
-        ) as error:
-            raise Refused(str(error)) from error
         except TooMuch as error:
             raise Endless(str(error)) from None
         except RecursionError:
             raise Endless("it calls itself without end, or is nested too deeply") from None
         except MemoryError:
             raise Endless("its text is larger than the memory") from None
+        except (
+            Exception
+        ) as error:  # what Jinja says of it, and whatever expressions raise: Python's own calls are in them
+            raise Refused(str(error) or type(error).__name__) from error
         return texts[0], [(start, end) for start, end in marks[0]] if marks else []
 
 

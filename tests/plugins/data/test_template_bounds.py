@@ -128,6 +128,15 @@ def test_blocks_that_python_does_not_nest_are_refused() -> None:
         made("{% for a in [1] %}" * 30 + "{% endfor %}" * 30).render(ASKED)
 
 
+@pytest.mark.parametrize(
+    "source", ["{{ 'long' | truncate(1) }}", "{{ 1 / 0 }}", "{{ 'a' % 1 }}", "{% include 'x' %}", "{{ x.y }}"]
+)
+def test_whatever_an_expression_raises_is_a_refusal(source: str) -> None:
+    """An assertion of Jinja's own ended a run with a traceback."""
+    with pytest.raises(Refused, match=r"\w"):
+        made(source).render(ASKED)
+
+
 def test_a_long_source_is_refused() -> None:
     with pytest.raises(Endless, match="longer than 200,000 characters"):
         made("{{ 1 }}" * 100_000).render(ASKED)
