@@ -137,6 +137,18 @@ def test_one_process_goes_on_as_two_in_shards(home: Home) -> None:
     assert_close(adapter(one).values(), plain.values(), relative=1e-4)
 
 
+def test_what_is_written_is_of_the_type_that_was_loaded(home: Home) -> None:
+    """Shards are float32; what is written a second time is bfloat16 too."""
+    sets = ('adapter={use="none"}', 'model.dtype="bfloat16"', "train.steps=2", "eval.exact_match=false")
+    one, two = home.run("bf16-one", 1, sets=sets), home.run("bf16-two", 2, '{use="fsdp"}', sets=sets)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-2)
+    for place in ("checkpoints/step-1/model", "checkpoints/step-2/model", "model"):
+        assert {t.dtype for t in load_file(two / place / "model.safetensors").values()} == {torch.bfloat16}
+    masters = [load_file(run / "checkpoints" / "step-1" / "state.safetensors") for run in (one, two)]
+    assert masters[0].keys() == masters[1].keys()
+    assert_close(masters[1].values(), masters[0].values(), relative=1e-2)
+
+
 @pytest.mark.parametrize(
     ("strategies", "what"),
     [

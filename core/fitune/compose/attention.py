@@ -8,10 +8,11 @@ RWKV, linear attention) fails this, and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from fitune.compose import varlen
 from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch
 from fitune.plugin.model import has_values, unwrapped
+
+if TYPE_CHECKING:
+    from fitune.plugin.strategy import Loss
 
 PROBE = (5, 4, 3)
 """Tokens of the documents of the packed row that is tried."""
@@ -49,45 +53,50 @@ class Isolation:
         return f"a {self.by}, as variable-length attention is not to be had: {self.reason}" if self.reason else self.by
 
 
-def isolate_documents(model: nn.Module) -> Isolation:
+def isolate_documents(model: nn.Module, whole: Callable[[Loss], Loss] | None = None) -> Isolation:
     """Make the model, as it will be trained, keep the documents of packed rows apart; call it last, before a run.
 
-    Gradients and the state of random numbers are left as they were. Raises `ModelError` for a model of which a
+    `whole` gives what calls the model, where weights are shared out over processes. Gradients and the state of random
+    numbers are left as they were. Raises `ModelError` for a model of which a
     document's outputs depend on another document.
     """
     inner = unwrapped(model)
     _must_be_known(inner)
     was_training = model.training
     model.train()  # as dropout, checkpointing or another path of the code would have it in a run
+    prove = partial(_prove, _logits if whole is None else whole(_logits), model, inner)
     try:
-        by_mask = _prove(model, inner)
-        reason = _without_mask(model, inner, by_mask)
+        by_mask = prove()
+        reason = _without_mask(prove, inner, by_mask)
     finally:
         model.train(was_training)
     return Isolation(by="block mask" if reason else "variable-length attention", reason=reason)
 
 
-def assume_isolated(model: nn.Module, capability: tuple[int, int]) -> Isolation:
+def assume_isolated(
+    model: nn.Module, capability: tuple[int, int], whole: Callable[[Loss], Loss] | None = None
+) -> Isolation:
     """What `isolate_documents` would choose on a card of this compute capability, for a model without values.
 
     It runs the same small rows, and can prove nothing of them. Raises `ModelError`.
     """
     inner = unwrapped(model)
     _must_be_known(inner)
-    _prove(model, inner)
+    prove = partial(_prove, _logits if whole is None else whole(_logits), model, inner)
+    prove()
     try:
         undo = varlen.switch_on(inner, capability)
     except varlen.UnsupportedError as why:
         return Isolation(by="block mask", reason=str(why))
     try:
-        _prove(model, inner)
+        prove()
     except varlen.UnsupportedError as why:
         undo()
         return Isolation(by="block mask", reason=str(why))
     return Isolation(by="variable-length attention")
 
 
-def _without_mask(model: nn.Module, inner: PreTrainedModel, by_mask: Tensor) -> str:
+def _without_mask(prove: Callable[[], Tensor], inner: PreTrainedModel, by_mask: Tensor) -> str:
     """Switch variable-length attention on if it gives these logits; else why it does not."""
     if inner.config._attn_implementation == varlen.NAME:  # from a call before this one
         return ""
@@ -96,7 +105,7 @@ def _without_mask(model: nn.Module, inner: PreTrainedModel, by_mask: Tensor) -> 
     except varlen.UnsupportedError as why:
         return str(why)
     try:
-        found = _prove(model, inner)
+        found = prove()
         if float((found - by_mask).norm()) <= SAME * float(by_mask.norm()):
             return ""
         reason = "its results differ"
@@ -123,12 +132,17 @@ def _refusal(inner: PreTrainedModel, layer: str) -> str:
     )
 
 
-def _prove(model: nn.Module, inner: PreTrainedModel) -> Tensor:
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Of all tokens of a batch."""
+    return cast(Tensor, cast(Any, model)(**batch.inputs()).logits)
+
+
+def _prove(forward: Loss, model: nn.Module, inner: PreTrainedModel) -> Tensor:
     """Raise `ModelError` if a document depends on another; gives the logits of one, `[tokens, vocabulary]`, float32."""
     batch = _probe(inner)
     with _watched_embeddings(inner) as seen, torch.enable_grad(), _same_random(inner.device):
         try:
-            logits = cast(Any, model)(**batch.inputs()).logits[0, ASKED].float()
+            logits = forward(model, batch)[0, ASKED].float()
             own = torch.autograd.grad(_weighed(logits), seen[0])[0]
         except varlen.UnsupportedError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 
@@ -11,8 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers.utils.logging import disable_progress_bar
 
+from fitune.compose.together import together
 from fitune.errors import RunError
 from fitune.plugin.events import MemoryReport
+from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
 
 NONE_DETERMINISTIC = "does not have a deterministic implementation"
@@ -26,6 +29,21 @@ def make_accelerator() -> Accelerator:
     if not accelerator.is_main_process:
         disable_progress_bar()  # one process draws
     return accelerator
+
+
+def must_be_one_run(recipe: Recipe) -> None:
+    """Raise `RunError`, in every process, where they have not all read, or chosen, the same: on several machines a
+    recipe may be several files.
+    """
+    tables = recipe.to_toml()
+    mine = json.dumps([tables.get(name) for name in ("adapter", "memory", "train")], sort_keys=True, default=str)
+    every = together().texts(mine)
+    others = [process for process, text in enumerate(every) if text != every[0]]
+    if others:
+        raise RunError(
+            f"process {others[0]} has another recipe than process 0, or [memory] fit has chosen otherwise there. Give "
+            "all the same recipe and arguments, or name the strategies: ft plan RECIPE --fit --write FILE"
+        )
 
 
 def set_allocator(plan: Plan) -> None:

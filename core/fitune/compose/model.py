@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -115,13 +116,15 @@ def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tupl
     return tuple(said)
 
 
-def with_documents_apart(plan: Plan, recipe: Recipe, model: PreTrainedModel, data: Prepared) -> Plan:
+def with_documents_apart(
+    plan: Plan, recipe: Recipe, strategies: Strategies, model: PreTrainedModel, data: Prepared
+) -> Plan:
     """Where rows hold several documents, make the model keep them apart, and say how; `ModelError` if it cannot."""
     if not recipe.several:
         return plan
     packs = any(use.record.packs for use in recipe.stages)
     with weights_to_blame(model):
-        isolated = isolate_documents(model)
+        isolated = isolate_documents(model, partial(called, strategies))
     apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolated}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
     return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))
@@ -149,6 +152,8 @@ def make_model(
     timings.done("weights")
     with weights_to_blame(base):
         model = adapted(recipe, strategies, base, start)
+        if plan.sharded:
+            together().meet()  # behind this, one that has failed would be waited for
         with together().cut_off() if plan.sharded else contextlib.nullcontext():
             model = prepared(strategies, model)
     if accelerator.num_processes > 1:

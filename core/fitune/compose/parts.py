@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
-from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
+from fitune.compose.devices import make_accelerator, must_be_one_run, set_allocator, set_deterministic
 from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss_scaling import loss_scaling
@@ -112,6 +112,7 @@ def compose(
     set_allocator(plan)
     set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
+    must_be_one_run(recipe)
     directory = broadcast_object_list([directory])[0]  # it may be named by the time
 
     timings = timings or Timings()
@@ -123,7 +124,7 @@ def compose(
         forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
     model = make_model(recipe, strategies, plan, accelerator, timings, start)
-    plan = with_documents_apart(plan, recipe, model, data)
+    plan = with_documents_apart(plan, recipe, strategies, model, data)
     run_data.must_be_known_to(model)
     make_batches = batch_maker(recipe.stages, run_data.context)
     scored = partial(scored_rows, recipe, plan, make_batches, accelerator.device, lambda: model, start, watch)
@@ -179,7 +180,8 @@ def whole_for_writing(parts: Parts) -> contextlib.AbstractContextManager[None]:
     """A context in which the first process has all of what trains; every process must enter it."""
     if not parts.run.plan.sharded:
         return contextlib.nullcontext()
-    kind = getattr(unwrapped(parts.run.model).config, "dtype", None)
+    said = getattr(unwrapped(parts.run.model).config, "dtype", None)
+    kind = getattr(torch, str(said).removeprefix("torch."), None)  # transformers has it in words once it was saved
     return put_together(parts.run.model, kind if isinstance(kind, torch.dtype) else None)
 
 

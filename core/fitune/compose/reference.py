@@ -21,6 +21,7 @@ from fitune.compose.objective import REFERENCE, scores_of
 from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import version_of
 from fitune.data.prepare import Prepared, Watch, batches
+from fitune.errors import RunError
 from fitune.plugin.dataflow import Batch, Example, Stage
 from fitune.plugin.digest import digest_of_weights
 from fitune.plugin.options import to_table
@@ -76,6 +77,11 @@ def scored_rows(
     rows = prepared.rows
     if recipe.objective.reference != "prepared":
         return rows
+    if plan.sharded:
+        raise RunError(
+            '[objective] reference = "prepared" is computed by one process, which a model that is shared out over '
+            'several does not allow. Train an adapter with reference = "adapter-off", or without "fsdp"'
+        )
 
     def build(writer: Writer) -> Mapping[str, Any]:
         flow = {"rows": 0}

@@ -102,6 +102,15 @@ class Together:
             dist.all_reduce(number, op=dist.ReduceOp.MIN, group=self._group)
         return int(number.item())
 
+    def texts(self, own: str) -> list[str]:
+        """What each process says, in their order."""
+        if self._group is None:
+            return [own]
+        every = [""] * dist.get_world_size()
+        with _noticed():
+            dist.all_gather_object(every, own, group=self._group)
+        return every
+
     def same(self, value: int) -> bool:
         """Whether all have this number."""
         return self.least(value) == -self.least(-value)
