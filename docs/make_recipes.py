@@ -4,7 +4,7 @@ python docs/make_recipes.py [NAME ...]   forecasts these recipes anew, or all, a
 python docs/make_recipes.py --check      exits with 1 if a recipe is missing, or the page is not that of the index
 
 Nothing is fetched: models are built from `published_shapes.json`, whose numbers of parameters are those that the model
-cards say. Recipes for a CPU, and those that several GPUs share, have their figures elsewhere.
+cards say. Recipes for a CPU have no figures; of those that several GPUs share, memory is that of each.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 from fitune.cli.show_plan import card_of
+from fitune.memory.cards.several import several
 from fitune.memory.fit.resolve import fit
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.shapes import of_recipe
+from fitune.memory.timing import time_of
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
@@ -31,11 +33,11 @@ from fitune.recipe.reader import read_recipe
 DOCS = Path(__file__).parent
 RECIPES = DOCS.parent / "recipes"
 INDEX, PAGE, SHAPES = RECIPES / "index.json", DOCS / "recipes.md", DOCS / "published_shapes.json"
-CARDS = {"deepseek7b_g5": "a10g"}
+CARDS = {"deepseek7b_g5": "a10g", "llama3_70b_4xh100": "h100", "llama31_8b_full_4xh100": "h100"}
 """Of recipes that name their strategies themselves, the card that they are for."""
 
-SEVERAL: frozenset[str] = frozenset()
-"""Recipes that several GPUs share."""
+SEVERAL = {"llama3_70b_4xh100": 4, "llama31_8b_full_4xh100": 4}
+"""Recipes that several GPUs share, and how many."""
 
 HEAD = """\
 # Recipes
@@ -69,12 +71,12 @@ def model_directory(model: str, place: Path) -> Path | None:
 
 
 def names() -> list[str]:
-    """Recipes of one card each."""
+    """Recipes for GPUs."""
     registry = Registry.open(third_party=False)
     found = []
     for path in sorted(RECIPES.glob("*.toml")):
         recipe = read_recipe(path, registry, look=False)
-        if (isinstance(recipe.memory.fit, str) or path.stem in CARDS) and path.stem not in SEVERAL:
+        if isinstance(recipe.memory.fit, str) or path.stem in CARDS:
             found.append(path.stem)
     return found
 
@@ -96,20 +98,21 @@ def title_of(name: str) -> str:
 def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
     """What the index says of a recipe."""
     recipe = recipe_of(name, place, registry)
-    card = card_of(CARDS.get(name), None, recipe.memory.fit)
+    card = several(card_of(CARDS.get(name), None, recipe.memory.fit), SEVERAL.get(name, 1))
     if recipe.memory.fit:
         fitted = fit(recipe, registry, of_recipe, card)
         made, found, seconds = fitted.recipe, fitted.forecast, fitted.chosen.seconds
     else:
-        made, found, seconds = recipe, forecast(recipe, of_recipe(recipe), card, twins_of(registry)), None
+        made, found = recipe, forecast(recipe, of_recipe(recipe), card, twins_of(registry))
+        seconds = time_of(found).seconds.step if card.count > 1 else None
     return {
         "name": name,
         "title": title_of(name),
         "model": recipe.model.options.id,
-        "card": card.name,
+        "card": card.title,
         "strategies": [use.table() for use in made.strategies],
         "micro_batch": made.train.micro_batch,
-        "tokens": made.train.micro_batch * made.train.length * found.trace.plan.accumulation,
+        "tokens": card.count * made.train.micro_batch * made.train.length * found.trace.plan.accumulation,
         **_sizes(found),
         "seconds": None if seconds is None else round(seconds, 3),
     }

@@ -36,6 +36,7 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
     type=click.Path(path_type=Path),
     help="With --fit: write what it chooses as a recipe.",
 )
+@click.option("--where", is_flag=True, help="List the smallest of the known cards, and how many, that the run fits on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @loading_switches
 @click.pass_obj

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from fitune.memory.levers import Measured, Plant, Refused, levers, measure
 from fitune.memory.report import json_of, lever_lines, text
 from fitune.memory.shapes import of_recipe, shapes_of_data
 from fitune.memory.trace.twins import twins_of
+from fitune.memory.where import json_of_where, where, where_lines
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
@@ -46,6 +47,7 @@ class Asked:
     with_levers: bool = False
     fit: bool = False
     write: Path | None = None
+    where: bool = False
     as_json: bool = False
 
     def command(self, recipe: Path, overrides: Sequence[str]) -> str:
@@ -64,6 +66,9 @@ class Asked:
 def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked) -> None:
     """Print what a recipe's run takes of a card. Raises the errors of `fitune.errors`."""
     recipe = _read(path, registry, overrides, asked)
+    if asked.where:
+        _tell_where(recipe, registry, asked)
+        return
     card = several(card_of(asked.gpu, asked.budget, recipe.memory.fit), asked.gpus or 1)
     shape = partial(shapes_of_data, data=gather(recipe)) if asked.data else of_recipe
     fitted = fit(recipe, registry, shape, card) if asked.fit or recipe.memory.fit else None
@@ -92,8 +97,23 @@ def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked)
                 say(line)
 
 
+def _tell_where(recipe: Recipe, registry: Registry, asked: Asked) -> None:
+    """List the cards that the run would fit on. Raises the errors of `fitune.errors`."""
+    shape = partial(shapes_of_data, data=gather(recipe)) if asked.data else of_recipe
+    if asked.fit:
+        recipe = replace(recipe, memory=replace(recipe.memory, fit=True))
+    places = where(recipe, registry, shape)
+    if asked.as_json:
+        say_json({"where": json_of_where(places)})
+        return
+    for line in where_lines(recipe.general.name, places):
+        say(line)
+
+
 def _read(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked) -> Recipe:
     """The recipe, and nothing asked for that cannot be done. Raises `FtError`."""
+    if asked.where and (asked.gpu or asked.gpus or asked.budget or asked.with_levers or asked.write):
+        raise RunError("--where looks at every known card: --gpu, --gpus, --budget, --levers and --write have no place")
     if asked.write is not None:
         if not asked.fit:
             raise RunError("--write writes what --fit chooses, so it needs that. Give --fit, too")

@@ -59,6 +59,18 @@ def test_shards_without_values_take_what_those_with_values_do(read: Read, adapte
     assert any(block.kind == "gathered weights" for block in forecast.blocks)
 
 
+def test_packed_rows_are_kept_apart_within_shards_too(read: Read) -> None:
+    packed = ("data.stage=[" + ", ".join(f'{{use="{use}"}}' for use in ("chat", "tokenize", "truncate", "pack")) + "]",)
+    found = traced(read(*SHARDED, *packed), 2)
+    assert any("kept apart" in notice for notice in found.notices)
+
+
+def test_an_evaluation_gathers_layers_too(read: Read) -> None:
+    log = traced(read(*SHARDED, "eval.fraction=0.5", "eval.exact_match=true", "eval.max_new_tokens=4"), 2).log
+    gathered = [b for b in log.blocks if b.phase == "evaluation" and b.kind == "gathered weights"]
+    assert {block.shape for block in gathered} >= {(64 * 32,), (260 * 32,)}
+
+
 def test_each_process_has_its_part_of_every_weight(read: Read) -> None:
     whole, sharded = traced(read(), 1), traced(read(*SHARDED), 4)
     assert standing(whole.log, "weights") - standing(sharded.log, "weights") == 3 * (2 * LAYER + REST)
@@ -70,7 +82,7 @@ def test_each_process_has_its_part_of_every_weight(read: Read) -> None:
 def test_a_layer_is_gathered_whole_and_given_back(read: Read) -> None:
     log = traced(read(*SHARDED), 4).log
     sent_for = [block.bytes for block in log.blocks if block.kind == "communication" and block.phase == "forward"]
-    assert {4 * LAYER, 4 * REST} <= set(sent_for)
+    assert {4 * LAYER, 4 * 260 * 32, 4 * (260 * 32 + 32)} <= set(sent_for), "a layer, the embeddings, the rest"
     assert all(block.stream for block in log.blocks if block.kind == "communication" and block.phase == "forward")
     gathered = [number for number, block in enumerate(log.blocks, 1) if block.kind == "gathered weights"]
     assert set(gathered) <= {-number for number in log.events}, "none stays"

@@ -19,17 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
-from fitune.compose.model import (
-    Strategies,
-    adapted,
-    built,
-    changed,
-    distributed,
-    make_optimizer,
-    planned,
-    prepared,
-    told,
-)
+from fitune.compose.model import Strategies, adapted, built, called, changed, distributed, make_optimizer, planned, told
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.positions import longest_row
@@ -119,11 +109,11 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         scratch=scratch_table(card.capability, deterministic=deterministic),
         cublas_workspace=cublas_workspace(card.capability, deterministic=deterministic),
     )
-    packed = any(batch.positions is not None for batch in shapes.training)
+    packed, whole = any(batch.positions is not None for batch in shapes.training), partial(called, strategies)
 
     def isolate(model: nn.Module) -> None:
         if packed:
-            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability)}")
+            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability, whole)}")
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -175,7 +165,7 @@ def follow(
             model = _load_in_shards(model, strategies, tracer)
         else:
             _load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading)
-            model = prepared(strategies, model)
+            model = distributed(strategies, changed(strategies, model))
         isolate(model)
         trainables = _trainables(recipe, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
@@ -183,7 +173,7 @@ def follow(
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
         computed = _steps(step, shapes, tracer, known, plan.processes)
         if shapes.evaluation is not None or shapes.prompt:
-            _evaluate(step, recipe.evaluation, shapes, tracer, known)
+            _evaluate(step, called(strategies, generate), recipe.evaluation, shapes, tracer, known)
     return step, computed
 
 
@@ -272,18 +262,25 @@ def _tag_state(step: Step, tracer: Tracer) -> None:
     tracer.retag(tensors, "optimizer state")
 
 
-def _evaluate(step: Step, settings: Evaluation, shapes: Shapes, tracer: Tracer, known: Known) -> None:
+def _evaluate(
+    step: Step,
+    write: Callable[..., None],
+    settings: Evaluation,
+    shapes: Shapes,
+    tracer: Tracer,
+    known: Known,
+) -> None:
     tracer.enter("evaluation")
     step.model.eval()
     batch = shapes.evaluation
     if batch is not None:
         known.packed = batch.positions is not None
         with torch.no_grad():
-            step.loss(step.model, batch.to(step.device))
+            step.whole(step.loss)(step.model, batch.to(step.device))
     if shapes.prompt:
         known.packed, known.padded = False, settings.micro_batch > 1
         tracer.enter("evaluation")
-        generate(step.model, settings.micro_batch, shapes.prompt, settings.max_new_tokens, tracer, step.device)
+        write(step.model, settings.micro_batch, shapes.prompt, settings.max_new_tokens, tracer, step.device)
     step.model.train()
 
 
