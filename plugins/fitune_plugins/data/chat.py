@@ -24,7 +24,7 @@ from fitune import (
     sentences,
 )
 from fitune_plugins.data.call_ends import call_ends
-from fitune_plugins.data.chat_template import DAY, Choice, Messages, Refused, Value, names
+from fitune_plugins.data.chat_template import DAY, Choice, Endless, Messages, Refused, Value, names
 from fitune_plugins.data.comparisons import judged, pairs
 from fitune_plugins.data.labels import Labeller
 from fitune_plugins.data.plain_text import end_of_text
@@ -216,7 +216,8 @@ def _dialogue(options: ChatOptions, context: DataContext) -> Dialogue | None:
             return template.render(asked, prompt=True)
         except Refused as error:
             what = f"{template.place} refuses these messages: {error}"
-            raise DataError(sentences(what, fix_of(template, asked, ()))) from error
+            fix = "" if isinstance(error, Endless) else fix_of(template, asked, ())
+            raise DataError(sentences(what, fix)) from error
 
     of_calls = call_ends(Renderer(_settings(options), context, tools=True).masker)
     ends = tuple(dict.fromkeys([*marks, *(options.end or ())]))
