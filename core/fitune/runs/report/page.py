@@ -150,12 +150,12 @@ def _training(one: Told) -> Iterator[str]:
         rows = [(f"{step:,}", loss_text(loss), share_text(share)) for step, loss, share in spread(one.held_out, ROWS)]
         yield f"<details><summary>Evaluations</summary>{table(('step', 'loss', 'exact'), rows, (0, 1, 2))}</details>"
     if one.losses.points:
-        rows = [
+        numbers = [
             (f"{p.step:,.0f}", loss_text(p.low), loss_text(p.mean), loss_text(p.high))
             for p in spread(one.losses.points, ROWS)
         ]
         head = ("step", "least", "mean", "most")
-        yield f"<details><summary>Training loss in numbers</summary>{table(head, rows, (0, 1, 2, 3))}</details>"
+        yield f"<details><summary>Training loss in numbers</summary>{table(head, numbers, (0, 1, 2, 3))}</details>"
 
 
 def _evaluated(name: str, points: Sequence[tuple[int, float]]) -> tuple[list[Series], list[Marks]]:
@@ -240,5 +240,5 @@ def _details(one: Told) -> Iterator[str]:
     if one.recipe:
         yield f"<details><summary>Recipe, every choice</summary>{table((), one.recipe)}</details>"
     if one.story.checkpoints:
-        rows = [(file.name, size_text(file.bytes)) for file in one.story.checkpoints]
-        yield f"<details><summary>Checkpoints</summary>{table((), rows, (1,))}</details>"
+        kept = [(file.name, size_text(file.bytes)) for file in one.story.checkpoints]
+        yield f"<details><summary>Checkpoints</summary>{table((), kept, (1,))}</details>"
