@@ -34,6 +34,7 @@ NOT_RUN = {
     "docs/fit.md": 0,
     "docs/founding-case.md": 0,
     "docs/hooks.md": 0,
+    "docs/launch.md": 1,
     "docs/plugins.md": 1,
     "docs/preference.md": 0,
     "docs/python.md": 0,

@@ -18,7 +18,7 @@ from fitune.plugin.registry import GROUP, Registry
 OWN = "fitune"
 """Sent as code, and not installed: what runs there is what has made the forecast here."""
 
-ELSEWHERE = frozenset({"sagemaker"})
+ELSEWHERE = frozenset({"lm-eval", "sagemaker"})
 """Extras that are of use where a job is launched from, and not where it runs."""
 
 

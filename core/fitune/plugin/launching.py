@@ -50,7 +50,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a job runs on."""
+    """What a job runs on, and what that has and costs."""
 
     name: str
     """As the launcher's `--instance` takes it."""
@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """How a job is."""
+    """How a job is, as its launcher tells it."""
 
     name: str
     state: JobState

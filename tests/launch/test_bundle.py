@@ -1,0 +1,135 @@
+"""What is sent: all that the run needs, under names that mean the same there, and whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+
+from fitune import RunError
+from fitune.launch.bundle import job_name, make_bundle
+from fitune.launch.requirements import requirements
+from fitune.launch.work import must_be_whole
+from fitune.plugin.digest import digest_of
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
+from fitune.recipe.reader import read_recipe
+from fitune.testing import open_registry, write_recipe, write_tiny_data
+from support.made_plugins import install
+
+
+def sent(tmp_path: Path, *overrides: str) -> tuple[Path, Recipe]:
+    """A bundle of the tiny recipe, and the recipe."""
+    registry = open_registry()
+    recipe = read_recipe(write_recipe(tmp_path / "recipe"), registry, overrides)
+    make_bundle(recipe, registry, tmp_path / "bundle", ["--trust-remote-code"])
+    return tmp_path / "bundle", recipe
+
+
+def test_the_recipe_is_the_same_and_names_what_was_sent(tmp_path: Path) -> None:
+    bundle, recipe = sent(tmp_path)
+    values = tomli.loads((bundle / "recipe.toml").read_text(encoding="utf-8"))
+    assert not any(str(tmp_path) in text for text in json.dumps(values).split('"'))
+    again = read_recipe(bundle / "recipe.toml", open_registry())
+    assert again.model.options.path == bundle / values["model"]["path"]
+    same = dataclasses.replace(
+        again, path=recipe.path, model=recipe.model, sources=recipe.sources, eval_sources=recipe.eval_sources
+    )
+    assert same.to_toml() == recipe.to_toml()
+    (source,) = again.sources
+    assert digest_of(source.options.path) == digest_of(tmp_path / "recipe" / "data.jsonl")
+    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["arguments"] == ["--trust-remote-code"]
+
+
+def test_directories_and_patterns_of_files_are_sent_whole(tmp_path: Path) -> None:
+    data = tmp_path / "more" / "deep"
+    data.mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        write_tiny_data(data / name)
+    bundle, _ = sent(tmp_path, 'data.source.0.path="more/**/*.jsonl"')
+    again = read_recipe(bundle / "recipe.toml", open_registry())
+    assert str(again.sources[0].options.path).endswith("/**/*.jsonl")
+    found = sorted(place.name for place in (bundle / "files").rglob("*.*") if "more" not in place.name)
+    assert {"a.jsonl", "b.jsonl"} <= set(found)
+    assert "c.txt" not in found
+
+
+def test_its_code_is_what_runs(tmp_path: Path) -> None:
+    bundle, _ = sent(tmp_path)
+    assert not list(bundle.rglob("__pycache__"))
+    code = "import fitune, fitune_plugins; print(fitune.__file__, fitune_plugins.__file__)"
+    environment = {"PYTHONPATH": str(bundle / "code"), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.count(str(bundle)) == 2
+
+
+def test_what_did_not_arrive_whole_is_told(tmp_path: Path) -> None:
+    bundle, _ = sent(tmp_path)
+    must_be_whole(bundle)
+    weights = next(bundle.rglob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.unlink()  # it may be a link to what was sent
+    weights.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(Exception, match=r"safetensors is not what was sent"):
+        must_be_whole(bundle)
+    weights.unlink()
+    with pytest.raises(Exception, match=r"safetensors of what was sent is missing"):
+        must_be_whole(bundle)
+
+
+def test_versions_are_exact_and_of_an_index(tmp_path: Path, read: Any, registry: Registry) -> None:
+    lines = dict(line.split("==") for line in requirements(read(), registry))
+    assert {"torch", "transformers", "tokenizers", "safetensors", "fsspec", "packaging"} <= set(lines)
+    assert "fitune" not in lines
+    assert "pytest" not in lines
+    assert not any("+" in version for version in lines.values())
+
+
+def test_a_plugin_of_no_index_cannot_be_sent(
+    tmp_path: Path, recipe_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    source = """
+    from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
+
+    @hookimpl
+    def ft_memory_strategies():
+        yield MemoryStrategy(name="mine", summary="For a test", options=NoOptions, make=lambda options: Strategy())
+    """
+    install(site, "fitune-mine", source)
+    monkeypatch.syspath_prepend(str(site))
+    registry = Registry.open()
+    recipe = read_recipe(recipe_path, registry, ['memory.strategy=[{use="mine"}]'])
+    assert "fitune-mine==1.0" in requirements(recipe, registry)
+    assert "fitune-mine==1.0" not in requirements(read_recipe(recipe_path, registry), registry)
+    (info,) = site.glob("*.dist-info")
+    (info / "direct_url.json").write_text('{"url": "file:///home/me/mine", "dir_info": {}}', encoding="utf-8")
+    with pytest.raises(RunError, match="installed from file:///home/me/mine and not from a package index"):
+        requirements(recipe, registry)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    import os
+
+    registry = open_registry()
+    recipe = read_recipe(write_recipe(tmp_path / "recipe"), registry)
+    os.mkfifo(tmp_path / "recipe" / "model" / "pipe")
+    with pytest.raises(RunError, match=r"cannot be gathered: .*pipe.*it is no file"):
+        make_bundle(recipe, registry, tmp_path / "bundle")
+
+
+def test_a_job_s_name_is_one_that_every_keeper_takes() -> None:
+    import re
+
+    names = [job_name(text) for text in ("deepseek7b-g5", "Ä b/c", "x" * 200, "---", "")]
+    assert all(re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", name) for name in names)  # SageMaker's own rule
+    assert len({job_name("same") for _ in range(50)}) == 50
