@@ -62,6 +62,25 @@ def test_answers_of_several_turns_are_trained_on_as_the_stage_says(tmp_path: Pat
         assert chosen[2] == expected
 
 
+HEADED = """\
+{%- for message in messages -%}
+<|start|>{{ message.role }}{{ message.tone }}
+{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|end|>{% endgeneration %}{% else %}{{ message.content }}<|end|>{% endif %}
+{% endfor -%}
+"""  # noqa: E501
+
+
+def test_sides_that_differ_before_the_answer_are_counted(tmp_path: Path) -> None:
+    """What a template writes by what it knows of an answer, and the model does not, is no part of the prompt."""
+    (tmp_path / "t.jinja").write_text(HEADED, encoding="utf-8")
+    sides = ({"role": "assistant", "content": "a", "tone": tone} for tone in (" dry", " kind"))
+    row = dict(zip(("prompt", "chosen", "rejected"), ("Q?", *([side] for side in sides)), strict=True))
+    stages = f'data.stage=[{{use="chat", template_file="{tmp_path}/t.jinja"}}]'
+    data = compared(tmp_path, PAIRS, row, sets=(stages,))
+    assert ("pairs whose sides differ before what is trained on", 1) in data.notes
+    assert [answer for _, _, answer in told(data.rows[0])] == ["a<257>", "a<257>"]
+
+
 def test_texts_that_go_on_have_no_template_around_them(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, PAIRS, {"chosen": "It is blue.", "rejected": "It is black."})
     assert row == [(1, "It is", " blue.<257>"), (-1, "It is", " black.<257>")]
