@@ -18,8 +18,8 @@ from fitune.plugin.registry import GROUP, Registry
 OWN = "fitune"
 """Sent as code, and not installed: what runs there is what has made the forecast here."""
 
-ELSEWHERE = frozenset({"lm-eval", "sagemaker"})
-"""Extras that are of use where a job is launched from, and not where it runs."""
+EXTRAS = ("bitsandbytes", "gguf", "s3", "tensorboard")
+"""Of fitune's extras, those that a run may use; what of them is here goes with it."""
 
 
 def requirements(recipe: Recipe, registry: Registry) -> list[str]:
@@ -45,8 +45,8 @@ def requirements(recipe: Recipe, registry: Registry) -> list[str]:
 
 
 def _needs(distribution: importlib.metadata.Distribution, *, optional: bool) -> Iterator[str]:
-    """What a package needs here; with `optional`, what any of its extras would bring too."""
-    extras = [e for e in distribution.metadata.get_all("Provides-Extra") or [] if optional and e not in ELSEWHERE]
+    """What a package needs here; with `optional`, what extras that a run may use would bring too."""
+    extras = EXTRAS if optional else ()
     for text in distribution.requires or []:
         one = Requirement(text)
         if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
