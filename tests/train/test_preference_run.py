@@ -76,6 +76,25 @@ def test_the_gradient_does_not_depend_on_micro_batches(settings: tuple[str, ...]
         assert_close(one, other, relative=1e-4)
 
 
+@pytest.mark.parametrize(
+    "strategies",
+    [
+        '{use="chunked-loss", tokens=5}',
+        '{use="gradient-checkpointing"}',
+        '{use="fused-lora"}, {use="fused-rms-norm"}',
+        '{use="fast-layers"}, {use="chunked-loss"}',
+        '{use="tiled-mlp", tokens=16}, {use="recompute-pointwise"}',
+        '{use="host-embeddings"}',
+    ],
+)
+def test_memory_strategies_change_nothing_but_by_rounding(strategies: str, pairs: Path) -> None:
+    """The reference's pass goes through them too, with the adapter off."""
+    asked = (*SETTINGS, use("dpo", beta=1.0), "train.steps=3", "adapter.targets=all-linear")
+    expected = gradients(pairs, *asked)
+    for one, other in zip(gradients(pairs, *asked, f"memory.strategy=[{strategies}]"), expected, strict=True):
+        assert_close(one, other, relative=1e-4)
+
+
 def test_full_fine_tuning_takes_a_prepared_reference(pairs: Path, tmp_path: Path) -> None:
     asked = (*SETTINGS, use("dpo"), 'adapter={use="none"}', "eval.fraction=0.25", "train.learning_rate=1e-3")
     run = train(pairs, tmp_path / "run", *asked)

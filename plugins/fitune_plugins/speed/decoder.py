@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -21,8 +22,8 @@ CHECKPOINTED_OUTSIDE = "__call__" in GradientCheckpointingLayer.__dict__
 class FastLayer:
     """Stands for a layer's `forward`; attention itself is computed as the model is told to.
 
-    Where the layer is asked for something else than training or judging rows (with a cache, or its adapters off), its
-    own `forward` answers, from the same weights.
+    Where the layer is asked for something else than training or judging rows (with a cache, or for a gradient with its
+    adapters off), its own `forward` answers, from the same weights.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -69,6 +70,8 @@ class FastLayer:
                 **named,
             )
         forward = partial(self._forward, attention_mask, position_ids, position_embeddings, named)
+        if self._is_off():
+            return self._without_adapters(forward, hidden_states)
         if layer.gradient_checkpointing and layer.training and not CHECKPOINTED_OUTSIDE:
             made: Tensor = layer._gradient_checkpointing_func(forward, hidden_states)
             return made
@@ -87,11 +90,27 @@ class FastLayer:
         return self._plain_mlp(between)
 
     def _is_plain(self) -> bool:
-        """Whether adapters are switched off, part of the weights, or others than those known here, just now."""
+        """Whether adapters are part of the weights, others than those known here, or switched off where somebody may
+        want a gradient, just now.
+        """
         one = self._adapted
         if one is None:
             return False
-        return bool(one.disable_adapters or one.merged) or list(one.active_adapters) != self._names
+        unknown = bool(one.merged) or list(one.active_adapters) != self._names
+        return unknown or (self._is_off() and torch.is_grad_enabled())
+
+    def _is_off(self) -> bool:
+        return self._adapted is not None and bool(self._adapted.disable_adapters)
+
+    def _without_adapters(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """By the same kernels, so that what differs from a pass with adapters is what these do."""
+        for one in self.parts.groups:
+            one.off = True
+        try:
+            return forward(hidden)
+        finally:
+            for one in self.parts.groups:
+                one.off = False
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ids: Any, named: dict[str, Any]) -> Tensor:
         """Attention as the model's configuration names it, `[B, S, heads, D]`."""

@@ -86,6 +86,8 @@ class Group:
     """What adapters' results are multiplied by."""
     down: Tensor | None = None
     """A of all adapters, `[P, K]`; None where no linear has one."""
+    off: bool = False
+    """Whether adapters are switched off, just now: without a gradient alone."""
     parameters: tuple[nn.Parameter, ...] = field(default=())
     """A and B of each adapter, in the order of the linears."""
 
@@ -103,7 +105,7 @@ class Group:
 
     def low(self, x_MK: Tensor, masks: Sequence[Tensor | None] = ()) -> Tensor | None:
         """`scaling * x A^T`, `[M, P]`; of inputs that are dropped where there are masks. None without adapters."""
-        if self.down is None:
+        if self.down is None or self.off:
             return None
         if not any(mask is not None for mask in masks):
             return _product(x_MK, self.down, self.scaling)

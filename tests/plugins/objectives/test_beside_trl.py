@@ -1,4 +1,4 @@
-"""The same loss and gradient as TRL's trainers, of the same batch with the same weights, in float32: TRL is a judge, and
+"""The same loss and gradient as TRL's trainers, of the same batch with the same weights, in float32: TRL judges, and is
 no part of fitune.
 """
 
@@ -151,7 +151,7 @@ def test_judged_answers(place: Path) -> None:
 
 @pytest.mark.parametrize("name", ["orpo", "cpo", "simpo"])
 def test_without_a_reference(name: str, place: Path) -> None:
-    """Losses of log-probabilities, by TRL's own functions; the cross-entropy beside them is a mean over each answer here,
+    """Losses of log-probabilities, by TRL's own functions. The cross-entropy beside them is a mean over an answer here,
     as in the papers, and over all tokens of a batch in TRL, so it is left out, or added.
     """
     from trl.experimental.cpo import CPOTrainer
