@@ -1,7 +1,7 @@
 """How much work one rendering of a chat template may be: templates come with models, and may be anybody's.
 
 An honest template writes what a row says a few times over, in a time that grows with the row. So there are limits,
-which grow with it, to the processor's time, to the size of any text or list, and to the sum of all that is made.
+which grow with it, to the processor's time, to the size of any text or list, and to the memory that they take.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ SECONDS_OF_ITEM, SECONDS_OF_CHARACTER = 50e-6, 0.2e-6
 """More, for each value and each character of the row: several times what real templates take."""
 LARGEST, LARGEST_FOR_ROW = 10_000_000, 10
 """Characters, and values of eight each, of anything that is made; and more of them for each that the row has."""
-MOST, MOST_FOR_ROW, MOST_OF_ALL = 200_000_000, 300, 4_000_000_000
-"""The same, of all that is made in one rendering; never more than the last."""
+MEMORY, MEMORY_FOR_ROW = 1 << 28, 50
+"""Bytes by which the process may grow; and more of them for each character or value of the row."""
+LOOK = 100_000_000
+"""Characters that are made until the process is looked at: what is made may be gone again at once."""
+MOST = 4_000_000_000
+"""Characters of all that is made where the process cannot be looked at."""
 BITS = 100_000
 """Of an integer: products and powers of larger ones take long."""
 KEPT = 1_000_000
@@ -57,8 +61,10 @@ class Work:
         self._sizes: dict[int, tuple[object, Size]] = {}
         self._kept = 0
         self._made = 0
+        self._look_at_made = LOOK
+        self._peak: int | None = None
         self._began, self._look_at = time.thread_time(), time.perf_counter() + SECONDS
-        self._seconds, self._largest, self._most = SECONDS, LARGEST, MOST
+        self._seconds, self._largest, self._memory = SECONDS, LARGEST, MEMORY
         self._grown = False
 
     def turn(self) -> None:
@@ -123,10 +129,15 @@ class Work:
 
     def _add(self, weight: int) -> None:
         self._made += weight
-        if self._made > self._most and not self._grown:
+        if self._made < self._look_at_made:
+            return
+        self._look_at_made += LOOK
+        peak = peak_memory()
+        self._peak = peak if self._peak is None else self._peak
+        if peak - self._peak > self._memory and not self._grown:
             self._grow()
-        if self._made > self._most:
-            raise TooMuch(f"it makes more than {self._most:,} characters in all")
+        if peak - self._peak > self._memory or (not peak and self._made > MOST):
+            raise TooMuch(f"it fills {max(peak - self._peak, 0) >> 20:,} MiB of memory")
 
     def _grow(self) -> None:
         """Let the limits be those of the row, which is looked at only where it may matter."""
@@ -134,4 +145,14 @@ class Work:
         size = self.size(self.row)
         self._seconds += SECONDS_OF_ITEM * size.items + SECONDS_OF_CHARACTER * size.characters
         self._largest = min(sys.maxsize, self._largest + LARGEST_FOR_ROW * size.weight)
-        self._most = min(MOST_OF_ALL, self._most + MOST_FOR_ROW * size.weight)
+        self._memory += MEMORY_FOR_ROW * size.weight
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
