@@ -97,7 +97,7 @@ def run_command(
     with lenient_output():
         watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
         begin(start, registry, force=force, watch=watch, timings=timings)
-    if start.done:
+    if start.done and is_main_process():
         say(f"{start.directory} is done: there is nothing to go on with")
 
 

@@ -151,12 +151,12 @@ def together() -> Together:
 
 def lost(error: BaseException) -> PeerLost | None:
     """Whether an error is that of a process that another one of its group has left alone."""
-    if isinstance(error, PeerLost):
-        return error
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     cause: BaseException | None = error
     while cause is not None:  # a plugin may have been at work
+        if isinstance(cause, PeerLost):
+            return cause
         of_torch = isinstance(cause, dist.DistError)
         if of_torch or (type(cause) is RuntimeError and any(said in str(cause) for said in LOST)):
             return PeerLost(_first_line(cause))
