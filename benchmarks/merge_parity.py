@@ -161,7 +161,7 @@ def merged(
     with tempfile.TemporaryDirectory() as made:
         asked = Merge(to=Path(made), dtype=dtype)
         merging.write_merged(ready, Path(made), asked, own)
-        return merging.form_of(asked).see(Path(made), rows, ready.device)
+        return merging.form_of(asked).see(Path(made), rows, ready.device, own)
 
 
 def cast(opened: Trained, dtype: torch.dtype, rows: Sequence[Example]) -> Seen:

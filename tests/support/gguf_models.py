@@ -112,11 +112,13 @@ def model_of(name: str, vocabulary: int) -> PreTrainedModel:
     config = AutoConfig.for_model(name.split(",")[0], **{**SHAPE, **MODELS[name]}, vocab_size=vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        build: Any = AutoModelForCausalLM.from_config
+        model: PreTrainedModel = build(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter) * 0.2)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def write(directory: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> Path:

@@ -53,8 +53,8 @@ class Form(Protocol):
     def write(self, merged: Merged, directory: Path) -> None:
         """Write it into an empty directory. Raises `OSError` or an error of `fitune.errors`."""
 
-    def see(self, directory: Path, rows: Sequence[Example], device: torch.device) -> Seen:
-        """What it makes of rows, read as anybody reads it."""
+    def see(self, directory: Path, rows: Sequence[Example], device: torch.device, own: torch.dtype) -> Seen:
+        """What it makes of rows, read as anybody reads it; `own` is the type that was trained in."""
 
     def judged(self, found: Parity) -> Parity:
         """The figures with this form's own limits."""
@@ -87,8 +87,8 @@ class Plain:
         merged.model.save_pretrained(str(directory), max_shard_size=self.shard_size)
         save_tokenizer(merged.tokenizer, merged.dialogue, directory)
 
-    def see(self, directory: Path, rows: Sequence[Example], device: torch.device) -> Seen:
-        """By `from_pretrained`."""
+    def see(self, directory: Path, rows: Sequence[Example], device: torch.device, own: torch.dtype) -> Seen:
+        """By `from_pretrained`, in the type that is written there."""
         from transformers import AutoModelForCausalLM
 
         load: Any = AutoModelForCausalLM.from_pretrained

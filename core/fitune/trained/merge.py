@@ -98,7 +98,7 @@ def merge(trained: Trained, asked: Merge, watch: Watch = UNWATCHED) -> Parity:
         found = compare(
             base,
             adapter,
-            form.see(partial, rows, device),
+            form.see(partial, rows, device, trained_dtype),
             source=source,
             trained=trained_dtype,
             rounded=rounded,

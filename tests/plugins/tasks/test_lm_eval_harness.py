@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ def test_a_task_that_nobody_knows(run: Path, tasks: Path) -> None:
 
 
 def test_without_the_package(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fitune_plugins.tasks import lm_eval_harness
-
-    monkeypatch.setattr(lm_eval_harness.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     said = refused("eval", run, "--tasks", "counting")
     assert said == "the package lm-eval is not installed. Install it: pip install 'fitune[lm-eval]'."
 

@@ -65,6 +65,16 @@ def test_the_loader_of_such_files_reads_it(run: Path, exported: tuple[Path, str]
     assert tokenizer.eos_token == "<|end|>"
 
 
+def test_a_run_in_bfloat16(tmp_path: Path) -> None:
+    """It is merged and read again in the type that it was trained in, whose limits are the coarser."""
+    model = write(tmp_path / "qwen2", "qwen2", bytewise("qwen2"))
+    run = finished(tmp_path, "eval.exact_match=false", f"model.path='{model}'", "model.dtype='bfloat16'")
+    ft("export", run, "--to", "gguf", "--out", tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))
+    assert (figures["trained_dtype"], figures["dtype"], figures["limit"]) == ("bfloat16", "f16", 0.08)
+    assert 0 < figures["relative_difference"] < 0.04
+
+
 def test_nothing_is_overwritten(run: Path, exported: tuple[Path, str]) -> None:
     before = (exported[0] / "tiny-q8_0.gguf").read_bytes()
     assert "is there already, and not empty" in refused("export", run, "--to", "gguf", "--type", "q8_0")

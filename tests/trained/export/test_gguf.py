@@ -10,9 +10,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from fitune import Example, ModelError, Origin, RunError
+from fitune.testing import write_tiny_tokenizer
 from fitune.trained.export import gguf_read
 from fitune.trained.export.gguf import Gguf, Type
 from fitune.trained.export.gguf_family import family_of, told_of
@@ -136,6 +137,15 @@ def test_a_way_of_cutting_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="in none of the ways"):
         _write(tmp_path, "qwen2", tokenizer)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_of_single_bytes(tmp_path: Path) -> None:
+    """That of `fitune.testing`: GGUF has no empty lists, and llama.cpp wants merges."""
+    write_tiny_tokenizer(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match="wants merges"):
+        _write(tmp_path / "out", "llama", tokenizer)
 
 
 def test_fewer_embeddings_than_tokens(tmp_path: Path, tokenizer: Any) -> None:

@@ -23,6 +23,7 @@ from fitune.trained.export.gguf_family import family_of, settings_of, tensors_of
 from fitune.trained.export.gguf_read import must_cut_alike, opened
 from fitune.trained.export.gguf_tokenizer import Vocabulary, vocabulary_of
 from fitune.trained.form import Merged
+from fitune.trained.open import tokenizer_for
 from fitune.trained.parity import LIMITS, SHARES, Parity, Seen, see
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Gguf:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError("the package gguf is not installed, which writes such files. Install it: pip install gguf")
         if trained.recipe.model.record.build_model is not None:
-            family_of(built(trained.recipe).config)
+            config: Any = built(trained.recipe).config
+            family_of(config)
+            vocabulary_of(tokenizer_for(trained), None, (), int(config.vocab_size), None)
 
     def notices(self, trained: Trained) -> tuple[str, ...]:
         """What a person should know of the file."""
@@ -83,9 +86,9 @@ class Gguf:
         _write(merged, words, directory / self.file, self.name, self.type, family.architecture)
         must_cut_alike(directory / self.file, merged.tokenizer, merged.rows, words)
 
-    def see(self, directory: Path, rows: Sequence[Example], device: torch.device) -> Seen:
-        """By transformers' own reader of such files, in float32."""
-        return see(opened(directory / self.file, device), rows)
+    def see(self, directory: Path, rows: Sequence[Example], device: torch.device, own: torch.dtype) -> Seen:
+        """By transformers' own reader of such files, in the type that was trained in, so that it has room there."""
+        return see(opened(directory / self.file, device, own), rows)
 
     def judged(self, found: Parity) -> Parity:
         """With limits of the file's type, where that is coarser than what was trained in."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def opened(file: Path, device: torch.device) -> PreTrainedModel:
-    """The model in a file, in float32. Raises `RunError` if a weight is missing there."""
+def opened(file: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model in a file, in a type of torch's. Raises `RunError` if a weight is missing there."""
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,7 +40,7 @@ def opened(file: Path, device: torch.device) -> PreTrainedModel:
             str(file.parent),
             gguf_file=file.name,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             device_map={"": device},
             output_loading_info=True,
         )

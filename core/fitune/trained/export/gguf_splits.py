@@ -97,13 +97,8 @@ def pre_tokenizer_of(split: Split) -> PreTokenizer:
     return pre_tokenizers.Sequence(parts)
 
 
-def name_of(cuts: PreTokenizer, *, merges: bool, whole_first: bool) -> str | None:
-    """The name under which llama.cpp cuts as a tokenizer does; None if there is none.
-
-    Without `merges` every byte is a token, however a text is cut.
-    """
-    if not merges:
-        return "gpt-2"
+def name_of(cuts: PreTokenizer, *, whole_first: bool) -> str | None:
+    """The name under which llama.cpp cuts as a tokenizer does; None if there is none."""
     found = _pieces(cuts)
     for name, split in SPLITS.items():
         if split.whole_first == whole_first and _pieces(pre_tokenizer_of(split)) == found:

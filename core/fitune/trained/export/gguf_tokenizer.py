@@ -150,9 +150,11 @@ def _pre(tokenizer: Any, parts: Mapping[str, Any], merges: Sequence[str]) -> str
     normal = parts["normalizer"]
     if normal is not None and normal.get("type") != "NFC":  # Qwen's; a text that is in that form already is the same
         raise ModelError(f"no GGUF is written of a tokenizer that normalises by {normal.get('type')}. {OTHERWISE}")
+    if not merges:
+        raise ModelError(f"no GGUF is written of a tokenizer of single bytes: llama.cpp wants merges. {OTHERWISE}")
     cuts = tokenizer.backend_tokenizer.pre_tokenizer
     whole_first = bool(parts["model"].get("ignore_merges"))
-    name = None if cuts is None else name_of(cuts, merges=bool(merges), whole_first=whole_first)
+    name = None if cuts is None else name_of(cuts, whole_first=whole_first)
     if name is None:
         raise ModelError(f"the tokenizer cuts texts in none of the ways that are known here of llama.cpp. {OTHERWISE}")
     return name
