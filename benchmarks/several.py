@@ -1,0 +1,225 @@
+"""Runs on several cards of one host: forecast beside measured, on every one of them, and how replicas scale.
+
+    python benchmarks/several.py --plan plan.json --cards 2 --card h100          (needs no card)
+    python benchmarks/several.py --measure plan.json --out benchmarks/several.json --minutes 9
+
+Each composition is a run of its own, of `compose` and `train` as `ft run` has them, in a process for each card (by
+torchrun); weights are random, of Llama 3's shape in few layers, on whose number the forecast's correctness does not
+depend. Of each process is kept the most that torch's allocator gave out and reserved, and what of the card is in use
+beside it: the context, and NCCL's memory. What was found is written after each run, so that a call that is cut short
+counts; a second call leaves out what the file has.
+
+Not run yet: there was no machine with several cards where it was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "fit"), str(HERE / "memory")]
+
+Json = dict[str, Any]
+GIB = 2**30
+STEPS, WARM_UP = 6, 2
+PATIENCE = 150
+"""Seconds after which a run is given up."""
+
+CHECKPOINTED: Json = {"use": "gradient-checkpointing"}
+CHUNKED: Json = {"use": "chunked-loss"}
+GROWING: Json = {"use": "expandable-segments"}
+FAST: list[Json] = [{"use": "fast-layers"}, {"use": "fused-rms-norm"}, {"use": "fused-lora"}]
+FSDP: Json = {"use": "fsdp"}
+
+LORA, FULL = {"use": "lora", "r": 16, "alpha": 32, "targets": "all-linear"}, {"use": "none"}
+
+CASES: dict[str, Json] = {
+    "replicas, fast layers": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096},
+    "replicas, fast layers, one card": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096, "cards": 1},
+    "shards": {"strategies": [CHUNKED, FSDP]},
+    "shards, segments that grow": {"strategies": [CHUNKED, GROWING, FSDP]},
+    "full, shards": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, FSDP], "adapter": FULL},
+    "shards, checkpointed": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, FSDP], "length": 4096},
+    "shards, fast layers": {"strategies": [*FAST, CHUNKED, GROWING, FSDP], "length": 4096},
+    "replicas": {"strategies": []},
+    "replicas, accumulated": {"strategies": [CHUNKED, GROWING], "accumulation": 3},
+    "replicas, nf4": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, {"use": "nf4"}]},
+    "shards, whole between passes": {"strategies": [CHUNKED, GROWING, {**FSDP, "reshard_after_forward": False}]},
+    "shards, two layers ahead": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, {**FSDP, "prefetch": 2}]},
+    "shards, accumulated": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, FSDP], "accumulation": 3},
+    "full, shards, full logits": {"strategies": [CHECKPOINTED, FSDP], "adapter": FULL},
+    "full, shards, whole between passes": {
+        "strategies": [CHECKPOINTED, CHUNKED, GROWING, {**FSDP, "reshard_after_forward": False}],
+        "adapter": FULL,
+    },
+}
+"""What matters most comes first."""
+
+
+def main() -> None:
+    """Plan, measure, or be one of the processes of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, help="write forecasts here")
+    parser.add_argument("--measure", type=Path, help="measure what is planned here")
+    parser.add_argument("--worker", type=Path, help="the recipe of a run that this is a process of")
+    parser.add_argument("--cards", type=int, default=2)
+    parser.add_argument("--card", default="h100", help="by name, the card that it is measured on")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further run is begun")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--only", nargs="*", help="names of cases")
+    asked = parser.parse_args()
+    if asked.worker:
+        work(asked.worker)
+    if asked.plan:
+        with tempfile.TemporaryDirectory() as home:
+            chosen = {name: case for name, case in CASES.items() if not asked.only or name in asked.only}
+            planned = {
+                name: plan(case, Path(home), asked.card, asked.cards, asked.layers) for name, case in chosen.items()
+            }
+        whole = {"card": asked.card, "cards": asked.cards, "layers": asked.layers, "cases": planned}
+        asked.plan.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    if asked.measure:
+        measure(json.loads(asked.measure.read_text(encoding="utf-8")), asked.out, time.monotonic() + 60 * asked.minutes)
+
+
+def written(case: Json, home: Path, layers: int) -> Path:
+    """The recipe of a case, with its model's configuration and rows of exactly as many tokens as a row has."""
+    import tomli_w
+    from forecast_cases import SHAPES
+
+    from runs import recipe, rows, write_model
+
+    SHAPES["several"] = {**SHAPES["llama8b"], "num_hidden_layers": layers}
+    length, accumulation = case.get("length", 2048), case.get("accumulation", 1)
+    made = recipe(write_model(home / "model", "several"), case["strategies"], length=length, steps=STEPS)
+    made["adapter"] = case.get("adapter", LORA)
+    made["train"] |= {"accumulation": accumulation}
+    made["data"]["source"] = [{"use": "jsonl", "path": "data.jsonl"}]
+    directory = Path(tempfile.mkdtemp(prefix="run-", dir=home))
+    data = rows(length, 2 * 8 * accumulation)
+    (directory / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in data), encoding="utf-8")
+    (directory / "recipe.toml").write_text(tomli_w.dumps(made), encoding="utf-8")
+    return directory / "recipe.toml"
+
+
+def plan(case: Json, home: Path, card: str, cards: int, layers: int) -> Json:
+    """What is forecast of a case; sizes are bytes of each card."""
+    import forecast_rows
+
+    from fitune.errors import FtError
+    from fitune.memory.cards.cards import find_card
+    from fitune.memory.cards.several import several
+    from fitune.memory.forecast import forecast
+    from fitune.memory.shapes import of_recipe
+    from fitune.memory.timing import time_of
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
+
+    registry = Registry.open(third_party=False)
+    registry.register(forecast_rows, "shape")
+    try:
+        read = read_recipe(written(case, home, layers), registry)
+        found = forecast(read, of_recipe(read), several(find_card(card), case.get("cards", cards)))
+    except FtError as error:
+        return {"failed": error.lines[0]}
+    took = time_of(found)
+    told = {"allocated": found.allocated, "reserved": found.reserved, "outside": found.card.outside}
+    return {**told, "seconds": round(took.seconds.step, 4), "tokens": took.tokens, "peers": took.seconds.peers}
+
+
+def measure(planned: Json, out: Path, until: float) -> None:
+    """Make every run that was planned, the first ones first."""
+    from measure import circumstances
+
+    cards, layers = planned["cards"], planned["layers"]
+    before = json.loads(out.read_text(encoding="utf-8"))["cases"] if out.exists() else {}
+    cases: Json = {name: {"forecast": told, **before.get(name, {})} for name, told in planned["cases"].items()}
+    whole = {**circumstances(0.0, "python benchmarks/several.py --measure ..."), "cards": cards, "layers": layers}
+    with tempfile.TemporaryDirectory() as home:
+        for name, case in cases.items():
+            if "measured" in case or "failed" in case["forecast"] or time.monotonic() > until:
+                continue
+            case["measured"] = one_run(written(CASES[name], Path(home), layers), CASES[name].get("cards", cards))
+            out.write_text(json.dumps({**whole, "cases": cases}, indent=1) + "\n", encoding="utf-8")
+            print(line(name, case), flush=True)
+    tell_scaling(cases, cards)
+
+
+def one_run(recipe: Path, cards: int) -> list[Json]:
+    """What each process of a run measured; one entry that says why, where it failed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cards)]
+    try:
+        ended = subprocess.run(
+            [*command, __file__, "--worker", str(recipe)], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return [{"failed": f"after {PATIENCE} seconds"}]
+    files = [recipe.parent / f"{rank}.json" for rank in range(cards)]
+    if not all(file.exists() for file in files):
+        return [{"failed": ended.stderr[-600:]}]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def work(path: Path) -> None:
+    """Make a run as one of its processes, and write what was measured."""
+    import forecast_rows
+    import torch
+
+    from fitune.compose.parts import compose
+    from fitune.plugin.events import StepReport
+    from fitune.plugin.registry import Registry
+    from fitune.recipe.reader import read_recipe
+    from fitune.train.loop import train
+
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    registry = Registry.open(third_party=False)
+    registry.register(forecast_rows, "shape")
+    parts = compose(read_recipe(path, registry), path.parent / "run")
+    steps = [report for report in train(parts) if isinstance(report, StepReport)]
+    free, total = torch.cuda.mem_get_info()
+    found = {
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "outside": total - free - torch.cuda.memory_reserved(),
+        "retries": torch.cuda.memory_stats()["num_alloc_retries"],
+        "seconds": round(statistics.median(step.seconds for step in steps[WARM_UP:]), 4),
+        "loss": [round(step.loss, 5) for step in steps],
+        "card": torch.cuda.get_device_name(),
+    }
+    (path.parent / f"{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def line(name: str, case: Json) -> str:
+    """A case: by how much its forecast was off, on the card where it was off most."""
+    told, measured = case["forecast"], case["measured"]
+    if "failed" in measured[0]:
+        return f"{name}: {measured[0]['failed']}"
+    worst = [max((100 * (told[key] / one[key] - 1) for one in measured), key=abs) for key in ("allocated", "reserved")]
+    seconds = 100 * (told["seconds"] / max(one["seconds"] for one in measured) - 1)
+    beside = max(one["outside"] for one in measured) / GIB
+    return (
+        f"{name}: allocated {worst[0]:+.2f} %, reserved {worst[1]:+.2f} %, time {seconds:+.1f} %, beside the allocator "
+        f"{beside:.2f} GiB (forecast {told['outside'] / GIB:.2f})"
+    )
+
+
+def tell_scaling(cases: Json, cards: int) -> None:
+    """Tokens a second on all cards, beside as many times those of one."""
+    many, one = (cases.get(name, {}).get("measured") for name in list(CASES)[:2])
+    if many and one and not any("failed" in found[0] for found in (many, one)):
+        share = one[0]["seconds"] / max(found["seconds"] for found in many)
+        print(f"replicas on {cards} cards: {100 * share:.1f} % of {cards} times one card's tokens a second")
+
+
+if __name__ == "__main__":
+    main()
