@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,9 @@ TAIL = 30
 LONGEST = 1000
 """Characters of a failure that is told: SageMaker keeps 1024."""
 
+
+DEATH_SIGNAL = 1
+"""Linux's PR_SET_PDEATHSIG (man 2 prctl)."""
 
 OLDEST = (3, 10)
 """Python that can train."""
@@ -97,6 +101,8 @@ class Job:
             if code == DONE:
                 self._hand_over()
                 return DONE, ""
+            if code == -signal.SIGTERM and self.ending.is_set():  # it had not yet begun to take signals
+                raise Stopped
             if code == STOPPED:
                 return STOPPED, f"it was stopped by {self.why or 'a plugin'}, and has saved"
             raise Failed(self._cause(code))
@@ -133,6 +139,8 @@ class Job:
         if self.asked.venv:
             place = Path(self.asked.venv).absolute()
             if self._do([self.python, "-m", "venv", "--system-site-packages", str(place)], dict(os.environ)) != 0:
+                if self.ending.is_set():
+                    raise Stopped
                 raise Failed(f"no virtual environment can be made in {place}: {self._last()}")
             self.python = str(place / "bin" / "python")
         command = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
@@ -176,6 +184,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         if self.ending.is_set():  # asked meanwhile
             self.child.terminate()
@@ -205,6 +214,12 @@ class Job:
         if self.asked.model:
             leave = shutil.ignore_patterns("checkpoints", ".*")
             shutil.copytree(str(self.run), self.asked.model, ignore=leave, dirs_exist_ok=True)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this process, which trains, where the one that watches over it is killed."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGTERM)
 
 
 @contextlib.contextmanager
