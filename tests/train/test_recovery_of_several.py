@@ -87,10 +87,10 @@ def plain(recipe: Path, forks: Forks) -> Path:
     return out
 
 
-def _together(recipe: Path, forks: Forks, out: Path, how: str, where: str) -> list[Ended]:
+def _together(recipe: Path, forks: Forks, out: Path, how: str, where: str, more: str = "") -> list[Ended]:
     plugin = out.with_suffix(".py")
     plugin.write_text(TRAP.replace("{how}", how).replace("{where}", where), encoding="utf-8")
-    sets = [f'plugins=["{plugin}"]', 'memory.strategy=[{use="accumulation", steps=2}, {use="trap"}]']
+    sets = [f'plugins=["{plugin}"]', f'memory.strategy=[{{use="accumulation", steps=2}}, {{use="trap"}}{more}]']
     given: list[str | Path] = ["run", recipe, "--out", out, *(part for one in sets for part in ("--set", one))]
     port = free_port()
     children = [
@@ -118,6 +118,16 @@ def test_what_the_optimizer_has_begun_ends_both(recipe: Path, forks: Forks) -> N
     assert "out of GPU memory" in ended[0].output
     assert ended[0].output.count("error: out of GPU memory") == 1
     assert "error" not in ended[1].output
+
+
+def test_memory_that_runs_out_in_a_shard_ends_both(recipe: Path, forks: Forks) -> None:
+    """The first process waits for a layer by then, and hears nothing but that the other one is gone."""
+    out = recipe.parent.parent / "sharded"
+    ended = _together(recipe, forks, out, "memory", "backward", ', {use="fsdp"}')
+    assert [one.code for one in ended] == [2, 2], ended
+    assert "error: another process of the run has ended, and this one cannot go on without it" in ended[0].output
+    assert "error: process 1: out of GPU memory in training: CUDA out of memory." in ended[1].output
+    assert "Traceback" not in ended[0].output + ended[1].output
 
 
 def test_an_error_of_one_is_kept_from_by_both(recipe: Path, plain: Path, forks: Forks) -> None:
