@@ -116,6 +116,15 @@ def test_ticks_are_round() -> None:
     assert ticks(4, 4, 5) == [4]
 
 
+def test_a_path_of_this_machine_is_given_by_its_last_part(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 3)
+    recipe = '[model]\nuse = "hf"\npath = "/home/someone/models/small"\n'
+    (run / "recipe.toml").write_text(recipe, encoding="utf-8")
+    text = page([collect(run)], "0")
+    assert "hf (path small)" in text
+    assert "someone" not in text
+
+
 def test_a_damaged_run_is_told_as_far_as_it_can_be_read(tmp_path: Path) -> None:
     run = write_long_run(tmp_path / "run", 6)
     (run / "memory.json").write_text('{"forecast": [1], "measured": {"allocated": "x"}}', encoding="utf-8")

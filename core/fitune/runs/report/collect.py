@@ -9,9 +9,10 @@ from typing import Any
 
 from fitune.plugin.units import GIB
 from fitune.recipe.secrets import redacted_values
+from fitune.runs.card import published
 from fitune.runs.history.show import Story, tell
 from fitune.runs.history.summary import number
-from fitune.runs.history.values import value_text
+from fitune.runs.history.values import choices, value_text
 from fitune.runs.layout import ANSWERS, ENVIRONMENT, RECIPE, read_json, read_toml
 from fitune.runs.lines import Line
 from fitune.runs.report.series import Series, series
@@ -56,6 +57,8 @@ class Told:
     examples: tuple[Example, ...]
     examples_steps: tuple[int | None, int]
     environment: tuple[tuple[str, str], ...]
+    main: tuple[tuple[str, str], ...]
+    """The main choices of its recipe: (what, which). A path of this machine is given by its last part."""
     recipe: tuple[tuple[str, str], ...]
     """All of its keys, dotted, with their values."""
 
@@ -69,6 +72,7 @@ def collect(directory: Path) -> Told:
     peaks = [(step, value / GIB) for step, value in _numbers(steps, f"{kind}_memory_peak")]
     forecast, measured = (_mapping(story.memory.get(name)) for name in ("forecast", "measured"))
     answers = read_json(directory / ANSWERS)
+    recipe = redacted_values(published(read_toml(directory / RECIPE)))
     return Told(
         story=story,
         losses=series("training loss", _numbers(steps, "loss")),
@@ -84,8 +88,9 @@ def collect(directory: Path) -> Told:
         choices=tuple(_choices(lines)),
         examples=tuple(_examples(answers)),
         examples_steps=_steps_of(answers),
-        environment=tuple(_flat(redacted_values(read_json(directory / ENVIRONMENT)))),
-        recipe=tuple(_flat(redacted_values(read_toml(directory / RECIPE)))),
+        environment=tuple(_flat(redacted_values(published(read_json(directory / ENVIRONMENT))))),
+        main=tuple(choices(recipe)),
+        recipe=tuple(_flat(recipe)),
     )
 
 

@@ -198,8 +198,8 @@ def _memory(one: Told) -> Iterator[str]:
 
 def _chosen(one: Told) -> Iterator[str]:
     yield "<h2>What was chosen, and why</h2>"
-    if one.story.choices:
-        yield table((), one.story.choices)
+    if one.main:
+        yield table((), one.main)
     if one.choices:
         shown = spread(one.choices, 50)
         yield "<h3>What the run said of it</h3><ul>" + "".join(f"<li>{_text(said)}</li>" for said in shown) + "</ul>"
@@ -219,7 +219,8 @@ def _answers(one: Told) -> Iterator[str]:
         boxes = [("expected", example.expected, "")]
         if example.before is not None:
             boxes.append((f"before ({first or 0:,} steps)", example.before, ""))
-        boxes.append((f"after ({last:,} steps)", example.after, "good" if right else "bad"))
+        when = f"after ({last:,} steps)" if last else "before training"
+        boxes.append((when, example.after, "good" if right else "bad"))
         yield f"<h3>Question</h3><pre>{_text(example.prompt)}</pre>"
         cells = (
             f'<div><span class="soft {kind}">{name}</span><pre>{_text(said)}</pre></div>' for name, said, kind in boxes
