@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import tempfile
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,10 +35,8 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2_dpo.toml"
 def measured(seed: int, directory: Path) -> dict[str, Any]:
     """Train with a seed, where that was not done yet, and evaluate before and after."""
     registry = Registry.open(third_party=False)
-    began = time.perf_counter()
     if not (directory / "adapter").exists():
         run(RECIPE, directory, overrides=[f"seed={seed}"], registry=registry)
-    seconds = time.perf_counter() - began
     trained = find(directory, registry)
     asked = replace(trained, recipe=replace(trained.recipe, objective=_likelier(registry)))
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -49,7 +46,7 @@ def measured(seed: int, directory: Path) -> dict[str, Any]:
         "steps": max(line["step"] for line in lines),
         "reward": {"before": rewards[0], "after": rewards[-1]},
         "likelier": {"before": _accuracy(evaluate(asked, base=True)), "after": _accuracy(evaluate(asked))},
-        "run_seconds": round(seconds, 1),  # 0 for a run that was there
+        "run_seconds": round(json.loads((directory / "run.json").read_text(encoding="utf-8"))["seconds"], 1),
         "date": datetime.date.today().isoformat(),
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},

@@ -39,3 +39,13 @@ def test_no_held_out_question_is_trained_on() -> None:
         for name in ("train.jsonl", "held_out.jsonl")
     ]
     assert not asked[0] & asked[1]
+
+
+def test_what_was_measured_is_what_the_recipe_is_for() -> None:
+    """Held-out pairs by chance before, and nearly all of them after."""
+    found = json.loads((ROOT / "benchmarks" / "preference_quickstart.json").read_text(encoding="utf-8"))["seeds"]
+    assert found
+    for entry in found:
+        assert entry["reward"]["before"] == 0.5
+        assert 0.35 <= entry["likelier"]["before"] <= 0.65
+        assert min(entry["reward"]["after"], entry["likelier"]["after"]) >= 0.9
