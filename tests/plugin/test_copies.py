@@ -16,11 +16,10 @@ import pytest
 import tomli
 import tomli_w
 
+from fitune.plugin.registry import KINDS
 from fitune.testing import write_recipe
 from support.copied_plugins import ALONE, ORIGINAL, PREFIX, of_copies, write_copies
 from support.made_plugins import pip_install
-
-KINDS = ("model loader", "adapter", "memory strategy", "data stage", "listener", "launcher")
 
 CHANGES: dict[str, Any] = {
     "memory": {
@@ -38,6 +37,7 @@ CHANGES: dict[str, Any] = {
                   {"use": "pad"}],
     },
     "adapter": {"use": "lora", "r": 4, "dropout": 0.1},
+    "objective": {"use": "sft"},
     "listener": [{"use": "spot-notice", "cloud": "aws"}],
 }  # fmt: skip
 """Every kind, and of strategies those that lean most on what fitune exports."""
@@ -109,7 +109,7 @@ def test_they_offer_all_that_comes_with_fitune(site: Path) -> None:
     copies = offered(ft("plugins", "--json", site=site), str(site))
     assert copies == {(kind, f"{PREFIX}{name}"): said for (kind, name), said in originals.items()}
     assert len(copies) > 30
-    assert {kind for kind, _ in copies} == set(KINDS)
+    assert {kind for kind, _ in copies} == set(KINDS.values())
 
 
 def test_alone_they_train_to_the_same_weights_to_the_bit(site: Path, tmp_path: Path, asked: list[str]) -> None:

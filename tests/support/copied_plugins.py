@@ -29,7 +29,13 @@ MODULES = [importlib.import_module(name) for name in {COPY}.PLUGINS]
 def offered(hook):
     for module in MODULES:
         for record in getattr(module, hook, tuple)():
-            yield dataclasses.replace(record, name="{PREFIX}" + record.name)
+            yield renamed(record)
+
+
+def renamed(record):
+    inner = getattr(record, "for_preferences", None)  # a stage of the same name
+    more = {{}} if inner is None else {{"for_preferences": renamed(inner)}}
+    return dataclasses.replace(record, name="{PREFIX}" + record.name, **more)
 
 
 @fitune.hookimpl
@@ -58,11 +64,16 @@ def ft_listeners():
 
 
 @fitune.hookimpl
+def ft_objectives():
+    yield from offered("ft_objectives")
+
+
+@fitune.hookimpl
 def ft_launchers():
     yield from offered("ft_launchers")
 
 
-@hookimpl
+@fitune.hookimpl
 def ft_task_suites():
     yield from offered("ft_task_suites")
 '''
