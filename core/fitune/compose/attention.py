@@ -151,12 +151,12 @@ def _prove(forward: Loss, model: nn.Module, inner: PreTrainedModel) -> Tensor:
                 f"pack: {type(inner).__name__} cannot be run on a packed row: {described(error)}"
             ) from error
     if not has_values(inner):
-        return cast(Tensor, logits.detach())
+        return logits.detach()
     if not own[:, ASKED].any():
         raise ModelError(_refusal(inner, "the embedding"))  # what it gives is not used: nothing would be proven
     if _others(own).any():
-        raise ModelError(_refusal(inner, _first_leak(model, inner, batch)))
-    return cast(Tensor, logits.detach())
+        raise ModelError(_refusal(inner, _first_leak(forward, model, inner, batch)))
+    return logits.detach()
 
 
 def _probe(inner: PreTrainedModel) -> Batch:
@@ -202,7 +202,7 @@ def _same_random(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _first_leak(model: nn.Module, inner: PreTrainedModel, batch: Batch) -> str:
+def _first_leak(forward: Loss, model: nn.Module, inner: PreTrainedModel, batch: Batch) -> str:
     """The first and innermost module whose output for a document depends on its input for another."""
     leaks: list[str] = []
     shape = batch.input_ids.shape
@@ -225,7 +225,7 @@ def _first_leak(model: nn.Module, inner: PreTrainedModel, batch: Batch) -> str:
     model.eval()  # checkpointed layers would be run again inside the hooks
     try:
         with _watched_embeddings(inner), torch.enable_grad():
-            cast(Any, model)(**batch.inputs())
+            forward(model, batch)
     finally:
         model.train()
         for handle in handles:

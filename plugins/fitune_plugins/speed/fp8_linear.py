@@ -27,6 +27,8 @@ class Fp8Linear(nn.Linear):
 
     scale: Tensor
     turned: Tensor | None
+    ones: Tensor
+    """The scales of the gradient's product, `[1, K]`: the weight's are in the gradient by then."""
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., K]` to `[..., N]`."""
@@ -42,8 +44,7 @@ class Fp8Linear(nn.Linear):
         """`dy W`, `[M, K]`."""
         rounded = to_fp8(grad_MN, self.scale[0])
         right = transposed(self.weight) if self.turned is None else self.turned
-        ones = torch.ones((1, len(right)), dtype=torch.float32, device=right.device)
-        return product(*rounded, right, ones, grad_MN.dtype)
+        return product(*rounded, right, self.ones, grad_MN.dtype)
 
 
 def convert(linear: nn.Linear, *, turned: bool) -> None:
@@ -54,6 +55,8 @@ def convert(linear: nn.Linear, *, turned: bool) -> None:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.register_buffer("scale", scale.view(1, -1), persistent=False)
     linear.register_buffer("turned", transposed(weight) if turned else None, persistent=False)
+    ones = torch.ones((1, weight.shape[1]), dtype=torch.float32, device=weight.device)
+    linear.register_buffer("ones", ones, persistent=False)
 
 
 class _Product(torch.autograd.Function):

@@ -186,6 +186,21 @@ def test_a_step_must_be_cut_alike_for_all_processes(directory: Path) -> None:
         rows_of(cut, 3)
 
 
+def test_a_choice_that_is_kept_is_taken_without_counting_layers(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(directory, f'memory.fit="{ROOMY}"')
+    first = fitted(asked)
+
+    def counted(model: object) -> int:
+        raise AssertionError("a model was made shorter, layer by layer")
+
+    monkeypatch.setattr(resolve_module, "layers_of", counted)
+    again = fitted(asked)
+    assert names(again) == names(first)
+    assert any("by an earlier search" in note for note in again.notes)
+
+
 def test_a_card_without_speeds_is_told_of(directory: Path) -> None:
     found = fitted(recipe(directory, f'memory.fit="{ROOMY}"'))
     assert found.card == budget_card(GIB)

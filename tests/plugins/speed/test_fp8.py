@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BitsAndBytesConfig
 
 from fitune import ModelError, NoOptions, Plan, RecipeError
@@ -196,3 +197,30 @@ def test_without_a_gpu_it_says_that_it_does_nothing() -> None:
 def test_weights_of_8_bits_do_not_train(read: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match='"none" trains every weight, but the strategy "fp8" rounds them to 8 bits'):
         read('memory.strategy=[{use="fp8"}]', 'adapter={use="none"}')
+
+
+class _Fills(TorchDispatchMode):
+    """Counts tensors that are filled with ones."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run it, and look at its name."""
+        self.count += "ones" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_scales_of_the_gradients_product_are_made_once(turned: bool) -> None:
+    linear = nn.Linear(32, 16, bias=False)
+    convert(linear, turned=turned)
+    grad = _random(4, 16, seed=3)
+    with _Fills() as fills:
+        made = linear.grad_of_input(grad)  # type: ignore[operator]
+        torch.ones(2)
+    assert fills.count == 1, "the one that shows that they are seen"
+    assert (made - grad @ (linear.weight.float() * linear.scale.view(-1, 1))).norm() < 0.05 * made.norm()  # type: ignore[operator]

@@ -264,7 +264,7 @@ def _tag_state(step: Step, tracer: Tracer) -> None:
 
 def _evaluate(
     step: Step,
-    write: Callable[..., None],
+    write: Callable[..., Any],
     settings: Evaluation,
     shapes: Shapes,
     tracer: Tracer,
