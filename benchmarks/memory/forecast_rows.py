@@ -39,13 +39,13 @@ class ShapeOptions:
 
 
 def _tokenizer(options: ShapeOptions) -> PreTrainedTokenizerBase:
-    from fitune_plugins.loaders.hf import load_tokenizer
+    from fitune_plugins.loaders.loading import load_tokenizer
 
     return load_tokenizer(str(options.path))
 
 
 def _built(options: ShapeOptions) -> PreTrainedModel:
-    from fitune_plugins.loaders.hf import build_model
+    from fitune_plugins.loaders.loading import build_model
 
     return build_model(str(options.path), options.dtype)
 

@@ -159,7 +159,7 @@ class Meeting:
 
     def safetensors(self, content: bytes) -> str:
         """Load a model of which the weights are this file."""
-        from fitune_plugins.loaders.hf import load_model
+        from fitune_plugins.loaders.loading import load_model
 
         self.weights.write_bytes(content)
         return came(lambda: load_model(str(self.weights.parent), "float32", torch.device("cpu")))

@@ -191,7 +191,7 @@ def test_a_damaged_adapter_is_refused(run: Path, change: str, says: str) -> None
 def test_what_no_tensor_tells_must_be_as_it_was_trained(run: Path) -> None:
     text = (run / "recipe.toml").read_text(encoding="utf-8")
     (run / "recipe.toml").write_text(text.replace("alpha = 8", "alpha = 16"), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"trained with alpha = 8, but the run's recipe\.toml says 16"):
+    with pytest.raises(ModelError, match=r"trained with alpha = 8, but the recipe's \[adapter\] says 16"):
         open_run(_find(run))
     (run / "adapter" / "adapter_config.json").write_text("{", encoding="utf-8")
     (run / "adapter" / "manifest.json").unlink()

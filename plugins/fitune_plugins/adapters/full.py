@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fitune import Adapter, ModelError, NoOptions, hookimpl, mend_generation_config
-from fitune_plugins.loaders.hf import DType, first_line, load_model
+from fitune_plugins.loaders.loading import DType, first_line, load_model
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.data.chat_template import named
 from fitune_plugins.loaders.fingerprint import of_directory, of_hub
-from fitune_plugins.loaders.hf import DType, build_model, check_path, first_line, load_model, load_tokenizer
+from fitune_plugins.loaders.loading import DType, build_model, check_path, first_line, load_model, load_tokenizer
 from fitune_plugins.loaders.quantized import problems, stored
 from fitune_plugins.loaders.unpacked import load_plain
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.loaders.fingerprint import of_files
-from fitune_plugins.loaders.hf import DType, build_model, load_model, load_tokenizer
+from fitune_plugins.loaders.loading import DType, build_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
 from fitune import ModelError
-from fitune_plugins.loaders.hf import CODE, DType, build_model, cause_of, must_be_whole
+from fitune_plugins.loaders.loading import CODE, DType, build_model, cause_of, must_be_whole
 from fitune_plugins.loaders.quantized import without_quantization
 from fitune_plugins.loaders.remote_code import must_name_no_kernel
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BigBirdConfig
 
-from fitune_plugins.loaders.hf import build_model, load_model
+from fitune_plugins.loaders.loading import build_model, load_model
 
 LONG = 256
 """Tokens, of which BigBird's own attention would leave some pairs out: blocks of 16, of which it sees a few."""
