@@ -4,8 +4,8 @@
     python benchmarks/export_gguf.py runs/quickstart --out benchmarks/export_gguf.json
 
 Each type is exported as `ft export` does it, with its limits, and read again by transformers in float32. Then base, run
-and file answer the same held-out notes in the same way. Parity is of logits; `noise` of q8_0 is what its limits in
-`fitune.trained.export.gguf` come from.
+and file answer the same held-out notes in the same way. Parity is of logits; the limit of q8_0 in
+`fitune.trained.export.gguf` comes from its relative difference here.
 """
 
 from __future__ import annotations
