@@ -10,7 +10,7 @@ import pytest
 
 from fitune import Launcher, Machine, Price, RunError
 from fitune.launch.estimate import Estimate, estimate, lines
-from fitune.launch.send import Asked, limit
+from fitune.launch.send import Asked, limit, words_for
 from fitune.plugin.registry import Registry
 
 PRICE = Price(hour=2.0, source="a list", date="2026-07-02")
@@ -98,3 +98,10 @@ def test_a_limit_that_cannot_be_met_is_refused(found: Estimate, asked: Asked, sa
 def test_where_nothing_is_forecast_a_limit_must_be_given(found: Estimate) -> None:
     with pytest.raises(RunError, match="Give --hours or --max-cost"):
         limit(dataclasses.replace(found, seconds=None), Asked(), paid=True)
+
+
+def test_several_cards_are_several_processes(registry: Registry) -> None:
+    assert words_for(registry, MACHINE) == []
+    assert words_for(registry, dataclasses.replace(MACHINE, gpus=4)) == ["--gpus", "4"]
+    registry.trusts_remote_code = True
+    assert words_for(registry, MACHINE) == ["--trust-remote-code"]

@@ -72,7 +72,7 @@ def send(
     seconds = limit(found, asked, paid=launcher.paid)
     with tempfile.TemporaryDirectory(prefix="ft-launch-") as place:
         bundle = Path(place) / "bundle"
-        size = make_bundle(found.recipe, registry, bundle, _arguments(registry, machine))
+        size = make_bundle(found.recipe, registry, bundle, words_for(registry, machine))
         job = Job(
             name=job_name(found.recipe.general.name),
             bundle=bundle,
@@ -194,7 +194,7 @@ def _environment(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def _arguments(registry: Registry, machine: Machine) -> list[str]:
+def words_for(registry: Registry, machine: Machine) -> list[str]:
     """More words for `ft run` on the machine."""
     return [
         *([FLAG] if registry.trusts_remote_code else []),
