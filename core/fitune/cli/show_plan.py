@@ -84,7 +84,7 @@ def plan(path: Path, registry: Registry, overrides: Sequence[str], asked: Asked)
             plant = Plant(
                 recipe=planted, registry=registry, overrides=overrides, shape=shape, base=base, twins=twins_of(registry)
             )
-            found = measure(plant, levers(planted, registry, base.trace.config))
+            found = measure(plant, levers(planted, registry, base.trace.config, card.count))
         if asked.as_json:
             of_fit = {} if fitted is None else {"fit": json_of_fit(fitted)}
             say_json({**json_of(base, found), **of_fit})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fitune.memory.strategies import accumulating, strategies_of
+from fitune.memory.strategies import accumulating, is_of_several, strategies_of
 from fitune.plugin.levers import Change, Lever
 from fitune.plugin.options import parse, to_table, toml_text
 from fitune.plugin.recipe import Recipe
@@ -58,9 +58,11 @@ def accumulated(recipe: Recipe, registry: Registry, times: int) -> Change | None
     return None if first is None else with_strategy(recipe, first.name, **{first.accumulates: times})
 
 
-def levers_of_strategies(recipe: Recipe, registry: Registry, config: PreTrainedConfig) -> Iterator[Lever]:
+def levers_of_strategies(
+    recipe: Recipe, registry: Registry, config: PreTrainedConfig, processes: int
+) -> Iterator[Lever]:
     """Those that `Fit` tells of, and then every strategy that the recipe does not name, with its default options."""
-    records = list(strategies_of(registry))
+    records = [record for record in strategies_of(registry) if processes > 1 or not is_of_several(record)]
     for record in records:
         if record.fit is not None:
             yield from _of_fit(recipe, record, record.fit, config)

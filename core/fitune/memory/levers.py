@@ -61,14 +61,14 @@ class Plant:
     twins: Sequence[MemoryTwin] = ()
 
 
-def levers(recipe: Recipe, registry: Registry, config: PreTrainedConfig) -> list[Lever]:
+def levers(recipe: Recipe, registry: Registry, config: PreTrainedConfig, processes: int = 1) -> list[Lever]:
     """Every lever for this recipe: those that plugins offer, those of memory strategies, and the loop's own.
 
     Of equal ones the first counts, so that a plugin may say more of its strategy than is known of it here.
     """
     offered = [lever for _, found in registry.call("ft_levers", recipe=recipe, config=config) for lever in found or ()]
     unique: dict[tuple[str, ...], Lever] = {}
-    of_strategies = levers_of_strategies(recipe, registry, config)
+    of_strategies = levers_of_strategies(recipe, registry, config, processes)
     for lever in (*offered, *of_strategies, *_loop(recipe, registry)):
         unique.setdefault(lever.overrides, lever)
     return list(unique.values())
@@ -141,7 +141,7 @@ class Remedies:
 
 def remedies(plant: Plant) -> Remedies:
     """Trace every change to a recipe that does not fit."""
-    offered = levers(plant.recipe, plant.registry, plant.base.trace.config)
+    offered = levers(plant.recipe, plant.registry, plant.base.trace.config, plant.base.card.count)
     measured = _helping(plant, offered)
     alone = tuple(sorted((one for one in measured if one.forecast.passes), key=_cost))
     exact = [one for one in measured if one.lever.exact]
@@ -176,6 +176,6 @@ def _together(plant: Plant, measured: Sequence[Measured]) -> tuple[Measured, ...
         names = {one.lever.name for one in measured} - {best.lever.name}
         overrides = (*plant.overrides, *best.lever.overrides)
         plant = replace(plant, recipe=best.recipe, overrides=overrides, base=best.forecast)
-        offered = levers(plant.recipe, plant.registry, plant.base.trace.config)
+        offered = levers(plant.recipe, plant.registry, plant.base.trace.config, plant.base.card.count)
         measured = _helping(plant, [lever for lever in offered if lever.name in names])
     return ()

@@ -50,6 +50,11 @@ def plan_alone(record: MemoryStrategy[Any], setting: Mapping[str, object], *, pr
         return plan
 
 
+def is_of_several(record: MemoryStrategy[Any]) -> bool:
+    """Whether a strategy, with its default options, shards weights over processes if there are several."""
+    return plan_alone(record, {}, processes=2).sharded
+
+
 def must_be_right(problems: Iterable[Problem]) -> None:
     """Raise `RecipeError` if there are any."""
     found = list(problems)

@@ -17,6 +17,7 @@ from fitune.memory.fit.choices import choices_for
 from fitune.memory.fit.kept import key_of_fit
 from fitune.memory.fit.resolve import fit
 from fitune.memory.forecast import forecast
+from fitune.memory.levers import levers
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
@@ -94,3 +95,10 @@ def test_a_budget_is_taken_as_it_was_given() -> None:
 def test_a_number_of_cards_that_cannot_be_is_refused(number: int) -> None:
     with pytest.raises(RunError):
         several(find_card("h100"), number)
+
+
+def test_shards_are_a_lever_of_several_cards_alone(tmp_path: Path) -> None:
+    registry, asked = open_registry(), recipe(tmp_path)
+    config = built(asked).config
+    named = [{lever.name for lever in levers(asked, registry, config, number)} for number in (1, 2)]
+    assert named[1] - named[0] == {"fsdp"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import RecipeError
-from fitune.memory.strategies import accumulating, must_be_right, plan_alone, strategies_of, use_of
+from fitune.memory.strategies import accumulating, is_of_several, must_be_right, plan_alone, strategies_of, use_of
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Fit, MemoryStrategy, must_be_asked
 from fitune.plugin.registry import Registry
@@ -55,7 +55,7 @@ def choices_for(
         fit = record.fit
         if fit is None or record.name in named or (must_be_asked(record) and record.name not in allow):
             continue
-        if processes == 1 and is_of_several(record, fit):
+        if processes == 1 and is_of_several(record):
             continue
         if fit.suits is None or fit.suits(config):
             plans = tuple(plan_alone(record, setting, processes=processes) for setting in fit.settings)
@@ -63,11 +63,6 @@ def choices_for(
     found.sort(key=lambda choice: (not choice.fit.free, bool(choice.fit.needs)))
     known = named | {choice.name for choice in found}
     return [choice for choice in found if not choice.fit.needs or choice.fit.needs in known]
-
-
-def is_of_several(record: MemoryStrategy[Any], fit: Fit) -> bool:
-    """Whether a strategy shards weights over processes, if there are several."""
-    return any(plan_alone(record, setting, processes=2).sharded for setting in fit.settings)
 
 
 def combinations(choices: Sequence[Choice], named: set[str]) -> Iterator[Picks]:
