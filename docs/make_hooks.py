@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 
 PAGE = Path(__file__).with_name("hooks.md")
 HEAD = """\
 # Hooks
 
-<!-- Made by docs/make_hooks.py from core/fitune/plugin/hookspecs.py: change it there. -->
+<!-- Made by docs/make_hooks.py from the specifications in core/fitune/plugin: change it there. -->
 
 A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`. An implementation may leave
 out arguments that it does not need. Those from `ft_run_started` on are the events, which a listener hears too; they are
@@ -32,7 +33,7 @@ called in the main process alone. [plugins.md](plugins.md) says what each record
 
 def hooks() -> dict[str, Callable[..., Any]]:
     """All hooks, in the order in which they are declared."""
-    found = {**vars(OfferHooks), **vars(EventHooks)}
+    found = {**vars(OfferHooks), **vars(ExtendHooks), **vars(EventHooks)}
     return {name: function for name, function in found.items() if name.startswith("ft_")}
 
 

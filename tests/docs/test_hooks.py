@@ -18,6 +18,7 @@ import pytest
 
 from fitune import EvalReport, ModelError, PluginError, Problem, Recipe, RecipeError, Run, StepReport, hookimpl
 from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
@@ -27,7 +28,7 @@ from support.paths import ROOT
 from support.tiny import metrics
 
 MAKE_HOOKS = ROOT / "docs" / "make_hooks.py"
-SPECIFICATIONS = (OfferHooks, EventHooks)
+SPECIFICATIONS = (OfferHooks, ExtendHooks, EventHooks)
 HOOKS = {name: function for specs in SPECIFICATIONS for name, function in vars(specs).items() if name.startswith("ft_")}
 every_hook = pytest.mark.parametrize("hook", HOOKS)
 

@@ -26,6 +26,7 @@ import pluggy
 from fitune.errors import FtError, PluginError, Problem, described, nearest
 from fitune.plugin.dataflow import Flow, Takes
 from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
@@ -42,7 +43,7 @@ def _arguments(*specifications: type) -> dict[str, tuple[str, ...]]:
     }
 
 
-SPECS = _arguments(OfferHooks, EventHooks)
+SPECS = _arguments(OfferHooks, ExtendHooks, EventHooks)
 """Each hook with the names of its arguments."""
 
 EVENTS = _arguments(EventHooks)

@@ -1,28 +1,20 @@
 """What plugins may offer. A plugin is a module (or an object) with functions of these names, each marked `@hookimpl`.
 
 The first six hooks offer things that recipes pick by name, `ft_launchers` what `ft launch` does and `ft_task_suites`
-what `ft eval --tasks` measures; `ft_commands` and `ft_check` extend the command line and the checks, `ft_levers` and
-`ft_memory_twins` the forecast. The hooks that tell what happens in a run are in `fitune.plugin.eventspecs`. An
-implementation may leave out arguments it does not need.
+what `ft eval --tasks` measures. Those that extend what there is are in `fitune.plugin.extendspecs`, those that tell
+what happens in a run in `fitune.plugin.eventspecs`. An implementation may leave out arguments it does not need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
-from fitune.errors import Problem
 from fitune.plugin.launching import Launcher
-from fitune.plugin.levers import Lever
-from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
+from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective
 from fitune.plugin.tasks import TaskSuite
-
-if TYPE_CHECKING:
-    import click
-    from transformers import PreTrainedConfig
 
 hookspec = pluggy.HookspecMarker("fitune")
 
@@ -218,19 +210,22 @@ class OfferHooks:
             >>> import subprocess
             >>> from pathlib import Path
             >>> from fitune import JobStatus, Launcher, Machine, NoOptions, hookimpl
-            >>> JOBS = Path("/srv/jobs")
+            >>> def home(name):
+            ...     return Path("/srv/jobs") / name
             >>> def start(verb, name, *more):
-            ...     command = ["python3", JOBS / name / "bundle/start.py", verb, JOBS / name, *more]
+            ...     command = ["python3", home(name) / "bundle/start.py", verb, home(name), *more]
             ...     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
             >>> def submit(options, job):
-            ...     if not (JOBS / job.name).exists():
-            ...         shutil.copytree(job.bundle, JOBS / job.name / "bundle")
+            ...     if not (home(job.name)).exists():
+            ...         shutil.copytree(job.bundle, home(job.name) / "bundle")
             ...         start("begin", job.name)
             >>> def status(options, name):
-            ...     if not (JOBS / name).exists():
+            ...     if not (home(name)).exists():
             ...         return JobStatus(name=name, state="absent")
             ...     state, _, what = start("status", name).strip().partition(" ")
             ...     return JobStatus(name=name, state=state, what=what)
+            >>> def fetch(options, name, into):
+            ...     shutil.copytree(home(name) / "run", into, dirs_exist_ok=True)
             >>> @hookimpl
             ... def ft_launchers():
             ...     yield Launcher(
@@ -238,14 +233,12 @@ class OfferHooks:
             ...         summary="A directory that this machine shares with another",
             ...         options=NoOptions,
             ...         machine=lambda options, instance: Machine(name="the other", gpu="a10g", gpus=1),
-            ...         prepare=lambda options, job: [f"{JOBS / job.name} is made"],
+            ...         prepare=lambda options, job: [f"{home(job.name)} is made"],
             ...         submit=submit,
             ...         status=status,
-            ...         logs=lambda options, name: (JOBS / name / "log.txt").read_text().splitlines(),
+            ...         logs=lambda options, name: (home(name) / "log.txt").read_text().splitlines(),
             ...         stop=lambda options, name: start("stop", name),
-            ...         fetch=lambda options, name, into: shutil.copytree(
-            ...             JOBS / name / "run", into, dirs_exist_ok=True
-            ...         ),
+            ...         fetch=fetch,
             ...     )
 
         .. versionadded:: 0.2
@@ -270,66 +263,4 @@ class OfferHooks:
             ...     )
 
         .. versionadded:: 0.2
-        """
-
-    @hookspec
-    def ft_commands(self, cli: click.Group) -> None:
-        """Add subcommands to `ft`.
-
-        Example:
-            >>> from fitune import hookimpl
-            >>> @hookimpl
-            ... def ft_commands(cli):
-            ...     @cli.command()
-            ...     def hello():
-            ...         "Say hello."
-            ...         print("hello")
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_check(self, recipe: Recipe) -> Iterable[Problem]:
-        """Look for problems in a recipe that was read without any, before a weight is read.
-
-        Example:
-            >>> from fitune import Problem, hookimpl
-            >>> @hookimpl
-            ... def ft_check(recipe):
-            ...     if recipe.train.learning_rate > 0.1:
-            ...         yield Problem(key="train.learning_rate", what="the house allows up to 0.1", fix="Lower it")
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_levers(self, recipe: Recipe, config: PreTrainedConfig) -> Iterable[Lever]:
-        """Offer changes to a recipe that may save memory, for `ft plan` to trace.
-
-        `config` is the configuration of the recipe's model. Memory strategies that the recipe does not use, with their
-        default options, need no offer. `fitune.plugin.levers` helps to change the strategies of a recipe.
-
-        Example:
-            >>> from fitune import Lever, hookimpl
-            >>> @hookimpl
-            ... def ft_levers(recipe):
-            ...     if recipe.train.length > 1024:
-            ...         yield Lever(name="rows of 1024", changes=(("train.length", 1024),), exact=False)
-
-        .. versionadded:: 0.1
-        """
-
-    @hookspec
-    def ft_memory_twins(self) -> Iterable[MemoryTwin]:
-        """Say what custom kernels take of the card, so that runs with them can be forecast.
-
-        Example:
-            >>> from fitune import MemoryTwin, hookimpl
-            >>> def scratch(arguments, results):
-            ...     yield 4 * arguments[0].numel()  # a float32 copy of its first argument
-            >>> @hookimpl
-            ... def ft_memory_twins():
-            ...     yield MemoryTwin(name="fused norm", operation="mylib.fused_norm.default", scratch=scratch)
-
-        .. versionadded:: 0.1
         """

@@ -26,6 +26,7 @@ from fitune._version import __version__
 from fitune.errors import FtError, PluginError, nearest
 from fitune.plugin import contract
 from fitune.plugin.eventspecs import EventHooks
+from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
@@ -276,7 +277,7 @@ class Registry:
 
 def _new_manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("fitune")
-    for specifications in (OfferHooks, EventHooks):
+    for specifications in (OfferHooks, ExtendHooks, EventHooks):
         manager.add_hookspecs(specifications)
     return manager
 
