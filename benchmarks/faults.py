@@ -147,6 +147,7 @@ def _sum(key: str, before: Any, now: Any) -> Any:
     if before is None or key in ("processes", "steps_made_again"):
         return now
     if isinstance(now, dict):
+        now = {str(one): figure for one, figure in now.items()}  # as JSON has the keys of what was before
         return {one: _sum(one, before.get(one), now.get(one, 0)) for one in {**before, **now}}
     return max(before, now) if key.startswith("most") else before + now
 
