@@ -38,6 +38,7 @@ NOT_RUN = {
     "docs/plugins.md": 1,
     "docs/preference.md": 0,
     "docs/python.md": 0,
+    "docs/recipes.md": 0,
     "docs/reference.md": 0,
     "docs/resuming.md": 0,
     "docs/safety.md": 0,

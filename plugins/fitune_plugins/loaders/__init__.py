@@ -2,8 +2,8 @@
 
 `remote_code.py` is no plugin: it is what each of them asks before a model may run code of its own. `quantized.py` reads
 what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers;
-`unpacked.py` makes plain weights of those of GPTQ and AWQ, by `packed_weights.py`. `loading.py` is what all loaders call
-transformers by.
+`unpacked.py` makes plain weights of those of GPTQ and AWQ, by `packed_weights.py`. `loading.py` is what all loaders
+call transformers by.
 """
 
 PLUGINS: tuple[str, ...] = (
