@@ -149,7 +149,7 @@ def measure(planned: Json, out: Path, until: float) -> None:
         for name, case in cases.items():
             if "measured" in case or "failed" in case["forecast"] or time.monotonic() > until:
                 continue
-            case["measured"] = one_run(written(CASES[name], Path(home), layers), CASES[name].get("cards", cards))
+            case["measured"] = one_run(written(CASES[name], Path(home), layers), int(CASES[name].get("cards") or cards))
             out.write_text(json.dumps({**whole, "cases": cases}, indent=1) + "\n", encoding="utf-8")
             print(line(name, case), flush=True)
     tell_scaling(cases, cards)

@@ -101,7 +101,8 @@ def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
     card = several(card_of(CARDS.get(name), None, recipe.memory.fit), SEVERAL.get(name, 1))
     if recipe.memory.fit:
         fitted = fit(recipe, registry, of_recipe, card)
-        made, found, seconds = fitted.recipe, fitted.forecast, fitted.chosen.seconds
+        made, found = fitted.recipe, fitted.forecast
+        seconds: float | None = fitted.chosen.seconds
     else:
         made, found = recipe, forecast(recipe, of_recipe(recipe), card, twins_of(registry))
         seconds = time_of(found).seconds.step if card.count > 1 else None

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fitune.recipe.reader import read_recipe
-from fitune.runs.identity import IDENTITY
+from fitune.runs.layout import IDENTITY
 from fitune.testing import open_registry
 from fitune.train.run import run
 from support.after_runs import ft, refused
