@@ -35,12 +35,17 @@ def test_help_names_every_command(capsys: Capture) -> None:
         "data",
         "eval",
         "explain-oom",
+        "export",
         "generate",
+        "launch",
         "merge",
         "plan",
         "plugins",
+        "recipes",
+        "report",
         "run",
         "runs",
+        "schema",
     ]
 
 

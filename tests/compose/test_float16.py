@@ -179,7 +179,8 @@ def test_a_model_that_overflows_itself_ends_the_run(recipe: Path, tmp_path: Path
     """No scale can help where the forward pass overflows; float32 holds the same weights."""
     file = recipe.parent / "model" / "model.safetensors"
     weights = load_file(file)
-    weights["model.layers.0.mlp.down_proj.weight"] *= 1e6
+    for name, times in (("down_proj", 1e5), ("up_proj", 1e3)):  # each of which float16 can hold
+        weights[f"model.layers.0.mlp.{name}.weight"] *= times
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(RunError, match=r"step 1: the loss is nan .* In float16 the model itself may overflow"):
         train(recipe, tmp_path / "run")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fitune.memory.cards.cards import find_card
+from fitune.memory.cards.cards import Card, find_card
+from fitune.memory.cards.several import several
 from fitune.memory.fit.choices import composed
 from fitune.memory.forecast import forecast
 from fitune.memory.shapes import of_recipe
@@ -27,6 +28,12 @@ INDEX: list[dict[str, Any]] = json.loads((ROOT / "recipes" / "index.json").read_
 @cache
 def script() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "docs" / "make_recipes.py"), run_name="make_recipes")
+
+
+def card_of(title: str) -> Card:
+    """A card, or several: "4 x H100-80GB"."""
+    count, _, name = title.rpartition(" x ")
+    return several(find_card(name), int(count)) if count else find_card(name)
 
 
 def test_it_lists_all_and_the_page_is_made_of_it() -> None:
@@ -48,6 +55,6 @@ def test_it_takes_what_the_index_says_and_fits(entry: dict[str, Any], tmp_path: 
     named = {use.record.name for use in asked.strategies}
     tables = [table for table in entry["strategies"] if table["use"] not in named]
     recipe = composed(asked, registry, tables, entry["micro_batch"], None)
-    found = forecast(recipe, of_recipe(recipe), find_card(entry["card"]), twins_of(registry))
+    found = forecast(recipe, of_recipe(recipe), card_of(entry["card"]), twins_of(registry))
     assert (found.allocated, found.reserved) == (entry["allocated"], entry["reserved"])
     assert found.passes is entry["fits"] is True

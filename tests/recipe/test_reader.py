@@ -121,7 +121,8 @@ def test_what_is_written_reads_back_equal_from_anywhere(
 def test_what_is_written_is_explicit(light: Path) -> None:
     table = tomli.loads(tomli_w.dumps(read(light).to_toml()))
     assert table["adapter"] == {
-        "use": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"], "dtype": "base"
+        "use": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"], "ranks": [],
+        "rslora": False, "dora": False, "dtype": "base",
     }  # fmt: skip
     assert [stage["use"] for stage in table["data"]["stage"]] == ["detect", "chat", "tokenize", "truncate", "pad"]
     assert table["train"]["beta2"] == 0.999

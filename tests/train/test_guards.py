@@ -284,7 +284,8 @@ def test_it_is_told_once_for_each_composition() -> None:
     watcher, check = Watcher(), cast("StepCheck", SimpleNamespace(finite=True, made=True, norms=()))
 
     def told(number: int, forecast: MemoryForecast) -> list[str]:
-        parts = cast("Parts", SimpleNamespace(run=SimpleNamespace(forecast=forecast)))
+        recipe = SimpleNamespace(train=SimpleNamespace(warmup_steps=9))
+        parts = cast("Parts", SimpleNamespace(run=SimpleNamespace(forecast=forecast, recipe=recipe)))
         report = step(number, memory=MemoryReport(kind="gpu", peak=3 * GIB))
         return [notice.kind for notice in watcher.observe(parts, report, check, [])]
 

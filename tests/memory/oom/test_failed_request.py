@@ -137,7 +137,7 @@ def test_a_card_that_is_named() -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        (said(total="9.00 GiB"), "no known card has 9.00 GiB in all; the nearest is the T4"),
+        (said(total="9.00 GiB"), "no known card has 9.00 GiB in all; the nearest is the RTX 4060 Ti 8GB"),
         (said(), "Name the card: --gpu"),
     ],
 )

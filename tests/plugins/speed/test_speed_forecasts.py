@@ -91,5 +91,6 @@ def test_fp8_halves_the_weights_or_keeps_them(tmp_path: Path) -> None:
     hidden, wide, keys, layers = 64, 128, 32, 2
     linears = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * wide)
     outputs = layers * (3 * hidden + 2 * keys + 2 * wide)
-    assert plain - one == linears - 4 * outputs  # 2 bytes become 1, and each output has a scale
+    inputs = layers * (6 * hidden + wide)
+    assert plain - one == linears - 4 * (outputs + inputs)  # 2 bytes become 1; outputs have scales, inputs ones
     assert two - one == linears

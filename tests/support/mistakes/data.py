@@ -11,7 +11,7 @@ CASES = (
         "unknown array of tables",
         [("[[data.stage]]", "[[stage]]")],
         [
-            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt",
+            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, preferences, prompt-completion, sharegpt",
             'r.toml:18: [stage]: unknown table "stage". Known: adapter, checkpoint, data, deterministic, eval, listener, '
             "memory, model, name, objective, plugins, seed, train",
         ],
@@ -47,7 +47,7 @@ CASES = (
         "stage before what it needs",
         [below("[[data.stage]]", 'use = "truncate"\n\n[[data.stage]]')],
         [
-            'r.toml:18: [data.stage]: "truncate" takes examples, but what comes to it is rows. Stages that take rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt'
+            'r.toml:18: [data.stage]: "truncate" takes examples, but what comes to it is rows. Stages that take rows: alpaca, detect, messages, plain-text, preferences, prompt-completion, sharegpt'
         ],
     ),
     case(
@@ -61,7 +61,7 @@ CASES = (
         "stages that do not end with batches",
         [('[[data.stage]]\nuse = "chat"\n', "")],
         [
-            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, prompt-completion, sharegpt"
+            "r.toml:14: [data]: the data stages end with rows, not with batches. Add a [[data.stage]] that takes rows: alpaca, detect, messages, plain-text, preferences, prompt-completion, sharegpt"
         ],
     ),
     case(
@@ -87,7 +87,7 @@ CASES = (
         "column of a format in the table of another stage",
         [below('use = "chat"', 'prompt = "question"')],
         [
-            'r.toml:20: [data.stage] prompt: unknown key "prompt". "prompt" is a key of [[data.stage]] use = "prompt-completion"'
+            'r.toml:20: [data.stage] prompt: unknown key "prompt". "prompt" is a key of [[data.stage]] use = "prompt-completion" and of [[data.stage]] use = "preferences"'
         ],
     ),
     case(
