@@ -1,4 +1,4 @@
-"""fitune: fine-tune language models through plugins, on the one GPU that you have.
+"""fitune: fine-tune language models through plugins, on the GPUs that you have.
 
 This module is what plugins import. It imports no torch.
 """

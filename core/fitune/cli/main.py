@@ -86,7 +86,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="ft")
 @switches
 def cli() -> None:
-    """Fine-tune language models through plugins, on the one GPU that you have."""
+    """Fine-tune language models through plugins, on the GPUs that you have."""
 
 
 for command in COMMANDS:
