@@ -29,6 +29,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.plugin.units import GIB
 from fitune.recipe.reader import read_recipe
+from fitune.recipe.shipped import title_of
 
 DOCS = Path(__file__).parent
 RECIPES = DOCS.parent / "recipes"
@@ -89,12 +90,6 @@ def recipe_of(name: str, place: Path, registry: Registry) -> Recipe:
     return recipe if directory is None else read_recipe(path, registry, [f"model.path={json.dumps(str(directory))}"])
 
 
-def title_of(name: str) -> str:
-    """The recipe's first line of comment."""
-    lines = (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
-    return next(line.removeprefix("# ").rstrip(".") for line in lines if line.startswith("# "))
-
-
 def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
     """What the index says of a recipe."""
     recipe = recipe_of(name, place, registry)
@@ -108,7 +103,7 @@ def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
         seconds = time_of(found).seconds.step if card.count > 1 else None
     return {
         "name": name,
-        "title": title_of(name),
+        "title": title_of(RECIPES / f"{name}.toml"),
         "model": recipe.model.options.id,
         "card": card.title,
         "strategies": [use.table() for use in made.strategies],

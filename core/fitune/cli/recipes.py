@@ -9,7 +9,7 @@ import click
 
 from fitune.cli.printing import say, say_json
 from fitune.cli.settings import switches
-from fitune.errors import RunError, nearest
+from fitune.plugin.units import GIB
 
 
 @click.group("recipes", invoke_without_command=True)
@@ -36,7 +36,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, str, str, str]:
     if "card" not in entry:
         return entry["name"], "-", "-", "-"
     seconds = entry["seconds"]
-    memory = f"{(entry['reserved']) / 2**30:.1f} GiB"
+    memory = f"{entry['reserved'] / GIB:.1f} GiB"
     return entry["name"], entry["card"], memory, "-" if seconds is None else f"{seconds:.1f} s"
 
 
@@ -45,12 +45,9 @@ def _row(entry: dict[str, Any]) -> tuple[str, str, str, str]:
 @switches
 def show(name: str) -> None:
     """Print the recipe NAME."""
-    from fitune.recipe.shipped import shipped
+    from fitune.recipe.shipped import named
 
-    found = shipped()
-    if name not in found:
-        raise RunError(f'no recipe "{name}" is shipped. {nearest(name, found)}')
-    say(found[name].read_text(encoding="utf-8").rstrip("\n"))
+    say(named(name).read_text(encoding="utf-8").rstrip("\n"))
 
 
 @recipes_command.command()

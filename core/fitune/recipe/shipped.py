@@ -39,6 +39,14 @@ def located(given: Path) -> Path:
     return shipped().get(given.name.removesuffix(".toml"), given)
 
 
+def named(name: str) -> Path:
+    """The shipped recipe of this name. Raises `RunError` for a name that there is not."""
+    found = shipped()
+    if name not in found:
+        raise RunError(f'no recipe "{name}" is shipped. {nearest(name, found)}')
+    return found[name]
+
+
 def index() -> dict[str, dict[str, Any]]:
     """What is known of each, by its name; empty where that is not there."""
     try:
@@ -59,14 +67,12 @@ def copy(name: str, to: Path) -> list[Path]:
 
     Raises `RunError` for a name that there is not, and where something is there already: nothing is overwritten.
     """
-    found = shipped()
-    if name not in found:
-        raise RunError(f'no recipe "{name}" is shipped. {nearest(name, found)}')
-    data = found[name].with_suffix("")
+    recipe = named(name)
+    data = recipe.with_suffix("")
     places = [to, *([to.parent / data.name] if data.is_dir() else [])]
     if there := next((place for place in places if place.exists()), None):
         raise RunError(f"{there} is there already: nothing is overwritten. Give another place")
-    lines = found[name].read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
     try:
         to.write_text("".join(line for line in lines if not line.startswith(SCHEMA)), encoding="utf-8")
         if data.is_dir():

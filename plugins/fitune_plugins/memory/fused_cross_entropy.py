@@ -59,6 +59,19 @@ def _asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor | Non
     return hidden_BSH, labels, rows
 
 
+def _gradient(hidden: Tensor, rows_N: Tensor | None) -> Tensor:
+    """What the gradients of hidden states are put into; those of tokens that are no targets are 0."""
+    return torch.empty_like(hidden) if rows_N is None else torch.zeros_like(hidden)
+
+
+def _put(grad: Tensor, rows_N: Tensor | None, part: slice, logits: Tensor, weight: Tensor) -> None:
+    """Put the gradients of a chunk's hidden states in place: `logits` are their own gradient by now."""
+    if rows_N is None:
+        torch.mm(logits, weight, out=grad[part])
+    else:
+        grad.index_copy_(0, rows_N[part], logits @ weight)
+
+
 class _FusedCrossEntropy(torch.autograd.Function):
     """Takes the gradients of each chunk in the forward pass and scales them in the backward pass."""
 
@@ -68,18 +81,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         hidden, weight = hidden_BSH.reshape(-1, hidden_BSH.shape[-1]), head.module.weight
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad = None
-        if ctx.needs_input_grad[0]:
-            grad = torch.empty_like(hidden) if rows_N is None else torch.zeros_like(hidden)
+        grad = _gradient(hidden, rows_N) if ctx.needs_input_grad[0] else None
         for part, times in chunks(labels_N, chunk):
             with standing_for(times):
                 here = hidden[part] if rows_N is None else hidden.index_select(0, rows_N[part])
                 logits = here @ weight.t()
                 total += kernels.cross_entropy_(logits, labels_N[part], head.limit or 0.0).sum()
-                if grad is not None and rows_N is None:
-                    torch.mm(logits, weight, out=grad[part])
-                elif grad is not None and rows_N is not None:
-                    grad.index_copy_(0, rows_N[part], logits @ weight)
+                if grad is not None:
+                    _put(grad, rows_N, part, logits, weight)
                 del here, logits
         ctx.save_for_backward(*([] if grad is None else [grad.view(hidden_BSH.shape)]))
         return total
@@ -99,9 +108,7 @@ class _FusedLogProbs(torch.autograd.Function):
     ) -> Tensor:
         hidden, weight = hidden_BSH.reshape(-1, hidden_BSH.shape[-1]), head.module.weight
         values = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
-        grad = None
-        if ctx.needs_input_grad[0]:
-            grad = torch.empty_like(hidden) if rows_N is None else torch.zeros_like(hidden)
+        grad = _gradient(hidden, rows_N) if ctx.needs_input_grad[0] else None
         for part, times in chunks(labels_N, chunk):
             with standing_for(times):
                 here = hidden[part] if rows_N is None else hidden.index_select(0, rows_N[part])
@@ -111,10 +118,8 @@ class _FusedLogProbs(torch.autograd.Function):
                     torch.neg(losses, out=values[part])
                 else:
                     values.index_copy_(0, rows_N[part], losses.neg_())
-                if grad is not None and rows_N is None:
-                    torch.mm(logits, weight, out=grad[part])
-                elif grad is not None and rows_N is not None:
-                    grad.index_copy_(0, rows_N[part], logits @ weight)
+                if grad is not None:
+                    _put(grad, rows_N, part, logits, weight)
                 del here, logits
         ctx.save_for_backward(*([] if grad is None else [grad]))
         ctx.shape = hidden_BSH.shape
