@@ -239,7 +239,7 @@ def test_from_python_too(recipe_path: Path, plugin: Path, ran: Path, tmp_path: P
 
 def test_a_process_may_be_given_what_another_was_allowed(plugin: Path) -> None:
     answers: list[Answer] = ["no"]
-    trust = Trust(ask=lambda path, digest: answers[0])
+    trust = Trust(ask=lambda path, digest, what: answers[0])
     with pytest.raises(UnknownCode):
         trust.source_of(plugin)
     assert not trust.granted

@@ -29,9 +29,9 @@ def _somebody_is_there() -> bool:
         return False
 
 
-def _ask(path: Path, digest: str) -> Answer:
+def _ask(path: Path, digest: str, what: str) -> Answer:
     say(
-        f"{path} is not known on this machine, and its code would run.\n  SHA-256 {digest}\n"
+        f"{path} is not known on this machine, and {what}.\n  SHA-256 {digest}\n"
         "  y  run it, and this text of it from now on\n"
         "  a  run it, and this file from now on, also after it has changed: for one that is yours\n"
         "  n  do not run it",

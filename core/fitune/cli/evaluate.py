@@ -101,13 +101,15 @@ def _measure_tasks(
     from fitune.runs.history.words import aligned
     from fitune.runs.json_lines import finite
     from fitune.trained.open import find
-    from fitune.trained.tasks import Asked, lines, measure, named, suite_of
+    from fitune.trained.tasks import Asked, lines, measure, must_be_known, named, suite_of
 
     names = tuple(filter(None, (one.strip() for one in tasks.split(","))))
     if not names:
         raise RunError("--tasks names no task. E.g. --tasks hellaswag,arc_easy")
     registry = settings.registry()
     found, options = suite_of(registry, suite or SUITE)
+    if tasks_from is not None and tasks_from.is_dir():
+        must_be_known(tasks_from, registry.trust)
     trained = find(run, registry, checkpoint, model=model)
     tell_of(trained)
     asked = Asked(tasks=names, shots=shots, limit=limit, directory=tasks_from)

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from fitune.cli.printing import say, say_json
-from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option, switches, watch
+from fitune.cli.settings import (
+    Settings,
+    allowing,
+    loading_switches,
+    recipe_argument,
+    set_option,
+    switches,
+    watch,
+)
 
 HERE = "runs"
 """Where launched runs are noted unless they were told where to come to."""
@@ -29,6 +37,8 @@ settings_option = click.option(
 options_option = click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the launcher; may be repeated."
 )
+
+allow_switch = allowing("Use the launcher's options of somebody else's launch.json or launch.toml")
 
 run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 
@@ -103,6 +113,7 @@ def send(
 @launch_command.command()
 @run_argument
 @json_option
+@allow_switch
 @switches
 @click.pass_obj
 def status(settings: Settings, run: Path, as_json: bool) -> None:
@@ -120,6 +131,7 @@ def status(settings: Settings, run: Path, as_json: bool) -> None:
 
 @launch_command.command()
 @run_argument
+@allow_switch
 @switches
 @click.pass_obj
 def logs(settings: Settings, run: Path) -> None:
@@ -133,6 +145,7 @@ def logs(settings: Settings, run: Path) -> None:
 
 @launch_command.command()
 @run_argument
+@allow_switch
 @switches
 @click.pass_obj
 def stop(settings: Settings, run: Path) -> None:
@@ -147,6 +160,7 @@ def stop(settings: Settings, run: Path) -> None:
 
 @launch_command.command()
 @run_argument
+@allow_switch
 @switches
 @click.pass_obj
 def fetch(settings: Settings, run: Path) -> None:
@@ -166,6 +180,7 @@ def fetch(settings: Settings, run: Path) -> None:
 @options_option
 @settings_option
 @json_option
+@allow_switch
 @switches
 @click.pass_obj
 def list_(

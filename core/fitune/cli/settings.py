@@ -77,10 +77,13 @@ def loading_switches(command: F) -> F:
     """
     help_text = "Let the model run Python code of its own, as the recipe says (trust_remote_code)."
     command = _switch(FLAG, None, "trusts_remote_code", True, help_text)(switches(command))
-    help_text = (
-        f"Run the single-file plugins that the recipe names, and know them from then on; ${VARIABLE}=1 for once."
-    )
-    return _switch(ALLOW_PLUGINS, None, "allows_plugins", True, help_text)(command)
+    return allowing("Run the single-file plugins that the recipe names")(command)
+
+
+def allowing(what: str) -> Callable[[F], F]:
+    """The switch that lets run what is not known on this machine."""
+    help_text = f"{what}, and know them from then on; ${VARIABLE}=1 for once."
+    return _switch(ALLOW_PLUGINS, None, "allows_plugins", True, help_text)
 
 
 class RecipePath(click.ParamType[Path]):

@@ -36,8 +36,10 @@ class Sent:
 
 
 def sent(directory: Path, registry: Registry) -> Sent:
-    """What was sent of a run's directory. Raises `RunError` if nothing was."""
-    launched = read_launched(directory)
+    """What was sent of a run's directory, by this user or by somebody who is trusted. Raises `RunError` if nothing was,
+    and `fitune.plugin.trust.UnknownCode`.
+    """
+    launched = read_launched(directory, registry.trust)
     if launched is None:
         raise RunError(
             f"{directory} was not launched: there is no {LAUNCH} in it. ft launch list lists what was, and ft launch "

@@ -13,9 +13,11 @@ from fitune.errors import PluginError, RecipeError, RunError, nearest
 from fitune.launch.bundle import moved
 from fitune.plugin.launching import Launcher
 from fitune.plugin.options import parse, to_table
+from fitune.plugin.reading import read_file
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import secrets_in
 from fitune.recipe.source import TomlSource
+from fitune.runs.launched import FOLLOWED, LARGEST
 
 FILE = Path("launch.toml")
 """Read where it is there, in the working directory."""
@@ -34,9 +36,11 @@ class Chosen:
 
 
 def choose(registry: Registry, name: str, given: Sequence[str] = (), file: Path | None = None) -> Chosen:
-    """The launcher of a name with its options, of a file and as `KEY=VALUE`. Raises `PluginError` and `RecipeError`."""
+    """The launcher of a name with its options, of a file and as `KEY=VALUE`. Raises `PluginError`, `RecipeError` and,
+    where the file has options of it and is not known on this machine, `fitune.plugin.trust.UnknownCode`.
+    """
     launcher: Launcher[Any] = registry.find(Launcher, name)
-    source = _source(file, registry)
+    source = _source(file, registry, name)
     table = dict(source.values.get(name, {})) if source is not None else {}
     return _chosen(launcher, {**table, **dict(map(_pair, given))}, "--option" if source is None else str(source.path))
 
@@ -57,12 +61,13 @@ def _chosen(launcher: Launcher[Any], table: Mapping[str, Any], where: str) -> Ch
     return Chosen(launcher=launcher, options=moved(options, lambda path: path.expanduser().absolute()))
 
 
-def _source(file: Path | None, registry: Registry) -> TomlSource | None:
+def _source(file: Path | None, registry: Registry, wanted: str) -> TomlSource | None:
     place = FILE if file is None else file
     if file is None and not place.is_file():
         return None
     try:
-        source = TomlSource(place, place.read_text(encoding="utf-8"))
+        content = read_file(place, LARGEST)
+        source = TomlSource(place, content.decode())
     except (OSError, ValueError) as error:
         raise RunError(
             f"{place} cannot be read: {error}. Give --settings a file of tables, one for each launcher"
@@ -73,6 +78,8 @@ def _source(file: Path | None, registry: Registry) -> TomlSource | None:
             raise PluginError(f'{place}: no launcher "{name}". {nearest(name, known)}')
         if not isinstance(table, dict):
             raise RecipeError([f"{place}: {name} is no table. Write [{name}], and its options below"])
+    if source.values.get(wanted):
+        registry.trust.must_know(place, content, FOLLOWED)
     return source
 
 

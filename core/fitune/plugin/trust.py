@@ -30,6 +30,10 @@ Answer = Literal["this", "always", "no"]
 """This text of the file alone; the file, however it changes; or not at all."""
 
 
+CODE = "its code would run"
+"""What would come of a plugin, in the words that it is asked about with."""
+
+
 class UnknownCode(PluginError):
     """Code that is not known on this machine, which nobody has allowed."""
 
@@ -43,14 +47,14 @@ def remembered_in() -> Path:
 
 @dataclass(slots=True)
 class Trust:
-    """Says of each single-file plugin whether it may run in this process."""
+    """Says of each single-file plugin, and of what else names programs, whether it may run in this process."""
 
     allow: bool = field(default_factory=lambda: os.environ.get(VARIABLE, "").lower() in ("1", "true", "yes", "on"))
     """Whether all may."""
     remember: bool = False
     """Whether what is allowed that way is known from then on."""
-    ask: Callable[[Path, str], Answer] | None = None
-    """Asks a person about a file and its digest, where there is one."""
+    ask: Callable[[Path, str, str], Answer] | None = None
+    """Asks a person about a file, its digest and what would come of it, where there is one."""
     granted: set[str] = field(default_factory=set)
     """Digests of what may run, as far as was asked for."""
 
@@ -65,23 +69,26 @@ class Trust:
             raise PluginError("no such file") from None
         except OSError as error:
             raise PluginError(f"it cannot be read: {cause(error)}") from error
-        digest = hashlib.sha256(source).hexdigest()
-        if digest not in self.granted and not self._is_allowed(path.resolve(), digest):
-            raise UnknownCode(
-                f"{path} is not known on this machine, and its code would run (SHA-256 {digest}). Read it, then allow "
-                f"it: {FLAG}"
-            )
-        self.granted.add(digest)
+        self.must_know(path, source)
         return source
 
-    def _is_allowed(self, path: Path, digest: str) -> bool:
+    def must_know(self, path: Path, content: bytes, what: str = CODE) -> None:
+        """Raise `UnknownCode` if what a file or a directory holds may not run. `what` says what would come of it."""
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self.granted and not self._is_allowed(path.resolve(), digest, what):
+            raise UnknownCode(
+                f"{path} is not known on this machine, and {what} (SHA-256 {digest}). Read it, then allow it: {FLAG}"
+            )
+        self.granted.add(digest)
+
+    def _is_allowed(self, path: Path, digest: str, what: str) -> bool:
         if _is_known(path, digest):
             return True
         if self.allow:
             if self.remember:
                 _remember({"digest": digest, "was": str(path)})
             return True
-        answer = "no" if self.ask is None else self.ask(path, digest)
+        answer = "no" if self.ask is None else self.ask(path, digest, what)
         if answer != "no":
             _remember({"digest": digest, "was": str(path)})
         if answer == "always":

@@ -2,10 +2,14 @@
 
 It is written before anything is submitted, with the name that the job will have: where this process dies in between,
 the job is found by that name. It holds no variable of the environment, and no credential.
+
+Its launcher's options say which programs are started to reach the job, and with which words: a file that this user has
+not written, as its seal tells (`fitune.data.seal`), is shown as it is, and followed only once it was asked about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +17,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, get_args
 
+from fitune.data.seal import is_sealed, seal_of, users_key
 from fitune.errors import RunError, described
 from fitune.plugin.launching import JobState, JobStatus, Machine, Price
-from fitune.plugin.reading import read_json
+from fitune.plugin.reading import json_of, read_file
+from fitune.plugin.trust import Trust
 from fitune.runs.atomic import write_file
 
 LAUNCH = "launch.json"
 
 FORMAT = 1
+
+LARGEST = 1 << 20
+"""Bytes of it, at most."""
+
+SEAL = "seal"
+"""The key of the seal of all the rest."""
+
+FOLLOWED = "its launcher would be started with its options, which may name programs"
+"""What would come of one that somebody else has written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +79,25 @@ def utc_now() -> str:
 
 def write_launched(directory: Path, launched: Launched) -> None:
     """Keep it. Raises `RunError`."""
+    said = json.loads(json.dumps({"format": FORMAT, **asdict(launched)}))  # as it is read back
     try:
-        write_file(directory / LAUNCH, json.dumps({"format": FORMAT, **asdict(launched)}, indent=1) + "\n")
+        with contextlib.suppress(OSError):  # without a key it is asked about
+            said = {**said, SEAL: seal_of(users_key(), LAUNCH, said)}
+        write_file(directory / LAUNCH, json.dumps(said, indent=1) + "\n")
     except OSError as error:
         raise RunError(f"{directory / LAUNCH} cannot be written: {error.strerror}") from error
 
 
-def read_launched(directory: Path) -> Launched | None:
-    """What was sent of a run's directory; None if nothing was. Raises `RunError` where it cannot be read."""
+def read_launched(directory: Path, trust: Trust | None = None) -> Launched | None:
+    """What was sent of a run's directory; None if nothing was. With `trust`, to follow it: raises `UnknownCode` if it
+    is somebody else's, and that is not allowed. Raises `RunError` where it cannot be read.
+    """
     try:
-        values = read_json(directory / LAUNCH)
+        content = read_file(directory / LAUNCH, LARGEST)
+        values = json_of(content)
+        seal = values.pop(SEAL, None)
+        if trust is not None and not _is_own(values, seal):
+            trust.must_know(directory / LAUNCH, content, FOLLOWED)
         if values.pop("format") != FORMAT:
             raise ValueError(f"this release reads format {FORMAT}")
         price, hours = values["machine"].pop("price"), values.pop("hours")
@@ -86,3 +110,11 @@ def read_launched(directory: Path) -> Launched | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise RunError(f"{directory / LAUNCH} cannot be read: {described(error)}") from error
+
+
+def _is_own(said: Mapping[str, Any], seal: object) -> bool:
+    """Whether this user has written it."""
+    try:
+        return is_sealed(users_key(), LAUNCH, said, seal)
+    except OSError:
+        return False

@@ -9,11 +9,13 @@ from typing import Any
 
 from fitune.compose.devices import free_memory
 from fitune.compose.dialogue import dialogue_of
-from fitune.errors import RunError
+from fitune.errors import RunError, cause
 from fitune.plugin.contract import blame
+from fitune.plugin.digest import digest_of
 from fitune.plugin.registry import Registry
 from fitune.plugin.tasks import TaskRequest, TaskScores, TaskSuite
-from fitune.trained.open import Trained, open_run
+from fitune.plugin.trust import Trust
+from fitune.trained.open import Trained, must_write, open_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,23 @@ def suite_of(registry: Registry, name: str) -> tuple[TaskSuite[Any], Any]:
     return suite, options
 
 
+def must_be_known(directory: Path, trust: Trust) -> None:
+    """Raise `UnknownCode` if a directory that describes tasks is not known on this machine: harnesses take Python code
+    and templates without bounds from such descriptions. Raises `RunError` for what cannot be read.
+    """
+    try:
+        places = sorted(place for place in directory.rglob("*") if not place.is_dir())
+        if not all(place.is_file() for place in places):
+            raise RunError(f"{next(place for place in places if not place.is_file())} is no file. Take it out")
+        said = "\n".join(f"{place.relative_to(directory).as_posix()!r} {digest_of(place)}" for place in places)
+    except OSError as error:
+        raise RunError(f"{directory} cannot be read: {cause(error)}. Give another directory") from error
+    trust.must_know(directory, said.encode(), "code in its descriptions of tasks would run")
+
+
 def measure(trained: Trained, suite: TaskSuite[Any], options: Any, asked: Asked, *, base: bool = False) -> TaskScores:
     """The scores of what was trained, or of the model as it was before. Raises the errors of `fitune.errors`."""
+    must_write(trained, "--tasks")
     opened = open_run(trained, base=base)
     tokenizer: Any = opened.tokenizer
     dialogue = dialogue_of(trained.recipe, opened.context)
