@@ -49,7 +49,7 @@ class RunConsole:
         """Say what will run."""
         recipe, plan = run.recipe, run.plan
         share = 100 * run.trainable / run.parameters
-        batch = f"{recipe.train.micro_batch} row(s) x {plan.accumulation} accumulated x {run.processes} process(es)"
+        batch = f"{recipe.train.micro_batch} row(s) x {plan.accumulation} accumulated x {processes_text(run)}"
         lines = [
             f"[bold]{escape(recipe.general.name)}[/bold]  {run.steps} steps on {run.device}",
             *([] if run.resumed is None else [f"goes on after {run.resumed} steps"]),
@@ -208,6 +208,14 @@ def forecast_text(forecast: MemoryForecast) -> str:
 
 
 def evaluation_text(report: EvalReport) -> str:
+def processes_text(run: Run) -> str:
+    """How many processes have rows of their own, and among how many each row is split."""
+    shared = run.plan.context_parallel
+    if shared == 1:
+        return f"{run.processes} process(es)"
+    return f"{run.plan.replicas} group(s) of {shared} processes, each of which has a part of every row"
+
+
     """What an evaluation found, in a line."""
     found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
     if report.metrics:

@@ -15,11 +15,12 @@ from torch import Tensor
 from fitune.compose.objective import ObjectiveLoss
 from fitune.compose.positions import table_of
 from fitune.compose.reachable import cut_by
+from fitune.compose.step import all_of_it
 from fitune.compose.stopping import Ends
 from fitune.compose.together import together
 from fitune.compose.writing import Writer
 from fitune.data.prepare import batches
-from fitune.plugin.dataflow import IGNORED, Example
+from fitune.plugin.dataflow import IGNORED, Batch, Example
 from fitune.plugin.events import Answer, EvalReport
 
 if TYPE_CHECKING:
@@ -52,9 +53,12 @@ class Evaluator:
         length: int | None = None,
         whole: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda compute: compute,
         in_step: bool = False,
+        part: Callable[[Batch], Batch] = all_of_it,
+        context_parallel: int = 1,
     ) -> None:
         """`whole` gives the loss, or what generates, as strategies have it; `in_step` says that each process must call
-        the model as often as the others.
+        the model as often as the others; `part` gives what of a batch is computed here, of the rows that so many
+        processes share (`Plan.context_parallel`).
 
         Answers end at `ends`; `to_the_end` has each answer take as many tokens as it may, whatever the model says;
         `length` is what rows were cut to, where that is known.
@@ -62,6 +66,8 @@ class Evaluator:
         self.length = length
         self.whole = whole
         self.in_step = in_step
+        self.part = part
+        self.context_parallel = context_parallel
         self.ends = ends
         self.to_the_end = to_the_end
         self._stop: Callable[[], bool] = lambda: False
@@ -99,18 +105,20 @@ class Evaluator:
             metrics=self.objective.tally.means(self.accelerator),
         )
 
-    def _picks(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        """This process' share of rows, in micro-batches."""
-        mine = np.asarray(rows)[self.accelerator.process_index :: self.accelerator.num_processes]
+    def _picks(self, rows: Sequence[int], sharing: int = 1) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """This process' share of rows, in micro-batches; so many processes have the same."""
+        first, every = self.accelerator.process_index // sharing, self.accelerator.num_processes // sharing
+        mine = np.asarray(rows)[first::every]
         size = self.settings.micro_batch
         return [mine[at : at + size] for at in range(0, len(mine), size)]
 
-    def _idle(self, rows: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    def _idle(self, rows: Sequence[int], sharing: int = 1) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         """What this process computes beside its share, of which nothing counts, so that all call the model as often."""
         if not self.in_step:
             return []
-        most = math.ceil(math.ceil(len(rows) / self.accelerator.num_processes) / self.settings.micro_batch)
-        return [np.asarray(rows[:1])] * (most - len(self._picks(rows)))
+        every = self.accelerator.num_processes // sharing
+        most = math.ceil(math.ceil(len(rows) / every) / self.settings.micro_batch)
+        return [np.asarray(rows[:1])] * (most - len(self._picks(rows, sharing)))
 
     def _go_on(self) -> None:
         if self._stop():
@@ -120,13 +128,13 @@ class Evaluator:
         """Mean over all held-out target tokens, or what else the objective counts."""
         device = self.accelerator.device
         total = torch.zeros((), dtype=torch.float64, device="cpu")
-        every, loss = range(len(self.examples)), self.whole(self.objective)
-        for batch in batches(self.examples, self._picks(every), self.make_batches):
+        every, loss, sharing = range(len(self.examples)), self.whole(self.objective), self.context_parallel
+        for batch in batches(self.examples, self._picks(every, sharing), self.make_batches):
             self._go_on()
-            total += loss(self.model, batch.to(device)).double().cpu()
+            total += loss(self.model, self.part(batch).to(device)).double().cpu()
         with self.objective.tally.unchanged():
-            for batch in batches(self.examples, self._idle(every), self.make_batches):
-                loss(self.model, batch.to(device))
+            for batch in batches(self.examples, self._idle(every, sharing), self.make_batches):
+                loss(self.model, self.part(batch).to(device))
         together().meet()
         total = cast(Tensor, self.accelerator.reduce(total.float().to(device), reduction="sum"))
         return total.item() / self.objective.units(self.examples)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fitune.compose.loss import plain_log_probs, plain_loss
 from fitune.compose.masks import unasked
 from fitune.compose.model import call_plugin
-from fitune.errors import PluginError
+from fitune.errors import ModelError, PluginError
 from fitune.plugin.dataflow import IGNORED, Batch, Example
 from fitune.plugin.objective import Criterion, Measure
 from fitune.plugin.recipe import Recipe
@@ -81,6 +81,11 @@ def by_document(values_BS: Tensor, batch: Batch) -> Tensor:
     return sums.index_add(0, place, values_BS.flatten().double()).float()
 
 
+    if batch.begin is not None:
+        raise ModelError(
+            "the objective asks for what documents say as a whole, of which each process has a part. Remove the "
+            "[[memory.strategy]] that splits rows over processes"
+        )
 class Tally:
     """Sums of what an objective measures, on the device, over the micro-batches of a step or an evaluation."""
 

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
+from fitune.compose.context_parallel import part_of, split_rows
 from fitune.compose.devices import make_accelerator, must_be_one_run, set_allocator, set_deterministic
 from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
@@ -84,7 +85,7 @@ class Parts:
     @property
     def window(self) -> int:
         """Rows of one optimizer step, over all micro-batches and processes."""
-        return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.processes
+        return self.run.recipe.train.micro_batch * self.run.plan.accumulation * self.run.plan.replicas
 
 
 def compose(
@@ -137,7 +138,7 @@ def compose(
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
     optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")
-    steps = _steps(recipe, plan, accelerator, len(data.rows))
+    steps = steps_of(recipe, plan.accumulation, len(data.rows), plan.replicas)
     timings.done("adapter")
     scheduler = _scheduler(recipe, optimizer, steps)
     run = Run(
@@ -239,6 +240,7 @@ def make_step(
 
 def _evaluator(
     run: Run,
+        part=part_of(strategies),
     held_out: Sequence[Example] | None,
     make_batches: Stage,
     accelerator: Accelerator,
@@ -262,16 +264,13 @@ def _evaluator(
     )
 
 
-def _steps(recipe: Recipe, plan: Plan, accelerator: Accelerator, rows: int) -> int:
-    """Optimizer steps of the run."""
-    return steps_of(recipe, plan.accumulation, rows, int(accelerator.num_processes))
-
-
-def steps_of(recipe: Recipe, accumulation: int, rows: int, processes: int) -> int:
+def steps_of(recipe: Recipe, accumulation: int, rows: int, replicas: int) -> int:
     """Optimizer steps over so many rows."""
     train = recipe.train
-    window = train.micro_batch * accumulation * processes
+    window = train.micro_batch * accumulation * replicas
     if train.epochs is None and train.steps is not None:
+        part=part_of(strategies),
+        context_parallel=run.plan.context_parallel,
         return train.steps
     of_epochs = steps_of_epochs(train.epochs or 1.0, -(-rows // window))
     return of_epochs if train.steps is None else min(train.steps, of_epochs)

@@ -40,6 +40,11 @@ def as_it_is(loss: Loss) -> Loss:
     return loss
 
 
+def all_of_it(batch: Batch) -> Batch:
+    """The part of a batch where rows are computed whole."""
+    return batch
+
+
 def always(norm: Tensor, loss_sum: Tensor) -> bool:
     """Makes every step, and looks at nothing."""
     return True
@@ -57,13 +62,17 @@ class Computation:
         device: torch.device,
         pin_memory: bool,
         scaled: bool,
+        part: Callable[[Batch], Batch] = all_of_it,
     ) -> None:
-        """`scaled`: whether the loss is multiplied before the backward pass."""
+        """`scaled`: whether the loss is multiplied before the backward pass; `part` gives what of a batch is computed
+        here.
+        """
         self.model = model
         self.loss = loss
         self.trainables = trainables
         self.device = device
         self.pin_memory = pin_memory
+        self.part = part
         self._enter: Callable[[Phase], None] = nobody
         self._factor = torch.ones((), dtype=torch.float32, device=device) if scaled else None
 
@@ -81,7 +90,7 @@ class Computation:
         """Compute a batch, on the host or the device; gives the sum of its loss."""
         try:
             self._enter("forward")
-            loss = self.loss(self.model, batch.to(self.device, pin=self.pin_memory))
+            loss = self.loss(self.model, self.part(batch).to(self.device, pin=self.pin_memory))
             if weight != 1:
                 loss = loss * weight
             self._enter("backward")
@@ -113,6 +122,8 @@ class Step:
     """What strategies record micro-batches with."""
     whole: Callable[[Loss], Loss] = as_it_is
     """Gives the loss as strategies have it, which may have to call the model in another way."""
+    part: Callable[[Batch], Batch] = all_of_it
+    """Gives what of a batch this process computes."""
     tally: Tally = field(default_factory=Tally)
     """What the loss measures on the way, over the step."""
     computation: Computation = field(init=False)
@@ -128,6 +139,7 @@ class Step:
             device=self.device,
             pin_memory=self.pin_memory,
             scaled=self.scaling is not None,
+            part=self.part,
         )
         changed: MicroBatch = computation
         for strategy in reversed(self.strategies):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fitune.memory.allocator.allocator import OutOfMemory
 from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.memory.cards.cards import Card
+from fitune.memory.cards.several import with_groups
 from fitune.memory.ledger import Ledger, make_ledger
 from fitune.memory.shapes import Shapes
 from fitune.memory.trace.run import Trace, trace
@@ -72,6 +73,7 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 
 def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
+    card = with_groups(card, traced.plan.context_parallel)
     events, apart, streams = list(traced.log.sized()), traced.log.apart, traced.log.streams
     expandable = traced.plan.expandable
     free = replay(events, expandable=expandable, apart=apart, streams=streams)

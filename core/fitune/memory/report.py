@@ -83,8 +83,19 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
 
 def _rows(forecast: Forecast) -> str:
     rows, length = forecast.shapes.training[0].input_ids.shape
-    each = f" on each of {forecast.card.count} cards" if forecast.card.count > 1 else ""
-    return f"{rows} x {length} tokens to a micro-batch{each}; from {forecast.shapes.source}"
+    return f"{rows} x {length} tokens to a micro-batch{_each(forecast)}; from {forecast.shapes.source}"
+
+
+def _each(forecast: Forecast) -> str:
+    """Which cards have rows of their own."""
+    cards, plan = forecast.card.count, forecast.trace.plan
+    if cards == 1:
+        return ""
+    if plan.context_parallel == 1:
+        return f" on each of {cards} cards"
+    if plan.replicas == 1:
+        return f", spread over {cards} cards"
+    return f" of each {plan.context_parallel} of {cards} cards, spread over them"
 
 
 def _ledger(forecast: Forecast) -> Iterator[str]:

@@ -48,7 +48,7 @@ def time_of(forecast: Forecast) -> StepTime:
     traced, batches = forecast.trace, forecast.shapes.training
     seconds = traced.work.seconds(pace, traced=traced.micro_batches, accumulation=accumulation)
     cards = forecast.card.count
-    tokens = cards * sum(batch.input_ids.numel() for batch in batches) * accumulation // len(batches)
+    tokens = traced.plan.replicas * sum(batch.input_ids.numel() for batch in batches) * accumulation // len(batches)
     return StepTime(seconds=seconds, tokens=tokens, cards=cards, rates=pace.origin.says)
 
 

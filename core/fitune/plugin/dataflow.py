@@ -190,6 +190,9 @@ class Batch:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """More of what an objective is to know, by name: shape `[documents]`, float32, in the order of `lengths`, or one a
     row where there are none. Documents of padding, and those of no token, have 0."""
+    begin: int | None = None
+    """Of a part of each row, where several processes have one (`Plan.context_parallel`): the place of its first token
+    in the row. `lengths`, `ends` and `longest` are then of whole rows."""
 
     def to(self, device: torch.device, *, pin: bool = False) -> Batch:
         """The batch on a device; with `pin`, by way of page-locked memory, so that the copy need not be waited for.
@@ -216,11 +219,14 @@ class Batch:
         """What a model's `forward` is called with: every loss calls it so, so that packed documents stay apart.
 
         Packed batches have positions, from which transformers makes a block-diagonal mask, and the ends of their
-        documents, under the names that variable-length attention knows (transformers' `FlashAttentionKwargs`).
+        documents, under the names that variable-length attention knows (transformers' `FlashAttentionKwargs`). A part
+        of rows has its positions in them, and says `row_begin`, which attention is handed on.
         """
         arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
+        if self.begin is not None:
+            arguments["row_begin"] = self.begin
         if self.positions is None:
-            return arguments
+            return arguments if self.begin is None else arguments | {"position_ids": self._places()}
         ends, longest = self.ends, self.longest
         if ends is None:
             import torch
@@ -230,3 +236,11 @@ class Batch:
             longest = max(self.lengths)
         of_documents = {f"cu_seq_lens_{of}": ends for of in "qk"} | {f"max_length_{of}": longest for of in "qk"}
         return {**arguments, "position_ids": self.positions, **of_documents}
+
+    def _places(self) -> Tensor:
+        """The positions of a part's tokens in rows of one document: `[1, length]`."""
+        import torch
+
+        assert self.begin is not None
+        length = self.input_ids.shape[1]
+        return torch.arange(self.begin, self.begin + length, device=self.input_ids.device)[None]

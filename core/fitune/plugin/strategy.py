@@ -66,6 +66,9 @@ class Plan:
     sharded: bool = False
     """Whether each process is to hold a part of the model's weights only, by a strategy's `distribute`. Then the first
     process alone reads the base model, on the host; in others the weights are zeros there."""
+    context_parallel: int = 1
+    """Processes that have the same rows, each a part of every one of them, by a strategy's `part` and `split_rows`: so
+    many after another, by their numbers. `processes` is a multiple of it."""
     pin_memory: bool = False
     """Whether batches are copied to page-locked host memory before they go to the GPU."""
     allocator: tuple[tuple[str, str], ...] = ()
@@ -92,6 +95,16 @@ class Plan:
     def expandable(self) -> bool:
         """Whether the allocator's segments grow; of several settings the last one counts."""
         return dict(self.allocator).get("expandable_segments") == "True"
+
+    @property
+    def replicas(self) -> int:
+        """How often the model is trained at the same time, each time on other rows."""
+        return self.processes // self.context_parallel
+
+    @property
+    def interlocked(self) -> bool:
+        """Whether processes wait for each other in the midst of a layer."""
+        return self.sharded or self.context_parallel > 1
 
     @property
     def quantized(self) -> bool:
@@ -181,6 +194,17 @@ class Strategy:
         them to the devices. In a forecast they are on meta, and torch's process group is the "fake" one.
         """
         return model
+
+    def split_rows(self, model: PreTrainedModel) -> None:
+        """Have the model compute its part of each row together with other processes, where a batch is a part
+        (`Batch.begin`). Called last, with `Plan.context_parallel` above 1: packed documents are kept apart by then.
+        """
+
+    def part(self, batch: Batch) -> Batch:
+        """This process' part of a batch, on the host: its loss is the sum over the part's targets. Other processes of
+        its group compute the other parts at the same time.
+        """
+        return batch
 
     def whole(self, compute: Callable[P, T]) -> Callable[P, T]:
         """Change how the model is called: what is given is called in place of `compute`, a loss or the generation of an

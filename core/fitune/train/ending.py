@@ -43,8 +43,8 @@ def rescue(context: RunContext, error: BaseException) -> None:
 
 
 def _can_be_met(parts: Parts) -> bool:
-    """Whether the others, if there are any, do the same now; a process of shared out layers fails amid theirs."""
-    return parts.run.processes == 1 or not parts.run.plan.sharded
+    """Whether the others, if there are any, do the same now; one that fails amid a layer leaves them waiting there."""
+    return parts.run.processes == 1 or not parts.run.plan.interlocked
 
 
 def out_of_memory_error(context: RunContext, shortage: OutOfMemory, why: str) -> RunError:

@@ -116,8 +116,8 @@ def _step(
 
     micro_batch = parts.run.recipe.train.micro_batch
     tokens = [len(example.input_ids) for example in rows]
-    every = shares(window, tokens, micro_batch, accelerator.num_processes)
-    picks = every[accelerator.process_index]
+    every = shares(window, tokens, micro_batch, parts.run.plan.replicas)
+    picks = every[accelerator.process_index // parts.run.plan.context_parallel]
     learning_rate = parts.step.optimizer.param_groups[0]["lr"]
     scaling = parts.step.scaling
     loss_scale = scaling.scale if scaling else None

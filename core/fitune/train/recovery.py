@@ -69,7 +69,7 @@ def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
 
 def _may_go_on(context: RunContext) -> bool:
     """Whether there is a way to go on at all: something to go on from, whole in each process; the same in all."""
-    found = not context.parts.run.plan.sharded if context.parts is not None else context.state is not None
+    found = not context.parts.run.plan.interlocked if context.parts is not None else context.state is not None
     return found and context.recipe.memory.recoveries > 0 and bool(context.position.doing)
 
 

@@ -66,7 +66,7 @@ def _steps(parts: Parts) -> Batch:
     for times in (1, min(parts.run.plan.accumulation, 2)):
         parts.step.make(
             [batch] * times,
-            parts.units(rows) * times * parts.run.processes,
+            parts.units(rows) * times * parts.run.plan.replicas,
             reduce=partial(parts.step.trainables.reduce, parts.accelerator),
         )
     return batch
@@ -99,6 +99,8 @@ def _evaluator(whole: Evaluator, rows: Sequence[Example], *, loss: bool) -> Eval
         to_the_end=True,
         whole=whole.whole,
         in_step=whole.in_step,
+        part=whole.part,
+        context_parallel=whole.context_parallel,
     )
 
 

@@ -138,7 +138,7 @@ def rehearse_run(context: RunContext, parts: Parts) -> None:
 
 def train_run(context: RunContext, parts: Parts) -> None:
     """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
-    alone = together().cut_off() if parts.run.plan.sharded else contextlib.nullcontext()
+    alone = together().cut_off() if parts.run.plan.interlocked else contextlib.nullcontext()
     with asked_by_signals(parts.run.stop, processes=parts.run.processes), alone:
         for report in train(parts, context.position, context.keeper):
             if isinstance(report, StepReport):

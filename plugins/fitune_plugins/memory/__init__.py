@@ -17,6 +17,7 @@ PLUGINS: tuple[str, ...] = (
     "fitune_plugins.memory.fused_lora",  # a linear layer and its LoRA as one operation
     "fitune_plugins.memory.nf4",  # the base in 4-bit NormalFloat
     "fitune_plugins.memory.fsdp",  # each of several processes holds a part of the weights
+    "fitune_plugins.memory.context_parallel",  # each of several processes holds a part of each row
     "fitune_plugins.memory.adamw_8bit",  # AdamW with 8-bit state
 )
 """Dotted names of the modules, in the order in which they are loaded."""

@@ -2,8 +2,8 @@
 
 What NCCL takes is sourced, not measured here: 544 MiB of each of two cards and 688 MiB of each of more, for one
 communicator on A100s with NVLink, once it has summed (github.com/NVIDIA/nccl/issues/964). It grows with its channels,
-so with the links of a card (github.com/NVIDIA/nccl/issues/864), and each further communicator takes as much again;
-a run has one.
+so with the links of a card (github.com/NVIDIA/nccl/issues/864), and each further communicator takes as much again: a
+run has one, and another for the group of processes that share rows.
 """
 
 from __future__ import annotations
@@ -34,5 +34,16 @@ def several(card: Card, count: int) -> Card:
         raise RunError(f"a run on {count} cards cannot be. Give a number from 1 to {MOST}")
     if count == 1:
         return dataclasses.replace(card, count=1, nccl=0)
-    nccl = 0 if card.context == 0 else OF_TWO if count == 2 else OF_MORE
-    return dataclasses.replace(card, count=count, nccl=nccl)
+    return dataclasses.replace(card, count=count, nccl=_of(card, count))
+
+
+def with_groups(card: Card, sharing: int) -> Card:
+    """A card of a run in which so many processes share rows, and talk about them in a group of their own."""
+    if sharing in (1, card.count):
+        return card
+    return dataclasses.replace(card, nccl=_of(card, card.count) + _of(card, sharing))
+
+
+def _of(card: Card, processes: int) -> int:
+    """Bytes that a communicator of so many processes takes of each card."""
+    return 0 if card.context == 0 else OF_TWO if processes == 2 else OF_MORE

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 NAMESPACES = ("c10d.", "_c10d_functional.", "_dtensor.")
@@ -20,18 +21,29 @@ def is_collective(name: str) -> bool:
 
 
 def sent_by(name: str, arguments: Sequence[Any]) -> int:
-    """Bytes that one card sends for a collective over all processes, and receives."""
-    import torch.distributed as dist
-
+    """Bytes that one card sends for a collective, and receives."""
     word = name.partition(".")[2]
     largest = max((sum(t.nbytes for t in _flat(argument)) for argument in arguments), default=0)
-    count = dist.get_world_size()
+    count = _processes(arguments)
     if "wait" in word or "barrier" in word or count == 1:
         return 0
     if name.startswith("_c10d_functional.all_gather") and "_out" not in word:
         return (count - 1) * largest  # its argument is one part, its result all of them
     times = 2 if word.startswith(("allreduce", "all_reduce")) else 1
     return times * (count - 1) * largest // count
+
+
+def waits(name: str) -> bool:
+    """Whether what is computed behind a collective needs its result, so that nothing else is done meanwhile."""
+    return "alltoall" in name or "all_to_all" in name
+
+
+def _processes(arguments: Sequence[Any]) -> int:
+    """Of the group that an operation is given; of all, where it is told by a name."""
+    import torch.distributed as dist
+
+    group = next((one for one in arguments if isinstance(one, torch.ScriptObject)), None)
+    return dist.get_world_size() if group is None else dist.ProcessGroup.unbox(group).size()
 
 
 def _flat(argument: Any) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fitune.compose.step import Phase
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.pace import Operation, Pace, is_aligned, product
-from fitune.memory.trace.collectives import is_collective, sent_by
+from fitune.memory.trace.collectives import is_collective, sent_by, waits
 
 ATTENTION_NAMES = ("_attention", "_varlen_attn")
 
@@ -73,6 +73,8 @@ class Work:
     """Bytes over the link to the host, of its micro-batches."""
     sent: int = 0
     """Bytes over the links between cards, in one direction, of its micro-batches."""
+    waited: int = 0
+    """The same, of exchanges in the midst of a layer: the card waits for them."""
     sent_behind: int = 0
     """The same, of the rest: nothing is computed meanwhile."""
     graphs: bool = False
@@ -84,8 +86,12 @@ class Work:
         """Count an operation, made so many times; "optimizer" is all that is done once a step, behind micro-batches."""
         if is_collective(name):
             sent = times * sent_by(name, arguments)
-            self.sent += 0 if phase == "optimizer" else sent
-            self.sent_behind += sent if phase == "optimizer" else 0
+            if phase == "optimizer":
+                self.sent_behind += sent
+            elif waits(name):
+                self.waited += sent
+            else:
+                self.sent += sent
             return
         operation = operation_of(func, name, arguments, results, flops)
         if operation is None:
@@ -110,10 +116,11 @@ class Work:
         if self.graphs:
             launches = traced * pace.forward
         moving = self.moved / pace.link
-        sending = self.sent / pace.peers
+        waiting = self.waited / pace.peers
+        micro, sending = micro + waiting, self.sent / pace.peers + waiting
         found = (factor * seconds + behind for seconds in (micro, launches, moving, sending))
         card_, host, link, peers = found
-        return Seconds(card=card_, host=host, link=link, peers=peers if self.sent else 0.0)
+        return Seconds(card=card_, host=host, link=link, peers=peers if sending else 0.0)
 
 
 def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int) -> Operation | None:
