@@ -37,7 +37,8 @@ from fitune.train.run import run
 from fitune.trained import merge as merging
 from fitune.trained.merge import Merge
 from fitune.trained.open import Trained, find, open_base, with_trained
-from fitune.trained.parity import Parity, Seen, compare, see
+from fitune.trained.parity import Parity, compare
+from fitune.trained.seen import Seen, see
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
 INT8 = "int8"

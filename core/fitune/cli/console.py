@@ -191,7 +191,8 @@ def checkpoint_text(report: CheckpointReport) -> str:
 def next_commands(run: Run) -> str:
     """What can be done with what was trained; empty where its adapter can be neither asked nor merged."""
     record, place = run.recipe.adapter.record, shlex.quote(str(run.directory))
-    ask = [f"ft generate {place} --interactive"] if record.load is not None else []
+    writes = record.load is not None and run.recipe.objective.record.writes
+    ask = [f"ft generate {place} --interactive"] if writes else []
     merge = [f"ft merge {place} --to DIR"] if record.load is not None and record.merge is not None else []
     return "    ".join([*ask, *merge])
 
@@ -207,7 +208,6 @@ def forecast_text(forecast: MemoryForecast) -> str:
     )
 
 
-def evaluation_text(report: EvalReport) -> str:
 def processes_text(run: Run) -> str:
     """How many processes have rows of their own, and among how many each row is split."""
     shared = run.plan.context_parallel
@@ -216,6 +216,7 @@ def processes_text(run: Run) -> str:
     return f"{run.plan.replicas} group(s) of {shared} processes, each of which has a part of every row"
 
 
+def evaluation_text(report: EvalReport) -> str:
     """What an evaluation found, in a line."""
     found = [] if report.loss is None else [f"loss {report.loss:.4f}"]
     if report.metrics:

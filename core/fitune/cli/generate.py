@@ -80,10 +80,11 @@ def generate_command(
 
 
 def _generate(settings: Settings, run: Path, checkpoint: str | None, model: Path | None, asked: Asked) -> None:
-    from fitune.trained.open import find, open_run
+    from fitune.trained.open import find, must_write, open_run
 
     prompts = _prompts(asked)
     trained = find(run, settings.registry(), checkpoint, model=model)
+    must_write(trained, "ft generate")
     tell_of(trained)
     opened = open_run(trained, base=asked.base)
     generator = _generator(opened, asked)

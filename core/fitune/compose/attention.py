@@ -64,7 +64,7 @@ def isolate_documents(model: nn.Module, whole: Callable[[Loss], Loss] | None = N
     _must_be_known(inner)
     was_training = model.training
     model.train()  # as dropout, checkpointing or another path of the code would have it in a run
-    prove = partial(_prove, _logits if whole is None else whole(_logits), model, inner)
+    prove = partial(_prove, logits_of if whole is None else whole(logits_of), model, inner)
     try:
         by_mask = prove()
         reason = _without_mask(prove, inner, by_mask)
@@ -82,7 +82,7 @@ def assume_isolated(
     """
     inner = unwrapped(model)
     _must_be_known(inner)
-    prove = partial(_prove, _logits if whole is None else whole(_logits), model, inner)
+    prove = partial(_prove, logits_of if whole is None else whole(logits_of), model, inner)
     prove()
     try:
         undo = varlen.switch_on(inner, capability)
@@ -132,18 +132,20 @@ def _refusal(inner: PreTrainedModel, layer: str) -> str:
     )
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Of all tokens of a batch."""
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Of all tokens of a batch; of a model without an output head its hidden states."""
+    if unwrapped(model).get_output_embeddings() is None:
+        return cast(Tensor, cast(Any, unwrapped(model).base_model)(**batch.inputs())[0])
     return cast(Tensor, cast(Any, model)(**batch.inputs()).logits)
 
 
 def _prove(forward: Loss, model: nn.Module, inner: PreTrainedModel) -> Tensor:
     """Raise `ModelError` if a document depends on another; gives the logits of one, `[tokens, vocabulary]`, float32."""
     batch = _probe(inner)
-    with _watched_embeddings(inner) as seen, torch.enable_grad(), _same_random(inner.device):
+    with watched_embeddings(inner) as seen, torch.enable_grad(), same_random(inner.device):
         try:
             logits = forward(model, batch)[0, ASKED].float()
-            own = torch.autograd.grad(_weighed(logits), seen[0])[0]
+            own = torch.autograd.grad(weighed(logits), seen[0])[0]
         except varlen.UnsupportedError:
             raise
         except Exception as error:  # whatever a model of any make may raise
@@ -168,7 +170,7 @@ def _probe(inner: PreTrainedModel) -> Batch:
     return Batch(input_ids=ids, labels=ids, targets=tokens, tokens=tokens, positions=positions, lengths=PROBE)
 
 
-def _weighed(outputs: Tensor) -> Tensor:
+def weighed(outputs: Tensor) -> Tensor:
     """A scalar that depends on every output: a plain sum is constant behind a norm."""
     return (outputs.float() * torch.linspace(-1, 2, outputs.numel(), device=outputs.device).view_as(outputs)).sum()
 
@@ -179,7 +181,7 @@ def _others(gradient: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched_embeddings(inner: PreTrainedModel) -> Iterator[list[Tensor]]:
+def watched_embeddings(inner: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Collects what the embedding gives, as the leaf of all that follows, even where no weight trains."""
     seen: list[Tensor] = []
 
@@ -195,7 +197,7 @@ def _watched_embeddings(inner: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _same_random(device: torch.device) -> Iterator[None]:
+def same_random(device: torch.device) -> Iterator[None]:
     """The same random numbers each time, and those of the run untouched."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -216,7 +218,7 @@ def _first_leak(forward: Loss, model: nn.Module, inner: PreTrainedModel, batch: 
         given, made = tokens_of([*args, *named.values()]), tokens_of(output)
         if leaks or given is None or made is None:
             return
-        gradient = torch.autograd.grad(_weighed(made[:, ASKED]), given, retain_graph=True, allow_unused=True)[0]
+        gradient = torch.autograd.grad(weighed(made[:, ASKED]), given, retain_graph=True, allow_unused=True)[0]
         if gradient is not None and _others(gradient).any():
             leaks.append(f"{names[module]} ({type(module).__name__})")
 
@@ -224,7 +226,7 @@ def _first_leak(forward: Loss, model: nn.Module, inner: PreTrainedModel, batch: 
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in names]
     model.eval()  # checkpointed layers would be run again inside the hooks
     try:
-        with _watched_embeddings(inner), torch.enable_grad():
+        with watched_embeddings(inner), torch.enable_grad():
             forward(model, batch)
     finally:
         model.train()

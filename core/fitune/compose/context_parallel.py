@@ -11,13 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fitune.compose.model import Strategies, call_plugin, called
 from fitune.compose.together import together
 from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.model import has_values, unwrapped
+from fitune.plugin.model import unwrapped
 from fitune.plugin.strategy import Plan
 
 if TYPE_CHECKING:
@@ -72,13 +73,14 @@ def _difference(
     model: nn.Module, whole: Callable[[Loss], Loss], mine: Batch, before: Tensor, device: torch.device
 ) -> str:
     """What is wrong with this process' part of a row, of which the model gave `before`; empty where nothing is."""
+    simulated = dist.get_backend() == "fake"  # in a forecast nobody else is there
     try:
         found = _logits_of(model, whole, mine.to(device))
     except Exception as error:  # whatever a model of any make may raise
-        if not has_values(unwrapped(model)):
+        if simulated:
             raise
         return described(error)
-    if not has_values(unwrapped(model)):
+    if simulated:
         return ""
     assert mine.begin is not None
     own = slice(mine.begin, min(mine.begin + found.shape[1] - 1, before.shape[1]))

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
 from fitune.compose.attention import isolate_documents
+from fitune.compose.causal import must_be_causal
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
 from fitune.compose.shards import give_room, is_sharded
@@ -22,7 +23,7 @@ from fitune.compose.weights import weights_to_blame
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.contract import blame
-from fitune.plugin.model import decay_groups
+from fitune.plugin.model import ADDED, added_modules, decay_groups, unwrapped
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.registry import KINDS
@@ -30,7 +31,7 @@ from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
 from fitune.plugin.timings import Timings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 P = ParamSpec("P")
@@ -63,16 +64,48 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
 def adapted(
     recipe: Recipe, strategies: Strategies, model: PreTrainedModel, start: Path | None = None
 ) -> PreTrainedModel:
-    """The base model, changed by the strategies, with its adapter: a new one, or what was saved in `start`."""
+    """The base model, changed by the strategies, as the objective trains it, with its adapter: a new one, or what was
+    saved in `start`.
+    """
+    return begun(recipe, converted(recipe, loaded(strategies, model)), start)
+
+
+def loaded(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
+    """The base model, changed by the strategies."""
     for use, strategy in strategies:
         model = call_plugin(use, strategy.loaded, model)
-    return begun(recipe, model, start)
+    return model
+
+
+def converted(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """The base model in the form that the recipe's objective trains, the same for each seed."""
+    use = recipe.objective
+    if use.record.convert is None:
+        return model
+    set_seed(recipe.general.seed)
+    before = list(model.parameters())
+    model = call_plugin(use, use.record.convert, use.options, model)
+    known = {id(parameter) for parameter in before}
+    new = [name.rpartition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in known]
+    setattr(model, ADDED, tuple(dict.fromkeys(new)))
+    return model
+
+
+def know_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a model that looks for the end of a text know what stands behind it."""
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def begun(recipe: Recipe, model: PreTrainedModel, start: Path | None) -> PreTrainedModel:
     """A model with its adapter as a run begins with it."""
     use = recipe.adapter
     model = call_plugin(use, use.record.attach, use.options, model)
+    for name in added_modules(model):
+        if not any(p.requires_grad for p in unwrapped(model).get_submodule(name).parameters()):
+            raise PluginError(
+                f'the adapter "{use.record.name}" does not train "{name}", which the objective '
+                f'"{recipe.objective.record.name}" has added to the model (fitune.added_modules). Name another adapter'
+            )
     if start is not None and use.record.fill is not None:
         call_plugin(use, use.record.fill, use.options, model, start)
     return model
@@ -114,6 +147,13 @@ def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tupl
     for use, strategy in strategies:
         said += call_plugin(use, strategy.told, model)
     return tuple(said)
+
+
+def must_not_see_later(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> None:
+    """Raise `ModelError` if a model that is to write what comes next sees it; one that gives scores may."""
+    if recipe.objective.record.convert is None:
+        with weights_to_blame(model):
+            must_be_causal(model, partial(called, strategies))
 
 
 def with_documents_apart(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fitune.compose.masks import unasked
 from fitune.compose.model import call_plugin
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.dataflow import IGNORED, Batch, Example
+from fitune.plugin.model import unwrapped
 from fitune.plugin.objective import Criterion, Measure
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.strategy import Plan
@@ -61,6 +62,13 @@ class RunScores:
             finally:
                 model.train(training)
 
+    def last_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `fitune.Scores` has it."""
+        inner = unwrapped(model)
+        padding = inner.config.get_text_config().pad_token_id
+        hidden_BSH = cast(Any, inner.base_model)(**batch.inputs())[0]
+        return cast(Tensor, hidden_BSH.flatten(0, 1)[last_tokens(batch, padding)])
+
     def targets(self, batch: Batch) -> Tensor:
         """As `fitune.Scores` has it."""
         counted = (batch.labels[:, 1:] != IGNORED).float()
@@ -73,19 +81,40 @@ def by_document(values_BS: Tensor, batch: Batch) -> Tensor:
     They are summed in float64, so that the order in which a GPU adds them changes no bit of what is rounded, or hardly
     ever one.
     """
-    if batch.positions is None:
-        return values_BS.double().sum(1).float()
-    number = len(batch.lengths) if batch.ends is None else len(batch.ends) - 1
-    place = (batch.positions.flatten() == 0).cumsum(0) - 1  # no question to the device: each begins at position 0
-    sums = torch.zeros(number, dtype=torch.float64, device=values_BS.device)
-    return sums.index_add(0, place, values_BS.flatten().double()).float()
-
-
     if batch.begin is not None:
         raise ModelError(
             "the objective asks for what documents say as a whole, of which each process has a part. Remove the "
             "[[memory.strategy]] that splits rows over processes"
         )
+    if batch.positions is None:
+        return values_BS.double().sum(1).float()
+    sums = torch.zeros(_documents(batch), dtype=torch.float64, device=values_BS.device)
+    return sums.index_add(0, _places(batch.positions), values_BS.flatten().double()).float()
+
+
+def _documents(batch: Batch) -> int:
+    """How many there are in rows of several."""
+    return len(batch.lengths) if batch.ends is None else len(batch.ends) - 1
+
+
+def _places(positions: Tensor) -> Tensor:
+    """The document that each token of all rows is in: no question to the device, for each begins at position 0."""
+    return (positions.flatten() == 0).cumsum(0) - 1
+
+
+def last_tokens(batch: Batch, padding: int | None) -> Tensor:
+    """Where the last token of each document is that is not `padding`, among those of all rows: `[D]`, int64; 0 for a
+    document that has none.
+    """
+    ids = batch.input_ids
+    tokens = torch.arange(ids.numel(), device=ids.device)
+    tokens = tokens * (ids.flatten() != (-1 if padding is None else padding))
+    if batch.positions is None:
+        return tokens.view(ids.shape).amax(1)
+    found = torch.zeros(_documents(batch), dtype=torch.int64, device=ids.device)
+    return found.scatter_reduce(0, _places(batch.positions), tokens, reduce="amax")
+
+
 class Tally:
     """Sums of what an objective measures, on the device, over the micro-batches of a step or an evaluation."""
 

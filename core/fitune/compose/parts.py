@@ -21,7 +21,17 @@ from fitune.compose.devices import make_accelerator, must_be_one_run, set_alloca
 from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss_scaling import loss_scaling
-from fitune.compose.model import Strategies, called, make_model, make_optimizer, planned, told, with_documents_apart
+from fitune.compose.model import (
+    Strategies,
+    called,
+    know_padding,
+    make_model,
+    make_optimizer,
+    must_not_see_later,
+    planned,
+    told,
+    with_documents_apart,
+)
 from fitune.compose.objective import ObjectiveLoss, objective_of
 from fitune.compose.optimizer import Trainables
 from fitune.compose.positions import longest_row, position_notices
@@ -125,7 +135,11 @@ def compose(
         forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
     model = make_model(recipe, strategies, plan, accelerator, timings, start)
+    if recipe.objective.record.convert is not None:
+        know_padding(unwrapped(model), run_data.tokenizer)
+    must_not_see_later(recipe, strategies, model)
     plan = with_documents_apart(plan, recipe, strategies, model, data)
+    split_rows(strategies, plan, model, accelerator.device)
     run_data.must_be_known_to(model)
     make_batches = batch_maker(recipe.stages, run_data.context)
     scored = partial(scored_rows, recipe, plan, make_batches, accelerator.device, lambda: model, start, watch)
@@ -226,6 +240,7 @@ def make_step(
         model=model,
         loss=loss,
         whole=partial(called, strategies),
+        part=part_of(strategies),
         tally=loss.tally,
         trainables=trainables,
         optimizer=optimizer,
@@ -240,7 +255,6 @@ def make_step(
 
 def _evaluator(
     run: Run,
-        part=part_of(strategies),
     held_out: Sequence[Example] | None,
     make_batches: Stage,
     accelerator: Accelerator,
@@ -260,6 +274,8 @@ def _evaluator(
         ends=ends_of(run.tokenizer, dialogue),
         length=run.recipe.train.length,
         whole=partial(called, strategies),
+        part=part_of(strategies),
+        context_parallel=run.plan.context_parallel,
         in_step=run.plan.sharded,
     )
 
@@ -269,8 +285,6 @@ def steps_of(recipe: Recipe, accumulation: int, rows: int, replicas: int) -> int
     train = recipe.train
     window = train.micro_batch * accumulation * replicas
     if train.epochs is None and train.steps is not None:
-        part=part_of(strategies),
-        context_parallel=run.plan.context_parallel,
         return train.steps
     of_epochs = steps_of_epochs(train.epochs or 1.0, -(-rows // window))
     return of_epochs if train.steps is None else min(train.steps, of_epochs)

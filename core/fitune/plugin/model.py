@@ -30,6 +30,18 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+ADDED = "_fitune_added"
+"""The attribute of a model that holds `added_modules`."""
+
+
+def added_modules(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that the run's objective has added to the model inside of a wrapper (`Objective.convert`),
+    e.g. a head. Whatever an adapter does beside, they train whole, and are saved with it.
+    """
+    found: tuple[str, ...] = getattr(unwrapped(model), ADDED, ())
+    return found
+
+
 def has_values(model: nn.Module) -> bool:
     """Whether the model's weights are numbers: in a forecast they have shapes alone, and a question to them fails."""
     return not any(parameter.is_meta for parameter in model.parameters())

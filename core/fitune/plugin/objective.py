@@ -50,6 +50,12 @@ class Scores(Protocol):
         of memory is free again by then. Only for an objective that says `needs_reference`.
         """
 
+    def last_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's last hidden state at the end of each document: `[documents, hidden]`, in the model's type, with a
+        gradient. The end is the last token that is not the padding token, as transformers finds it where it classifies
+        a text.
+        """
+
     def targets(self, batch: Batch) -> Tensor:
         """Target tokens of each document: float32, `[documents]`."""
 

@@ -119,6 +119,13 @@ class Objective(Generic[O]):
     needs_reference: Callable[[O], bool] = no_reference
     """Whether it compares the model with what it was before training (`Scores.reference`): the recipe then has the key
     `reference`, "adapter-off" or "prepared"."""
+    convert: Callable[[O, PreTrainedModel], PreTrainedModel] | None = None
+    """Gives the language model that was loaded in the form that is trained, before it gets its adapter: e.g. with a
+    head of its own. What is new in it trains whole, and is saved with the adapter; numbers that are drawn for it must
+    come from torch's generator of the host. In a forecast the model is on meta. Raises `ModelError`."""
+    writes: bool = True
+    """Whether what was trained writes text: False where `convert` takes away what it would write with, so that nothing
+    is generated."""
     check: Callable[[O], Iterable[Problem]] = no_problems
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fitune.errors import Problem
 from fitune.plugin.options import toml_text
 from fitune.plugin.paths import located
-from fitune.plugin.recipe import Compared, Use
+from fitune.plugin.recipe import Compared, Recipe, Use
 from fitune.plugin.records import Adapter, Objective
+from fitune.recipe.source import Key
 from fitune.recipe.tables import Tables
 
 DEFAULT = "sft"
@@ -69,6 +71,17 @@ def read_objective(tables: Tables, adapter: Use[Adapter[Any]] | None) -> Use[Obj
         tables.add(("objective", REFERENCE), _cannot(adapter))
         return None
     return dataclasses.replace(use, reference=compared.reference or ("adapter-off" if can else "prepared"))
+
+
+def objective_problems(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
+    """What a recipe asks of a model that its objective's cannot do, each with its key."""
+    record = recipe.objective.record
+    if recipe.evaluation.exact_match and not record.writes:
+        what = f'"exact_match" is true, but what the objective "{record.name}" trains writes no text'
+        yield (
+            ("eval", "exact_match"),
+            Problem(what=what, fix="Remove the key: loss and accuracy are measured without it"),
+        )
 
 
 def _cannot(adapter: Use[Adapter[Any]]) -> Problem:

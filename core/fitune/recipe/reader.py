@@ -16,7 +16,7 @@ from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import fit_problems, name_problem
 from fitune.recipe.listeners import with_defaults
-from fitune.recipe.objective import read_adapter, read_objective
+from fitune.recipe.objective import objective_problems, read_adapter, read_objective
 from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
 from fitune.recipe.source import Key, TomlSource
 from fitune.recipe.tables import Tables, split, without
@@ -71,10 +71,11 @@ class _Reader:
         parts |= self._data(data, evaluation, parts["data"], takes)
         self.tables.raise_problems()
         recipe = Recipe(path=self.source.path, **parts)
-        for key, problem in fit_problems(recipe, self.registry, self.source.values):
+        found = fit_problems(recipe, self.registry, self.source.values)
+        for key, problem in (*found, *objective_problems(recipe)):
             self.tables.add(key, problem)
-        for _, found in self.registry.call("ft_check", recipe=recipe):
-            for problem in found or ():
+        for _, told in self.registry.call("ft_check", recipe=recipe):
+            for problem in told or ():
                 self.tables.add(split(problem.key), problem)
         self.tables.raise_problems()
         return recipe

@@ -57,6 +57,7 @@ class _Facts:
         self.memory = read_json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
         self.is_adapter = (target / "adapter_config.json").is_file()
+        self.gives_scores = gives_scores(target)
         self.license = _license(recipe.get("model"), self.environment.get("model_commit"), directory)
 
     def _table(self, name: str) -> Values:
@@ -86,6 +87,14 @@ class _Facts:
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
+def gives_scores(directory: Path) -> bool:
+    """Whether a directory holds a model of transformers that gives a text a score, or an adapter of one."""
+    if read_json(directory / "adapter_config.json").get("task_type") == "SEQ_CLS":
+        return True
+    named = read_json(directory / "config.json").get("architectures")
+    return isinstance(named, list) and any("ForSequenceClassification" in str(one) for one in named)
+
+
 def _head(facts: _Facts, file: str | None) -> str:
     """What the hub reads of a card: a YAML head."""
     from huggingface_hub import ModelCardData
@@ -96,7 +105,7 @@ def _head(facts: _Facts, file: str | None) -> str:
         base_model=facts.hub_id,
         library_name="gguf" if file else "peft" if facts.is_adapter else "transformers",
         license=facts.license,
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if facts.gives_scores else "text-generation",
         datasets=sorted({one["id"] for one in facts.sources("data") if isinstance(one.get("id"), str)}) or None,
         tags=["fitune", *([kind] if isinstance(kind, str) and kind != "none" else [])],
     )
@@ -133,17 +142,26 @@ def _use(facts: _Facts, name: str, file: str | None) -> Iterator[str]:
         yield block("console", f"$ llama-cli -m {file} --jinja\n") + "\n"
         yield f"llama.cpp, and what is built on it, reads {code(file)}: weights, tokenizer and chat template.\n"
         return
-    load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    kind = "AutoModelForSequenceClassification" if facts.gives_scores else "AutoModelForCausalLM"
+    load = f"from transformers import {kind}, AutoTokenizer\n\n"
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
     if facts.is_adapter:
         load += "from peft import PeftModel\n\n"
-        load += f"base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base)})\n"
+        more = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if facts.gives_scores else ""
+        load += f"{tokenizer if more else ''}base = {kind}.from_pretrained({json.dumps(facts.base)}{more})\n"
         load += f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n"
     else:
-        load += f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-    load += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        load += f'model = {kind}.from_pretrained("{name}")\n'
+    load += "" if tokenizer in load else tokenizer
+    if facts.gives_scores:
+        load += "score = model(**tokenizer(text, return_tensors='pt', add_special_tokens=False)).logits\n"
     yield "## Use\n"
     yield block("python", load) + "\n"
-    yield "Or, with the run's directory: `ft generate RUN --prompt TEXT`.\n"
+    if facts.gives_scores:
+        yield "Of a text in the chat template; the higher, the better the answer at its end. "
+        yield "Or, on pairs, with the run's directory: `ft eval RUN --data FILE`.\n"
+    else:
+        yield "Or, with the run's directory: `ft generate RUN --prompt TEXT`.\n"
 
 
 def _data(facts: _Facts) -> Iterator[str]:

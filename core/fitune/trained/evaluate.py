@@ -98,7 +98,7 @@ def evaluate(trained: Trained, *, base: bool = False, watch: Watch = UNWATCHED) 
 
 def steps_of(trained: Trained) -> int:
     """Steps that were trained, by the name of the checkpoint or the run's metrics; 0 where neither tells."""
-    from fitune.trained.open import STEP
+    from fitune.trained.checkpoints import STEP
 
     match = STEP.fullmatch(trained.checkpoint or "")
     if match:

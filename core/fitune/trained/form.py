@@ -11,7 +11,9 @@ import torch
 
 from fitune.compose.dialogue import save_tokenizer
 from fitune.plugin.dataflow import Example
-from fitune.trained.parity import Parity, Seen, see
+from fitune.runs.card import gives_scores
+from fitune.trained.parity import Parity
+from fitune.trained.seen import Seen, see
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,9 +91,10 @@ class Plain:
 
     def see(self, directory: Path, rows: Sequence[Example], device: torch.device, own: torch.dtype) -> Seen:
         """By `from_pretrained`, in the type that is written there."""
-        from transformers import AutoModelForCausalLM
+        import transformers
 
-        load: Any = AutoModelForCausalLM.from_pretrained
+        kind = "AutoModelForSequenceClassification" if gives_scores(directory) else "AutoModelForCausalLM"
+        load: Any = getattr(transformers, kind).from_pretrained
         return see(load(str(directory), device_map={"": device}, trust_remote_code=False), rows)
 
     def judged(self, found: Parity) -> Parity:

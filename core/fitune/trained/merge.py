@@ -30,8 +30,9 @@ from fitune.runs.card import write_card
 from fitune.trained.evaluate import on_file
 from fitune.trained.form import Form, Merged, Plain
 from fitune.trained.open import Opened, Trained, open_base, tokenizer_for, with_trained
-from fitune.trained.parity import Parity, compare, see
+from fitune.trained.parity import Parity, compare
 from fitune.trained.plain import forget_quantizer
+from fitune.trained.seen import see
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,15 +10,12 @@ adapter, loaded where a run attaches a new one.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fitune.checkpoint.final import final_damage
-from fitune.checkpoint.manifest import damage
 from fitune.errors import ModelError, RunError, nearest, sentences
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
@@ -26,8 +23,10 @@ from fitune.plugin.registry import Registry
 from fitune.recipe.places import model_place
 from fitune.recipe.reader import read_recipe
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
+from fitune.runs.card import CARD
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import changed_recipe
+from fitune.trained.checkpoints import BEST, LAST, best, checkpoints, has_weights, nothing_there, sound
 from fitune.trained.plain import dequantized, unpacked_or_base, unpacks
 
 if TYPE_CHECKING:
@@ -38,11 +37,6 @@ if TYPE_CHECKING:
     from fitune.compose.model import Strategies
     from fitune.plugin.dataflow import DataContext
     from fitune.plugin.strategy import Plan
-
-LAST, BEST = "last", "best"
-"""What stands for the newest checkpoint, and for that of the best evaluation."""
-
-STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +107,14 @@ def find(
             notices=unknown,
         )
     if not found:
-        raise RunError(f"{directory}: {sentences(_nothing(directory, kind), f'Let the run end: ft run {directory}')}")
+        raise RunError(
+            f"{directory}: {sentences(nothing_there(directory, kind), f'Let the run end: ft run {directory}')}"
+        )
     if checkpoint == BEST:
-        checkpoint = _best(directory, found)
+        checkpoint = best(directory, found)
     if checkpoint not in (None, LAST, *found):
         raise RunError(f'{directory} has no whole checkpoint "{checkpoint}". {nearest(str(checkpoint), found)}')
-    name, notices = _sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
+    name, notices = sound(directory, found if checkpoint in (None, LAST) else [str(checkpoint)])
     if checkpoint is None:
         notices.append(f"the run has not ended: this is its checkpoint {name}")
     weights = directory / CHECKPOINTS / name / kind
@@ -142,56 +138,19 @@ def must_be_whole(directory: Path, kind: str) -> None:
         )
 
 
+def must_write(trained: Trained, asked: str) -> None:
+    """Raise `RunError` if what was trained writes no text, which is `asked` for."""
+    name = trained.recipe.objective.record.name
+    if not trained.recipe.objective.record.writes:
+        raise RunError(
+            f'{asked}: {trained.directory} was trained for the objective "{name}", and writes no text. Evaluate it: '
+            f"ft eval {trained.directory}; its {CARD} shows how transformers reads it"
+        )
+
+
 def is_whole(recipe: Recipe) -> bool:
     """Whether what was trained is a model of its own, which needs no base."""
     return recipe.adapter.record.load_whole is not None
-
-
-def checkpoints(directory: Path, kind: str) -> list[str]:
-    """Names of a run's checkpoints that hold what was trained, those of steps last and in their order."""
-    place = directory / CHECKPOINTS
-    names = [p.name for p in place.iterdir() if has_weights(p / kind)] if place.is_dir() else []
-    steps = {name: int(match[1]) if (match := STEP.fullmatch(name)) else -1 for name in names}
-    return sorted((name for name in names if not name.startswith(".")), key=lambda name: (steps[name], name))
-
-
-def _sound(directory: Path, names: Sequence[str]) -> tuple[str, list[str]]:
-    """The last of these checkpoints whose files are as they were written, and what is wrong with those behind it.
-
-    Raises `RunError` if none is.
-    """
-    notices: list[str] = []
-    for name in reversed(names):
-        wrong = damage(directory / CHECKPOINTS / name)
-        if wrong is None:
-            return name, notices
-        notices.append(f"the checkpoint {name} is damaged, and left out: {wrong}")
-    raise RunError(f"{directory}: {'; '.join(notices)}. Give another --checkpoint")
-
-
-def _best(directory: Path, names: Sequence[str]) -> str:
-    """The checkpoint of the best evaluation, as the newest whole one knows it. Raises `RunError` if there was none."""
-    name, _ = _sound(directory, names)
-    try:
-        state = json.loads((directory / CHECKPOINTS / name / "state.json").read_text(encoding="utf-8"))
-        step = state["progress"]["best_step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{directory}: {name} does not tell which is the best: {error}. Name another") from error
-    if step is None:
-        raise RunError(f"{directory}: nothing was evaluated until {name}, so none is the best. Name another")
-    return f"step-{step}"
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether a directory holds weights that may be read: in safetensors, which run no code."""
-    return directory.is_dir() and any(directory.glob("*.safetensors"))
-
-
-def _nothing(directory: Path, kind: str) -> str:
-    places = (directory / kind, *(directory / CHECKPOINTS).glob(f"*/{kind}"))
-    if any(file for place in places for file in place.glob("*.bin")):
-        return f"what is in {kind} is a .bin file, which may run code and is not read, and no .safetensors is there"
-    return f"nothing is trained yet: it has neither {kind} nor a checkpoint with one"
 
 
 def open_base(trained: Trained, *, plain: bool = False) -> Opened:
@@ -212,16 +171,25 @@ def open_whole(trained: Trained) -> Opened:
     use = trained.recipe.adapter
     load = use.record.load_whole
     assert load is not None
-    return _opened(trained, lambda recipe, plan, device: call_plugin(use, load, use.options, trained.weights, device))
+    return _opened(
+        trained,
+        lambda recipe, plan, device: call_plugin(use, load, use.options, trained.weights, device),
+        whole=True,
+    )
 
 
 def _opened(
-    trained: Trained, load: Callable[[Recipe, Plan, torch.device], PreTrainedModel], *, plain: bool = False
+    trained: Trained,
+    load: Callable[[Recipe, Plan, torch.device], PreTrainedModel],
+    *,
+    plain: bool = False,
+    whole: bool = False,
 ) -> Opened:
+    """The model that `load` gives; `whole` says that it is what was trained."""
     import torch
 
     from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
-    from fitune.compose.model import call_plugin, planned
+    from fitune.compose.model import converted, know_padding, loaded, planned
     from fitune.data.prepare import context_of
 
     recipe = trained.recipe
@@ -230,11 +198,12 @@ def _opened(
     set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
     tokenizer = tokenizer_for(trained)
-    model = load(recipe, plan, accelerator.device)
-    for use, strategy in strategies:
-        model = call_plugin(use, strategy.loaded, model)
+    model = loaded(strategies, load(recipe, plan, accelerator.device))
     if plain and plan.quantized and not unpacks(plan):
         model = dequantized(model)
+    model = model if whole else converted(recipe, model)
+    if recipe.objective.record.convert is not None:
+        know_padding(model, tokenizer)
     model.eval()
     return Opened(
         trained=trained,

@@ -21,21 +21,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fitune.plugin.dataflow import IGNORED, Example
+from fitune.trained.seen import Seen
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
-KEPT = 2**28
-"""Bytes of logits that are kept of each model: as many positions of each row, evenly spread, as that takes."""
 
 LIMITS: dict[torch.dtype, float] = {
     torch.float32: 1e-4,
@@ -52,16 +49,6 @@ SHARES: dict[torch.dtype, float] = {
     torch.int8: 1e-1,
 }
 """How far the share of the effect may be from 1, beside what the relative difference itself explains."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a model makes of some rows."""
-
-    logits: tuple[Tensor, ...]
-    """Of each row `[positions, vocabulary]`, in float32, on the host."""
-    loss: float
-    """Mean over all target tokens of the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +90,9 @@ class Parity:
     unrun: str = ""
     """What of the model with its adapter could not be run as it was trained on, and what was in its place; empty where
     all of it ran."""
+    of_texts: bool = False
+    """Whether what is compared is a score of each text, in place of logits of each position; `kl` and `same_top` are no
+    numbers then."""
 
     @property
     def wrong(self) -> str | None:
@@ -127,12 +117,13 @@ class Parity:
     @property
     def lines(self) -> tuple[str, ...]:
         """The figures, for a person."""
+        what, places = ("scores", "texts") if self.of_texts else ("logits", "positions")
         share = "none" if self.share is None else f"{self.share:.4f} of it is in the merged model"
         return (
-            f"parity on {self.rows} rows of {self.source}, {self.positions:,} positions, "
+            f"parity on {self.rows} rows of {self.source}, {self.positions:,} {places}, "
             f"{self.trained_dtype} with adapter and {self.dtype} merged (measured)",
             *((f"  not run  {self.unrun} what is compared with",) if self.unrun else ()),
-            f"  logits   differ by {self.largest_difference:.3g} at most, of {self.largest_logit:.3g}; "
+            f"  {what}   differ by {self.largest_difference:.3g} at most, of {self.largest_logit:.3g}; "
             f"relative {self.relative_difference:.3g}, limit {self.limit:.3g}",
             *(
                 ()
@@ -142,7 +133,11 @@ class Parity:
                 )
             ),
             f"  effect   of what was trained {self.effect:.3g}; {share}",
-            f"  next token  the same in {100 * self.same_top:.2f} %; divergence {self.kl:.2e} nats",
+            *(
+                ()
+                if self.of_texts
+                else (f"  next token  the same in {100 * self.same_top:.2f} %; divergence {self.kl:.2e} nats",)
+            ),
             f"  loss     {self.loss_adapter:.6f} with adapter, {self.loss_merged:.6f} merged, "
             f"{self.loss_base:.6f} without it",
         )
@@ -152,26 +147,6 @@ class Parity:
         found = dataclasses.asdict(self)
         kept = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
         return {**kept, "wrong": self.wrong}
-
-
-@torch.no_grad()
-def see(model: PreTrainedModel, rows: Sequence[Example]) -> Seen:
-    """Run a model over rows, one at a time."""
-    model.eval()
-    vocabulary = model.config.get_text_config().vocab_size
-    most = max(1, KEPT // (4 * vocabulary * len(rows)))
-    kept: list[Tensor] = []
-    total, targets = 0.0, 0
-    for row in rows:
-        ids = torch.from_numpy(row.input_ids).long()[None].to(model.device)
-        logits_SV = cast(Any, model)(input_ids=ids, use_cache=False).logits[0]
-        labels_S = torch.from_numpy(row.labels).long()[1:].to(logits_SV.device)
-        aims = labels_S != IGNORED
-        loss = F.cross_entropy(logits_SV[:-1][aims].float(), labels_S[aims], reduction="sum")
-        total, targets = total + loss.double().item(), targets + int(aims.sum())
-        picks = torch.linspace(0, len(logits_SV) - 1, min(most, len(logits_SV))).round().long()
-        kept.append(logits_SV[picks.to(logits_SV.device)].float().cpu())
-    return Seen(logits=tuple(kept), loss=total / targets)
 
 
 def compare(
@@ -194,7 +169,7 @@ def compare(
     take to 8 bits, which the merged one does not; if `halved`, they may compute in 16 bits whatever its type is.
     """
     types = (trained, dtype, *((torch.int8,) if rounded else ()), *((torch.bfloat16,) if halved else ()))
-    sums = _Sums()
+    sums = _Sums(of_texts=adapter.of_texts)
     for b, a, m in zip(base.logits, adapter.logits, merged.logits, strict=True):
         sums.add(b, a, m)
     relative = math.sqrt(sums.difference / sums.logits)
@@ -215,12 +190,13 @@ def compare(
         share=sums.along / sums.effect if sums.effect else None,
         share_limit=noise + (_limit(SHARES, *types) if limit is None else limit),
         cast_difference=None if cast is None else _relative(cast, merged),
-        kl=sums.divergence / sums.positions,
-        same_top=sums.same / sums.positions,
+        kl=math.nan if adapter.of_texts else sums.divergence / sums.positions,
+        same_top=math.nan if adapter.of_texts else sums.same / sums.positions,
         loss_base=base.loss,
         loss_adapter=adapter.loss,
         loss_merged=merged.loss,
         unrun=unrun,
+        of_texts=adapter.of_texts,
     )
 
 
@@ -232,22 +208,24 @@ def _limit(limits: dict[torch.dtype, float], *dtypes: torch.dtype) -> float:
 class _Sums:
     """Over all positions that are compared; squares in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_texts: bool) -> None:
+        self.of_texts = of_texts
         self.positions = self.same = 0
         self.logits = self.difference = self.effect = self.along = self.divergence = 0.0
         self.largest = self.highest = 0.0
 
     def add(self, b: Tensor, a: Tensor, m: Tensor) -> None:
         """The logits of one row."""
-        self.positions += len(a)
+        self.positions += a.numel() if self.of_texts else len(a)
         self.same += int((a.argmax(-1) == m.argmax(-1)).sum())
         largest = (m - a).abs().max().item()
         self.largest = max(self.largest, largest) if largest == largest else largest
         self.highest = max(self.highest, a.abs().max().item())
         divergence = F.kl_div(m.log_softmax(-1), a.log_softmax(-1), reduction="sum", log_target=True)
         self.divergence += divergence.double().item()
-        away, effect = centred(m - a), centred(a - b)
-        self.logits += _square(centred(a))
+        whole = a if self.of_texts else centred(a)
+        away, effect = (m - a, a - b) if self.of_texts else (centred(m - a), centred(a - b))
+        self.logits += _square(whole)
         self.difference += _square(away)
         self.effect += _square(effect)
         self.along += (away * effect).sum(dtype=torch.float64).item() + _square(effect)
@@ -255,9 +233,10 @@ class _Sums:
 
 def _relative(a: Seen, m: Seen) -> float:
     """|m - a| / |a|."""
-    pairs = list(zip(a.logits, m.logits, strict=True))
-    away = sum(_square(centred(one - other)) for other, one in pairs)
-    return math.sqrt(away / sum(_square(centred(other)) for other, _ in pairs))
+    sums = _Sums(of_texts=a.of_texts)
+    for one, other in zip(a.logits, m.logits, strict=True):
+        sums.add(one, one, other)
+    return math.sqrt(sums.difference / sums.logits)
 
 
 def centred(logits: Tensor) -> Tensor:

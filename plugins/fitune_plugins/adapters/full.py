@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from fitune import Adapter, ModelError, NoOptions, hookimpl, mend_generation_config
+from fitune import Adapter, ModelError, NoOptions, added_modules, hookimpl, mend_generation_config
 from fitune_plugins.loaders.loading import DType, first_line, load_model
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def _must_be_safe(directory: Path) -> None:
         raise ModelError(f"{directory} holds no .safetensors file, and no other kind is read. Give another checkpoint")
 
 
+def _gives_scores(config: Any) -> bool:
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
 def _load_whole(options: NoOptions, directory: Path, device: torch.device) -> PreTrainedModel:
     from transformers import AutoConfig
 
@@ -43,7 +47,7 @@ def _load_whole(options: NoOptions, directory: Path, device: torch.device) -> Pr
     except Exception as error:  # transformers raises kinds of its own
         raise ModelError(f"{directory} cannot be loaded: {first_line(error)}. Give another checkpoint") from error
     dtype = cast(DType, str(config.dtype).removeprefix("torch."))  # that it was trained in
-    model = load_model(str(directory), dtype, device)
+    model = load_model(str(directory), dtype, device, scores=_gives_scores(config))
     model.requires_grad_(False)
     model.eval()
     return model
@@ -60,7 +64,7 @@ def _fill(options: NoOptions, model: PreTrainedModel, directory: Path) -> None:
     """Put the weights that were saved in place of the model's own. Raises `ModelError`."""
     _must_be_safe(directory)
     dtype, trains = cast(DType, str(model.dtype).removeprefix("torch.")), [p.requires_grad for p in model.parameters()]
-    trained = load_model(str(directory), dtype, model.device)
+    trained = load_model(str(directory), dtype, model.device, scores=bool(added_modules(model)))
     try:
         model.load_state_dict(trained.state_dict(), strict=True, assign=True)
     except RuntimeError as error:  # torch's own message is as long as the model

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fitune import ModelError, nearest
+from fitune import ModelError, added_modules, nearest
 from fitune_plugins.adapters.lora_imports import without_bitsandbytes
 from fitune_plugins.adapters.lora_places import plain_modules
 from fitune_plugins.adapters.lora_targets import Targets
@@ -89,7 +89,8 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
         target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
         target_parameters=shortened(targets.parameters, parameters) or None,
         fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
-        task_type="CAUSAL_LM",
+        modules_to_save=list(added_modules(model)) or None,
+        task_type="SEQ_CLS" if "ForSequenceClassification" in type(model).__name__ else "CAUSAL_LM",
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers >= 5.20 by a name that it deprecates; nobody's recipe can mend that.
@@ -102,6 +103,7 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
         except ValueError as error:  # e.g. a target that is no layer with weights
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
     _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
+    config.modules_to_save = list(added_modules(model)) or None  # peft has put others beside them
     return adapted
 
 

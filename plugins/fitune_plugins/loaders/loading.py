@@ -51,21 +51,25 @@ def load_tokenizer(source: str, kind: type[Any] | None = None, **arguments: Any)
     return tokenizer
 
 
-def load_model(source: str, dtype: DType, device: torch.device, **arguments: Any) -> PreTrainedModel:
-    """A causal language model straight on its device. Raises `ModelError`.
+def load_model(
+    source: str, dtype: DType, device: torch.device, *, scores: bool = False, **arguments: Any
+) -> PreTrainedModel:
+    """A causal language model straight on its device; with `scores`, one that gives a text a score. Raises
+    `ModelError`.
 
     Safetensors are preferred; `.bin` files of old repositories go through torch's weights-only unpickler, which runs
     no code. No request to convert the repository is sent to the hub on the way. A weight that is missing or
     of another shape is an error: transformers would make a random one up and go on.
     """
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
     must_name_no_kernel(source, arguments)
     plain = arguments_for(source, arguments)
     must_have_packages(source, plain)
     try:
-        load: Any = AutoModelForCausalLM.from_pretrained
+        kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+        load = kind.from_pretrained
         # Threads would lay quantised weights on the card faster than they become plain ones there.
         one_by_one = {"HF_DEACTIVATE_ASYNC_LOAD": "1"} if dequantises(plain) else {}
         with _environment({"DISABLE_SAFETENSORS_CONVERSION": "1", **one_by_one}):

@@ -11,5 +11,6 @@ PLUGINS: tuple[str, ...] = (
     "fitune_plugins.objectives.orpo",  # pairs and fine-tuning at once
     "fitune_plugins.objectives.simpo",  # pairs, by mean log-probabilities
     "fitune_plugins.objectives.cpo",  # pairs, and the chosen answer's cross-entropy
+    "fitune_plugins.objectives.reward",  # pairs, by a head that gives a score: a reward model
 )
 """Dotted names of the modules, in the order in which they are loaded."""

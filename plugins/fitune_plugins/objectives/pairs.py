@@ -52,8 +52,8 @@ class Pairs:
 
         return torch.where(self.mask, values_P, 0.0).sum()
 
-    def measures(self, rewards_D: Tensor, log_probs_D: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """`MEASURES`, of what an objective takes for an answer's reward."""
+    def measures(self, rewards_D: Tensor, log_probs_D: Tensor | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """`MEASURES` of what an objective takes for an answer's reward, and of log-probabilities if they are given."""
         number = self.mask.float().sum()
         chosen, rejected = self.sides(rewards_D.detach())
         right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()  # by chance, where nothing tells
@@ -62,15 +62,15 @@ class Pairs:
             (chosen - rejected).sum(),
             chosen.sum(),
             rejected.sum(),
-            *(side.sum() for side in self.sides(log_probs_D.detach())),
+            *(() if log_probs_D is None else (side.sum() for side in self.sides(log_probs_D.detach()))),
         )
-        return {name: (total, number) for name, total in zip(MEASURES, sums, strict=True)}
+        return {name: (total, number) for name, total in zip(MEASURES, sums, strict=False)}
 
 
 class OfPairs(Criterion):
     """An objective whose loss is a mean over pairs."""
 
-    measures = MEASURES
+    measures: tuple[str, ...] = MEASURES
 
     def units(self, example: Example) -> int:
         """Its pairs."""

@@ -13,8 +13,8 @@ from fitune.memory.forecast import Forecast
 from fitune.memory.oom.explain import card_of
 from fitune.memory.oom.failure import UNTOUCHED, agreeing_phase, askers, run_out, sighting
 from fitune.memory.oom.message import OutOfMemoryMessage, figure, read_message
+from fitune.memory.trace.load import WARM_UP
 from fitune.memory.trace.log import Block, MemoryLog
-from fitune.memory.trace.run import WARM_UP
 from support.cuda_messages import GIB, MIB
 from support.oom_forecast import CONTEXT, text_of, traced_of, write_many_rows
 

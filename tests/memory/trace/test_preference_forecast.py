@@ -10,6 +10,7 @@ import pytest
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.shapes import of_recipe
+from fitune.memory.trace.load import WARM_UP
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.architectures import recipe_of
@@ -54,6 +55,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dpo, fused": ("dpo", ("fused-lora", "gradient-checkpointing")),
     "kto": ("kto", ("chunked-loss",)),
     "orpo": ("orpo", ()),
+    "reward": ("reward", ("gradient-checkpointing",)),
 }
 
 
@@ -65,3 +67,13 @@ def test_a_forecast_does_what_a_run_does(case: str, tmp_path: Path) -> None:
     asked = (f'objective={{use="{name}"}}', 'data.stage=[{use="preferences"}, {use="chat"}]')
     forecast, real = both_logs(read_recipe(recipe.path, open_registry(), asked))
     assert events(forecast) == events(real)
+
+
+def test_a_reward_model_has_no_head_over_the_vocabulary() -> None:
+    """It is taken as the weights are read, and given back before the first step."""
+    sft, reward = of(), of('{use="reward"}')
+    head = 102400 * 4096 * 2
+    assert reward.trace.parameters == pytest.approx(sft.trace.parameters - head / 2, abs=10_000)
+    assert reward.allocated < sft.allocated - 0.9 * head
+    taken = [next(b.bytes for b in one.trace.log.blocks if b.operation == WARM_UP) for one in (sft, reward)]
+    assert taken[0] == pytest.approx(taken[1], abs=2**20)

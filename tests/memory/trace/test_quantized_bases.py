@@ -18,8 +18,8 @@ from fitune import ModelError
 from fitune.compose.model import base_model, built, planned
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import forecast, margin_of
+from fitune.memory.trace.load import DEQUANTISED
 from fitune.memory.trace.meta import tensors_of
-from fitune.memory.trace.run import DEQUANTISED
 from fitune.memory.trace.tracer import Tracer
 from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe

@@ -19,7 +19,7 @@ from fitune.trained.export.gguf import Gguf, Type
 from fitune.trained.export.gguf_family import family_of, told_of
 from fitune.trained.export.gguf_splits import SPLITS
 from fitune.trained.form import Merged
-from fitune.trained.parity import see
+from fitune.trained.seen import see
 from support.gguf_models import MODELS, SHAPE, bytewise, model_of, sentencepiece
 
 TEXTS = ("Count to 5.\n1 2 3 naïve 中文 don't", "<|start|>user\nThere are numbers 1234 and words<|end|>\n<think> 5")

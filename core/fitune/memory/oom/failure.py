@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fitune.compose.step import Phase
 from fitune.memory.allocator.allocator import GRANULE, CachingAllocator, OutOfMemory, segment_size
 from fitune.memory.oom.message import Figure, OutOfMemoryMessage
+from fitune.memory.trace.load import WARM_UP
 from fitune.memory.trace.log import Block, MemoryLog
-from fitune.memory.trace.run import WARM_UP
 
 UNTOUCHED = int(1.2 * 2**30)
 """Bytes of a card that transformers' warm-up of the allocator leaves alone (`caching_allocator_warmup`)."""

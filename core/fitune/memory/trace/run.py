@@ -19,7 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
-from fitune.compose.model import Strategies, adapted, built, called, changed, distributed, make_optimizer, planned, told
+from fitune.compose.context_parallel import split_rows
+from fitune.compose.model import (
+    Strategies,
+    begun,
+    built,
+    called,
+    changed,
+    converted,
+    distributed,
+    loaded,
+    make_optimizer,
+    planned,
+    told,
+)
 from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.positions import longest_row
@@ -28,7 +41,8 @@ from fitune.memory.cards.cards import Card
 from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
 from fitune.memory.shapes import Shapes
 from fitune.memory.trace.generation import generate
-from fitune.memory.trace.log import Block, MemoryLog
+from fitune.memory.trace.load import load, load_in_shards
+from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
 from fitune.memory.trace.patches import Known, as_on_card, as_with_values
@@ -49,10 +63,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 STEPS = 2
-
-
-WARM_UP = "transformers' warm-up of the allocator"
-DEQUANTISED = "a weight that is dequantised as it is read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +110,10 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     base = built(recipe)
     if layers is not None:
         shorten(base, layers)
-    model = adapted(recipe, strategies, base)
+    config, base = base.config, loaded(strategies, base)
+    weights = list(tensors_of(base))
+    model = begun(recipe, converted(recipe, base), None)
+    del base
     notices: list[str] = []
     modules = ModuleTracker(model)
     deterministic = recipe.general.deterministic
@@ -125,7 +138,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         if card.count > 1:
             stack.enter_context(as_sharded(tracer))
         known.packed = packed
-        step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate)
+        step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate, read=weights)
     if tracer.by_most:
         notices.append(THE_MOST)
     trained = [batch for number, batches in computed.items() for batch in shapes.training[:number][:batches]]
@@ -137,7 +150,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         flops_per_token=tracer.flops / sum(batch.input_ids.numel() for batch in trained),
         work=tracer.work,
         micro_batches=computed[STEPS],
-        config=base.config,
+        config=config,
         notices=(*told(recipe, strategies, model), *notices, *step.said()),
     )
 
@@ -152,8 +165,10 @@ def follow(
     known: Known,
     device: torch.device = DEVICE,
     isolate: Callable[[nn.Module], None] = lambda model: None,
+    read: list[Tensor] | None = None,
 ) -> tuple[Step, Counter[int]]:
-    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart.
+    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart. `read` are the tensors
+    of the base as it is read, of which the objective may have let go, and which are let go here.
 
     Gives the step, and how many micro-batches were computed in the first, the second and so on. Tests do it with values
     too, on another device.
@@ -162,60 +177,20 @@ def follow(
     tracer.last_step = STEPS
     with tracer:
         if plan.sharded:
-            model = _load_in_shards(model, strategies, tracer)
+            model = load_in_shards(model, strategies, tracer)
         else:
-            _load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading)
+            load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading, read or [])
             model = distributed(strategies, changed(strategies, model))
         isolate(model)
+        split_rows(strategies, plan, model, device)
         trainables = _trainables(recipe, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
         recorder = TracedRecorder(tracer, plan, device, length=longest_row(recipe, model))
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
-        computed = _steps(step, shapes, tracer, known, plan.processes)
+        computed = _steps(step, shapes, tracer, known, plan)
         if shapes.evaluation is not None or shapes.prompt:
             _evaluate(step, called(strategies, generate), recipe.evaluation, shapes, tracer, known)
     return step, computed
-
-
-def _load(model: PreTrainedModel, tracer: Tracer, reading: float) -> None:
-    """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
-    it back to the caching allocator, which then serves every tensor from it. The largest of those that are dequantised
-    as they are read takes `reading` bytes more a weight for a while; here, it comes last.
-    """
-    of_adapter = {id(p) for p in model.parameters() if p.requires_grad} if _adapts(model) else set()
-    tensors = list(tensors_of(model))
-    base = [tensor for tensor in tensors if id(tensor) not in of_adapter]
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in base}
-    tracer.log.pass_through(Block(sum(storages.values()), "weights", "load", WARM_UP, ""))
-    gc.collect()
-    for tensor in base:
-        tracer.adopt(tensor)
-    if reading:
-        tracer.log.pass_through(Block(int(reading * _largest(model)), "kernel scratch", "load", DEQUANTISED, ""))
-    for tensor in (tensor for tensor in tensors if id(tensor) in of_adapter):
-        tracer.adopt(tensor)
-    tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
-
-
-def _load_in_shards(model: PreTrainedModel, strategies: Strategies, tracer: Tracer) -> PreTrainedModel:
-    """Take the memory of weights that lie on the host until a strategy spreads them over processes: a layer comes to
-    the card whole, this process' part of it stays.
-    """
-    tracer.on_host = True
-    model = changed(strategies, model)
-    tracer.on_host = False
-    model = distributed(strategies, model)
-    for tensor in tensors_of(model):
-        tracer.adopt(tensor)  # what no strategy has moved
-    tracer.retag((p for p in model.parameters() if p.requires_grad), "adapter" if _adapts(model) else "weights")
-    return model
-
-
-def _largest(model: PreTrainedModel) -> int:
-    """Weights of the largest tensor but the embeddings and the head, which no checkpoint has quantised."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    apart = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
-    return max((p.numel() for p in model.parameters() if id(p) not in apart), default=0)
 
 
 def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
@@ -226,20 +201,15 @@ def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Train
     return trainables
 
 
-def _adapts(model: PreTrainedModel) -> bool:
-    """Whether what trains was added to the model, rather than the model itself."""
-    return any(not p.requires_grad for p in model.parameters())
-
-
-def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known, processes: int) -> Counter[int]:
+def _steps(step: Step, shapes: Shapes, tracer: Tracer, known: Known, plan: Plan) -> Counter[int]:
     computed: Counter[int] = Counter()
     known.packed = any(batch.positions is not None for batch in shapes.training)
     for number in range(1, STEPS + 1):
         tracer.enter("forward", number)
         step.make(
             shapes.training[:number],
-            processes * sum(batch.targets for batch in shapes.training),
-            reduce=partial(step.trainables.reduce, cast("Accelerator", Processes(num_processes=processes))),
+            plan.replicas * sum(batch.targets for batch in shapes.training),
+            reduce=partial(step.trainables.reduce, cast("Accelerator", Processes(num_processes=plan.processes))),
             enter=partial(_enter, step, tracer, number, computed),
         )
         _tag_state(step, tracer)
@@ -276,7 +246,7 @@ def _evaluate(
     if batch is not None:
         known.packed = batch.positions is not None
         with torch.no_grad():
-            step.whole(step.loss)(step.model, batch.to(step.device))
+            step.whole(step.loss)(step.model, step.part(batch).to(step.device))
     if shapes.prompt:
         known.packed, known.padded = False, settings.micro_batch > 1
         tracer.enter("evaluation")

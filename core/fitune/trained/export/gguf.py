@@ -23,8 +23,9 @@ from fitune.trained.export.gguf_family import family_of, settings_of, tensors_of
 from fitune.trained.export.gguf_read import must_cut_alike, opened
 from fitune.trained.export.gguf_tokenizer import Vocabulary, vocabulary_of
 from fitune.trained.form import Merged
-from fitune.trained.open import tokenizer_for
-from fitune.trained.parity import LIMITS, SHARES, Parity, Seen, see
+from fitune.trained.open import must_write, tokenizer_for
+from fitune.trained.parity import LIMITS, SHARES, Parity
+from fitune.trained.seen import Seen, see
 
 if TYPE_CHECKING:
     import gguf
@@ -63,6 +64,7 @@ class Gguf:
 
     def must_take(self, trained: Trained) -> None:
         """Raise `ModelError` if the package is missing, or a GGUF file cannot say what the model is."""
+        must_write(trained, "GGUF")
         if importlib.util.find_spec("gguf") is None:
             raise ModelError("the package gguf is not installed, which writes such files. Install it: pip install gguf")
         if trained.recipe.model.record.build_model is not None:
