@@ -105,9 +105,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """By transformers' `model_type`."""
 
 ENCODERS: dict[str, dict[str, Any]] = {
-    "megatron-bert": BASE,
-    "roformer": BASE,
-    "xlm": {"vocab_size": VOCABULARY, "emb_dim": 64, "n_layers": 2, "n_heads": 4, "pad_index": 2, "pad_token_id": 2},
+    "megatron-bert": {**BASE, "is_decoder": True},
+    "roformer": {**BASE, "is_decoder": True},
+    "xlm": {
+        "vocab_size": VOCABULARY,
+        "emb_dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "pad_index": 2,
+        "pad_token_id": 2,
+        "causal": True,
+    },
 }
 """Encoders that have a head of a language model, too."""
 
