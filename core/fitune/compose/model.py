@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+SCORES = ("loss", "log_probs")
+"""What a strategy may compute in the place of the plain ones (`Plan`), for an objective that asks for it (`Scores`)."""
+
 Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 """The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
@@ -52,7 +55,9 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
     accumulation = recipe.train.accumulation or 1
     plan = Plan(gpu=gpu, processes=processes, accumulation=accumulation, stored=stored, notices=notices)
     for use, strategy in strategies:
-        plan = call_plugin(use, strategy.plan, plan)
+        before, plan = plan, call_plugin(use, strategy.plan, plan)
+        given = [what for what in SCORES if getattr(plan, what) is not getattr(before, what)]
+        plan = replace(plan, replaced=(*before.replaced, *((use.record.name, what) for what in given)))
     if stored is not None and plan.quantization is not None:
         raise ModelError(
             f"the checkpoint is quantised already ({stored.name}), and a [[memory.strategy]] would do so again. Remove "

@@ -7,7 +7,7 @@ Shapes: B rows, S tokens, D documents of all rows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 """The extra of a batch that holds the log-probabilities of the model before training, where they were prepared."""
 
+WORDS = {"loss": "losses of tokens", "log_probs": "log-probabilities"}
+"""What a strategy may give, for a person."""
+
+Replaced = Sequence[tuple[str, str]]
+"""As `Plan.replaced`."""
+
 Off = Callable[["PreTrainedModel"], "contextlib.AbstractContextManager[object]"]
 
 
@@ -42,12 +48,20 @@ class RunScores:
         """`log_probs` gives those of single tokens; `off` makes the model what it was before training, None where the
         batches say what that gave.
         """
-        self.loss = loss
+        self._loss = loss
         self._log_probs = log_probs
         self._off = off
+        self.asked: set[str] = set()
+        """What of it the objective has asked for, by the names of `Plan`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `fitune.Scores` has it."""
+        self.asked.add("loss")
+        return self._loss(model, batch)
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         """As `fitune.Scores` has it."""
+        self.asked.add("log_probs")
         return by_document(self._log_probs(model, batch), batch)
 
     def reference(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -156,7 +170,11 @@ class Tally:
 class ObjectiveLoss:
     """The loss of an objective over a batch, as steps and evaluations call it: a sum, a float32 scalar."""
 
-    def __init__(self, criterion: Criterion, scores: RunScores, device: torch.device) -> None:
+    def __init__(
+        self, criterion: Criterion, scores: RunScores, device: torch.device, *, replaced: Replaced = (), name: str = ""
+    ) -> None:
+        """`replaced` is the plan's; `name` the objective's."""
+        self._replaced, self._name = replaced, name
         self.criterion = criterion
         self.scores = scores
         self.tally = Tally(criterion.measures, device)
@@ -170,10 +188,26 @@ class ObjectiveLoss:
         """What the sum over these examples is divided by."""
         return sum(map(self.criterion.units, examples))
 
+    def without_effect(self) -> tuple[str, ...]:
+        """Which strategies give what the objective did not ask for, once it has been computed, and once only."""
+        given: dict[str, list[str]] = {}
+        for name, what in self._replaced:
+            given.setdefault(name, []).append(what)
+        self._replaced = ()
+        idle = {name: whats for name, whats in given.items() if not self.scores.asked.intersection(whats)}
+        return tuple(_idle(name, whats, self._name, self.scores.asked) for name, whats in idle.items())
+
     def _measured(self, model: nn.Module, batch: Batch) -> Tensor:
         outcome = self.criterion.loss(model, batch, self.scores)
         self.tally.add(outcome.measures)
         return outcome.loss
+
+
+def _idle(name: str, given: Sequence[str], objective: str, asked: Collection[str]) -> str:
+    """What the user is to know of a strategy that gives what nobody asks for."""
+    plain = f"; {WORDS['log_probs']} are computed over the full logits" if "log_probs" in asked else ""
+    what = " and ".join(WORDS[one] for one in given)
+    return f'{name} has no effect here: it changes how {what} are computed, and "{objective}" asks for none{plain}'
 
 
 def objective_of(recipe: Recipe, plan: Plan, device: torch.device) -> ObjectiveLoss:
@@ -181,7 +215,8 @@ def objective_of(recipe: Recipe, plan: Plan, device: torch.device) -> ObjectiveL
     use = recipe.objective
     criterion = call_plugin(use, use.record.make, use.options)
     off = recipe.adapter.record.off if use.reference == "adapter-off" else None
-    return ObjectiveLoss(criterion, scores_of(plan, off), device)
+    scores = scores_of(plan, off)
+    return ObjectiveLoss(criterion, scores, device, replaced=plan.replaced, name=use.record.name)
 
 
 def scores_of(plan: Plan, off: Off | None = None) -> RunScores:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fitune.compose.loss_scaling import LossScaling
-from fitune.compose.objective import Tally
+from fitune.compose.objective import ObjectiveLoss, Tally
 from fitune.compose.optimizer import Trainables
 from fitune.compose.recorder import NoRecorder
 from fitune.plugin.dataflow import Batch
@@ -191,6 +191,10 @@ class Step:
         told = tuple(self.recorder.said)
         self.recorder.said.clear()
         return told
+
+    def without_effect(self) -> tuple[str, ...]:
+        """Strategies that the objective does not ask, in words: once, after the first micro-batch."""
+        return self.loss.without_effect() if isinstance(self.loss, ObjectiveLoss) else ()
 
     @contextlib.contextmanager
     def _around(self) -> Iterator[None]:

@@ -81,6 +81,8 @@ class Plan:
     more_targets: bool = False
     """Whether `loss` and `log_probs` also take a batch that says more `targets` than it has, so that batches of
     somewhat different numbers have one shape. The plain ones do."""
+    replaced: tuple[tuple[str, str], ...] = ()
+    """Which strategies have given `loss` or `log_probs`: the name of each, and what. Kept by what calls them."""
     unrecorded: str = ""
     """Why a micro-batch cannot be recorded to be replayed (`Recorder`), e.g. "offload-checkpoints waits for copies"; a
     strategy says it of itself. Empty where nothing is known against it."""

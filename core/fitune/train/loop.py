@@ -54,6 +54,7 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
         yield report
         yield from notices
         yield from (Notice(step=at.step, kind="graphs", what=what) for what in parts.step.said())
+        yield from (Notice(step=at.step, kind="no effect", what=what) for what in parts.step.without_effect())
 
 
 def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:

@@ -151,7 +151,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         work=tracer.work,
         micro_batches=computed[STEPS],
         config=config,
-        notices=(*told(recipe, strategies, model), *notices, *step.said()),
+        notices=(*told(recipe, strategies, model), *notices, *step.said(), *step.without_effect()),
     )
 
 
@@ -177,6 +177,8 @@ def follow(
     tracer.last_step = STEPS
     with tracer:
         if plan.sharded:
+            if read is not None:
+                read.clear()  # a layer's whole weights are given back once it is spread
             model = load_in_shards(model, strategies, tracer)
         else:
             load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading, read or [])
