@@ -4,8 +4,9 @@
     python benchmarks/preference.py --model DIR --gpu a10g          plans alone, and needs no card
 
 `--model` is a directory with weights (random ones will do) and configuration; a tokenizer of single bytes is put beside
-it where it has none. Every run is a process of its own. fitune's rows are a pair each, as long as two of TRL's; TRL has
-its own defaults, but for bfloat16, the same LoRA, gradient checkpointing and what `TRL` says.
+it where it has none. Every run is a process of its own. fitune's rows are a pair each, of exactly `--length` tokens, as
+an SFT row has; TRL's pairs are of the same texts, and of the tokens that its own preparation makes of them. TRL has its
+own defaults, but for bfloat16, the same LoRA, gradient checkpointing and what `TRL` says.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ CASES: dict[str, Json] = {
     "kto": {"use": "kto"},
     "orpo": {"use": "orpo"},
 }
+TEMPLATE = 21
+"""Tokens that the tokenizer's chat template adds to a question and its answer."""
 ROWS, R, ALPHA, TARGETS = 8, 16, 32, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TRL: Json = {"per_device_train_batch_size": 1, "gradient_checkpointing": True, "bf16": True, "beta": 0.1}
 
@@ -52,7 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--length", type=int, default=2048, help="tokens of a pair, and of a row of SFT")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--only", nargs="+", help="names of cases")
     parser.add_argument("--gpu", help="plan for this card, and do not run")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
@@ -64,7 +68,7 @@ def main() -> None:
     whole: Json = {**circumstances(0.0, "python benchmarks/preference.py --model DIR"), "length": arguments.length}
     del whole["allocator_limit_gib"]
     whole["rows"] = []
-    for name in CASES if arguments.gpu else (*CASES, "trl dpo"):
+    for name in arguments.only or (CASES if arguments.gpu else (*CASES, "trl dpo")):
         made = rival(arguments) if name == "trl dpo" else compared(name, arguments)
         whole["rows"].append({"case": name, **made})
         arguments.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -74,7 +78,7 @@ def main() -> None:
 def pairs(length: int) -> list[Json]:
     """Pairs of so many bytes together: a quarter of each document is the prompt."""
     asked = length // 8
-    answer = length // 2 - asked - 64  # what a chat template adds is less
+    answer = length // 2 - asked - TEMPLATE
     return [
         {
             "prompt": "".join(chr(97 + (at * row) % 26) for at in range(asked)),
@@ -88,7 +92,11 @@ def pairs(length: int) -> list[Json]:
 def write_recipe(home: Path, name: str, arguments: argparse.Namespace) -> Path:
     """The recipe of a case; SFT has rows of as many tokens as a pair has."""
     made = pairs(arguments.length)
-    sft = [{"prompt": row["prompt"], "completion": 2 * row["chosen"] + row["prompt"]} for row in made]
+    sft = [
+        {"prompt": asked, "completion": (3 * row["chosen"])[: arguments.length - len(asked) - TEMPLATE]}
+        for row in made
+        for asked in [row["prompt"]]
+    ]
     rows = sft if name == "sft" else made
     (home / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = {
@@ -170,11 +178,13 @@ def beside_trl(arguments: argparse.Namespace) -> None:
         peft_config=LoraConfig(r=R, lora_alpha=ALPHA, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[Clock()],
     )
+    row = trainer.train_dataset[0]
+    tokens = 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
     trainer.train()
     told = {
         "seconds": statistics.median(seconds[WARM_UP:]),
         "all": seconds,
-        "tokens": arguments.length,
+        "tokens": tokens,
         "allocated": torch.cuda.max_memory_allocated(),
         "version": trl.__version__,
     }

@@ -52,7 +52,7 @@ CASES: dict[str, Json] = {
     "shards, fast layers": {"strategies": [*FAST, CHUNKED, GROWING, FSDP], "length": 4096},
     "replicas": {"strategies": []},
     "replicas, accumulated": {"strategies": [CHUNKED, GROWING], "accumulation": 3},
-    "replicas, nf4": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, {"use": "nf4"}]},
+    "replicas, checkpointed": {"strategies": [CHECKPOINTED, CHUNKED, GROWING], "length": 4096},
     "shards, whole between passes": {"strategies": [CHUNKED, GROWING, {**FSDP, "reshard_after_forward": False}]},
     "shards, two layers ahead": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, {**FSDP, "prefetch": 2}]},
     "shards, accumulated": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, FSDP], "accumulation": 3},
