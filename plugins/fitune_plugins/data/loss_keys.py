@@ -31,7 +31,10 @@ OF_ROWS = ("train_on_inputs", "train_on_input", "train_on_prompt", "train_on_eos
            "assistant_masks")  # fmt: skip
 """Columns that say what is trained on in a way that is not known here; other columns are the row's own business."""
 
-WORDS = re.compile(r"(un)?(train(s|ed|ing|able)?|mask(s|ed|ing)?|loss(es)?|weight(s|ed|ing)?)")
+WORDS = re.compile(
+    r"(un)?(train(s|ed|ing|able)?|mask(s|ed|ing)?|loss(es)?|weight(s|ed|ing)?|learn(s|ed|ing|able)?|supervis(e|ed|ion))"
+    r"|ignor(e|ed)|skip(ped)?|exclud(e|ed)"
+)
 """Words of keys of this kind."""
 
 YES = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}

@@ -205,7 +205,7 @@ class Finder:
 
     def _literally(self, part: Part, found: Found) -> Span | None:
         """The place of a part that stands once, as it is, between the parts before and behind it."""
-        text = _at(self.messages[part.message], part.path)[part.start : part.end]
+        text = text_at(self.messages[part.message], part)
         order = (part.message, part.start)
         around = [((other.message, other.start), place) for other, place in found.places.items()]
         begin = max((place[1] for other, place in around if other < order), default=0)
@@ -256,7 +256,9 @@ def _changed(value: Any, path: Path, change: Callable[[str], str]) -> Any:
     return [*value[:key], inner, *value[key + 1 :]]
 
 
-def _at(value: Any, path: Path) -> str:
-    for key in path:
+def text_at(message: Mapping[str, Any], part: Part) -> str:
+    """What a message says in a part."""
+    value: Any = message
+    for key in part.path:
         value = value[key]
-    return str(value)
+    return str(value)[part.start : part.end]

@@ -11,6 +11,7 @@ from fitune import Conversation, DataContext, DataError, Document, sentences
 from fitune_plugins.data.chat_template import Choice, Endless, Messages, Refused, Template, Tools, open_template
 from fitune_plugins.data.frames import Frames
 from fitune_plugins.data.masks import Answer, Inexact, Masker
+from fitune_plugins.data.otherwise import Otherwise
 from fitune_plugins.data.parts import Span
 from fitune_plugins.data.presence import Lost, Presence
 from fitune_plugins.data.reading import Reading
@@ -46,6 +47,7 @@ class Renderer:
         self.template = self.masker.template
         self.frames = Frames()
         self.presence = Presence(self.template, context.count)
+        self.otherwise = Otherwise(self.template, self.masker.shapes, context.count)
 
     def document(self, conversation: Conversation) -> Document:
         """The conversation as text. Raises `DataError`."""
@@ -55,6 +57,7 @@ class Renderer:
             reading = self._read(messages, conversation.tools)
             for lost in self.presence.lost(reading):
                 raise self._left_out(lost, messages, added)
+            self.otherwise.tell(reading)
             text, spans = self._trained(reading, conversation, added)
         except Endless as error:
             what = f"{self.template.place} is refused: for this row {error}"
@@ -108,6 +111,8 @@ class Renderer:
         answers = self.masker.answers(reading, [at + added for at in wanted])
         if self.template.marked:
             self._marked(reading, answers, [at + added for at in wanted])
+        if answers and answers[-1].message == len(reading.messages) - 1:
+            self.otherwise.tell_asked()
         return self._ended(reading, answers, added)
 
     def _marked(self, reading: Reading, answers: Sequence[Answer], wanted: Sequence[int]) -> None:

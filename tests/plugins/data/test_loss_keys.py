@@ -144,6 +144,12 @@ def test_other_messages_cannot_be_trained_on() -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["ignore", "ignored", "skip", "isSkipped", "exclude_turn", "supervised", "no_learning", "learnable"])  # fmt: skip
+def test_words_that_only_mean_it(key: str) -> None:
+    said = error("messages", openai(**{key: True}))
+    assert f'message 2 (assistant): "{key}" says what is trained on in a way that is not known: true' in said
+
+
 @pytest.mark.parametrize("key", ["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "refusal", "audio", "function_call", "id", "model", "trace", "rating", "class", "height", "brain", "recipient", "end_turn"])  # fmt: skip
 def test_keys_of_other_kinds(key: str) -> None:
     assert not is_one(key)
