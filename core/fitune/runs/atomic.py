@@ -80,13 +80,15 @@ def discard(directory: Path) -> None:
     _delete(gone)
 
 
-def set_aside(directory: Path) -> Path | None:
-    """Rename a directory, if it is there, to its name with the first number that is free; gives the new place."""
-    if not os.path.lexists(directory):
+def set_aside(what: Path) -> Path | None:
+    """Rename a file or a directory, if it is there, to its name with the first number that is free; gives the new
+    place.
+    """
+    if not os.path.lexists(what):
         return None
-    places = (directory.with_name(f"{directory.name}.{number}") for number in itertools.count(1))
+    places = (what.with_name(f"{what.name}.{number}") for number in itertools.count(1))
     place = next(place for place in places if not os.path.lexists(place))
-    directory.replace(place)
+    what.replace(place)
     flush(place.parent)
     return place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -17,9 +18,9 @@ from fitune.plugin.reading import read_file
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.secrets import redacted_values
-from fitune.runs.atomic import write_file
+from fitune.runs.atomic import set_aside, write_file
 from fitune.runs.git import state_of
-from fitune.runs.layout import ENVIRONMENT, LARGEST_RECIPE, RECIPE
+from fitune.runs.layout import ENVIRONMENT, IDENTITY, LARGEST_RECIPE, RECIPE, read_toml
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -44,10 +45,35 @@ def changed_recipe(run: Path) -> str | None:
         return None  # which whoever reads it for what it says will tell
     if not first.startswith(DIGEST.encode()) or first.decode(errors="replace") == DIGEST + _digest(rest):
         return None
+    again = f", and ft run {run} writes it again" if (run / IDENTITY).exists() else ""
     return (
         f"{run / RECIPE} is not as the run wrote it: its first line has another SHA-256. If you have changed it, take "
-        "that line out; if nobody has, it is damaged"
+        f"that line out; if nobody has, it is damaged{again}"
     )
+
+
+def mend_recipe(recipe: Recipe, run: Path) -> str | None:
+    """Write the `recipe.toml` of a run that is done again, where it is damaged or gone: `recipe` is as the run was
+    asked for. What was there is kept beside it, for its owner may have changed it. What was done, or why it could not
+    be, without a full stop; None where nothing is wrong. Raises `OSError`.
+    """
+    file = run / RECIPE
+    if not os.path.lexists(file):
+        wrong = f"{file} is missing"
+    elif changed_recipe(run) is not None:
+        wrong = f"{file} is not as the run wrote it"
+    elif not read_toml(file):
+        wrong = f"{file} cannot be read"
+    else:
+        return None
+    if recipe.memory.fit:
+        return (
+            f"{wrong}, and what [memory] fit chose stood there alone, so that it cannot be written again. Bring it "
+            "back from a copy, or train anew with another --out"
+        )
+    kept = set_aside(file)
+    write_recipe(recipe, run)
+    return f"{wrong}, and is written again from {IDENTITY}{f'; what it held is kept in {kept}' if kept else ''}"
 
 
 def _digest(content: bytes) -> str:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from fitune.compose.processes import is_main_process
 from fitune.data.prepare import UNWATCHED, Watch
-from fitune.errors import RunError
+from fitune.errors import RunError, cause
 from fitune.memory.background import beside_run
 from fitune.plugin.registry import Registry
 from fitune.plugin.timings import Timings
 from fitune.runs.atomic import sweep
+from fitune.runs.layout import RECIPE
 from fitune.runs.links import must_not_lead_out
 from fitune.runs.lock import RunLock
+from fitune.runs.provenance import mend_recipe
 from fitune.train.run import run
 from fitune.train.start import Start, make_directory, remove_if_empty
 
@@ -34,7 +36,7 @@ def begin(
     """
     main_process = is_main_process()
     if start.done:
-        _tidy(start)
+        _tidy(start, watch)
         return start.directory
     start, made = make_directory(start) if main_process else (start, [])
     try:
@@ -58,8 +60,16 @@ def begin(
     return start.directory
 
 
-def _tidy(start: Start) -> None:
-    """Delete what a process left that was killed once the run was done, if nobody is at work there."""
+def _tidy(start: Start, watch: Watch) -> None:
+    """Delete what a process left that was killed once the run was done, if nobody is at work there; and write the
+    recipe again where it is damaged.
+    """
     if is_main_process():
         with contextlib.suppress(RunError), RunLock(start.directory):
             sweep(start.directory)
+            try:
+                mended = mend_recipe(start.recipe, start.directory)
+            except OSError as error:
+                mended = f"{start.directory / RECIPE} is damaged, and cannot be written: {cause(error)}"
+            if mended is not None:
+                watch.tell(mended)
