@@ -188,14 +188,14 @@ def _without_mask(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any
 def _must_be_fit(inner: PreTrainedModel, attention: str, count: int) -> None:
     """Raise `ModelError` if the model has layers, positions or heads that cannot be spread."""
     config = inner.config.get_text_config()
-    known = attention in ALL_ATTENTION_FUNCTIONS and attention in ALL_MASK_ATTENTION_FUNCTIONS
-    if not known or "flash" in attention:  # a word that transformers looks for in names
-        raise _refused(inner, f'computes its attention by "{attention}"')
     for number, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if kind not in LAYERS:
             raise _refused(inner, f'has layer {number} ("{kind}"), which needs what other processes have')
     if any(isinstance(module, nn.Conv1d) for module in inner.modules()):
         raise _refused(inner, "has convolutions over tokens, which need what other processes have")
+    known = attention in ALL_ATTENTION_FUNCTIONS and attention in ALL_MASK_ATTENTION_FUNCTIONS
+    if not known or "flash" in attention:  # a word that transformers looks for in names
+        raise _refused(inner, f'computes its attention by "{attention}"')
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if any(kind in str(rope) for kind in CHANGING):
         raise _refused(inner, "has rotary positions that depend on how long a row is")

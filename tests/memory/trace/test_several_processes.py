@@ -6,18 +6,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
+from fitune import Batch, ModelError
 from fitune.memory.cards.cards import find_card
-from fitune.memory.cards.several import several
+from fitune.memory.cards.several import OF_MORE, OF_TWO, several
+from fitune.memory.forecast import on_card
+from fitune.memory.timing import time_of
 from fitune.memory.trace.collectives import is_collective, sent_by
 from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.processes import as_processes
 from fitune.memory.trace.run import Trace, trace
 from fitune.plugin.recipe import Recipe
+from fitune_plugins.memory import context_parallel_rows
 from support.real_steps import both_logs, events
 from support.traces import shapes
 
@@ -162,3 +168,62 @@ def test_bytes_of_collectives_are_those_of_rings(name: str, given: tuple[int, ..
 def test_other_operations_are_no_collectives() -> None:
     assert not is_collective("aten.mm.default")
     assert not is_collective("fsdp.all_gather_copy_in.default")
+
+
+PARTED = ('memory.strategy=[{use="gradient-checkpointing"}, {use="context-parallel"}]',)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_of_rows_without_values_take_what_those_with_values_do(
+    read: Read, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host cuts into parts cannot be told from what is on the card, on a CPU: it is left out."""
+    cut = context_parallel_rows.part_of
+
+    def unseen(*given: Any) -> Batch:
+        with _disable_current_modes():
+            return cut(*given)
+
+    monkeypatch.setattr(context_parallel_rows, "part_of", unseen)
+    forecast, real = both_logs(read(*PARTED, f'model.dtype="{dtype}"'), processes=2)
+    assert events(steps_of(forecast)) == events(steps_of(real))
+
+
+def test_each_process_keeps_its_part_of_every_row(read: Read) -> None:
+    rows, length = read().train.micro_batch, read().train.length
+    log = traced(read(*PARTED), 4).log
+    kept = {block.shape for block in log.blocks if block.kind == "saved activations" and len(block.shape) == 3}
+    assert (rows, length // 4 + 1, 32) in kept, "with the token behind it"
+    assert (rows, length, 32) not in kept
+
+
+def test_heads_are_exchanged_in_each_layer(read: Read) -> None:
+    """Queries, keys and values on the way there (keys' and values' two heads are repeated for four processes), as much
+    as queries on the way back; forwards, once more where a layer is computed again, and backwards.
+    """
+    recipe = read(*PARTED)
+    found = traced(recipe, 4)
+    rows, part = recipe.train.micro_batch, recipe.train.length // 4
+    of_layer = rows * part * (4 + 4 + 4 + 4) * 8 * 4
+    assert found.work.sent == 0
+    assert found.work.waited == found.micro_batches * 2 * 3 * of_layer * 3 // 4
+    seconds = found.work.seconds(several(find_card("h100"), 4), traced=found.micro_batches, accumulation=1)
+    assert seconds.card > seconds.peers > 0, "the card waits for them"
+
+
+def test_a_group_of_processes_exchanges_within_itself_alone(read: Read) -> None:
+    pairs = 'memory.strategy=[{use="gradient-checkpointing"}, {use="context-parallel", cards=2}]'
+    recipe = read(pairs)
+    found, card = traced(recipe, 4), several(find_card("h100"), 4)
+    rows, part = recipe.train.micro_batch, recipe.train.length // 2
+    assert found.work.waited == found.micro_batches * 2 * 3 * rows * part * (4 + 2 + 2 + 4) * 8 * 4 // 2
+    assert (found.plan.replicas, found.plan.context_parallel) == (2, 2)
+    told = on_card(found, shapes(recipe), card)
+    assert told.card.nccl == OF_MORE + OF_TWO, "a communicator of all, and one of the group"
+    one = on_card(traced(read(), 1), shapes(read()), several(find_card("h100"), 1))
+    assert time_of(told).tokens == 2 * time_of(one).tokens, "of two groups"
+
+
+def test_processes_that_cannot_be_grouped_are_told(read: Read) -> None:
+    with pytest.raises(ModelError, match="4 processes cannot be put into groups of 3"):
+        traced(read('memory.strategy=[{use="context-parallel", cards=3}]'), 4)
