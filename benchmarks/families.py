@@ -57,11 +57,13 @@ MAMBA: Json = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mam
                "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
                "mamba_chunk_size": 16, "chunk_size": 16}  # fmt: skip
 """Narrow ones: transformers' own operations take minutes on the CPU for those of its defaults."""
-DECODERS = ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "rembert",
-            "roberta", "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl", "xmod")  # fmt: skip
+DECODERS = ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+            "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta",
+            "xlm-roberta-xl", "xmod")  # fmt: skip
 """Those that are encoders, which see the whole row, unless their configuration says otherwise; these are refused."""
 MORE: dict[str, Json] = {
     **{name: {"is_decoder": True} for name in DECODERS},
+    "xlm": {"causal": True},
     **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h"), MAMBA),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LATENT),
     **{name: {"rotary_dim": 8} for name in ("codegen", "gptj")},

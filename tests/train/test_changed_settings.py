@@ -56,10 +56,12 @@ def test_other_settings_of_the_optimizer_hold(recipe: Path, tmp_path: Path, chan
     assert not all(a.equal(b) for a, b in zip(one, other, strict=True))
 
 
-def test_targets_of_equal_shapes_are_not_taken_for_each_other(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["o_proj", "k_proj"])
+def test_targets_are_not_taken_for_each_other(recipe: Path, tmp_path: Path, other: str) -> None:
+    """Whether their tensors have equal shapes (o_proj) or not (k_proj, whose heads are fewer)."""
     stop(recipe, tmp_path / "run", 3, 'adapter.targets=["q_proj"]')
-    with pytest.raises(RunError, match=r"q_proj\S* there is \S*o_proj\S* here. Keep \[adapter\] targets as they are"):
-        go(tmp_path / "run", 'adapter.targets=["o_proj"]', allowed=["adapter.targets"])
+    with pytest.raises(RunError, match=rf"q_proj\S* there is \S*{other}\S* here. Keep \[adapter\] targets as they are"):
+        go(tmp_path / "run", f'adapter.targets=["{other}"]', allowed=["adapter.targets"])
 
 
 @pytest.mark.parametrize("done", [False, True])

@@ -85,6 +85,9 @@ def _difference(parts: Parts, state: TrainingState, names: Sequence[str]) -> str
         return f"it was trained by {state.optimizer_type}, and here is {optimizer}. Keep the optimizer as it is"
     if len(masters) != len(state.masters):
         return f"{len(state.masters)} tensors train there, and {len(masters)} here. Keep [adapter] targets as they are"
+    here, there = next((pair for pair in zip(names, state.names, strict=False) if pair[0] != pair[1]), ("", ""))
+    if here != there:
+        return f"{there} there is {here} here. Keep [adapter] targets as they are"
     for number, (master, parameter, kept) in enumerate(zip(masters, trainables.parameters, state.masters, strict=True)):
         if kept.shape not in (master.shape, parameter.shape):
             name = names[number] if number < len(names) else f"tensor {number}"
@@ -103,11 +106,6 @@ def restore(parts: Parts, state: TrainingState) -> None:
     names = _names(parts)
     if (differs := _difference(parts, state, names)) is not None:
         raise RunError(f"what was trained cannot be taken over: {differs}")
-    if names != state.names:
-        here, there = next(pair for pair in zip(names, state.names, strict=True) if pair[0] != pair[1])
-        raise RunError(
-            f"what was trained cannot be taken over: {there} there is {here} here. Keep [adapter] targets as they are"
-        )
     with torch.no_grad():
         for master, parameter, kept in zip(trainables.masters, trainables.parameters, state.masters, strict=True):
             master.copy_(cut(kept, parameter))
