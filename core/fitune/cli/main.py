@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str] | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")  # compiled code that transformers would fetch where it finds a use
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
     settings = Settings()
     try:

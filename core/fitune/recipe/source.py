@@ -10,6 +10,7 @@ import tomli
 
 from fitune.errors import RecipeError
 from fitune.plugin.options import is_table
+from fitune.plugin.reading import read_file
 from fitune.recipe.renamed import is_of_run, place_of_run, translated
 from fitune.recipe.toml import Key as Key
 from fitune.recipe.toml import TooMuch, lines, loads
@@ -51,7 +52,7 @@ class TomlSource:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> TomlSource:
         """Read a file. Raises `RecipeError` if it is not there, not text, or not TOML."""
         try:
-            text = path.read_bytes().decode("utf-8-sig")  # editors on Windows put a mark in front
+            text = read_file(path).decode("utf-8-sig")  # editors on Windows put a mark in front
         except FileNotFoundError:
             raise RecipeError(
                 [f"{path}: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml"]

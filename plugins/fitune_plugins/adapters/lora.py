@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, neares
 from fitune_plugins.adapters.lora_merge import merge
 from fitune_plugins.adapters.lora_peft import Settings, wrap
 from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, of_layers, told
+from fitune_plugins.text_files import json_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -212,7 +212,7 @@ def _must_be_of(options: LoraOptions, directory: Path) -> None:
     file = directory / "adapter_config.json"
     asked, usual = settings_of(options).written(), Settings(r=0, lora_alpha=0).written()
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json_of(file)
         found = {name: saved.get(name, usual[name]) for name in WRITTEN}
         found |= {name: saved[name] for name in ("r", "lora_alpha")}  # which any adapter's file has
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

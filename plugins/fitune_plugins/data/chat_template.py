@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fitune import DataError, nearest, sentences
 from fitune_plugins.data.template_date import on_day, writes_date
 from fitune_plugins.data.turns import THOUGHTS
+from fitune_plugins.text_files import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -234,7 +235,7 @@ def _read_by(source: str) -> set[str]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")  # a byte order mark would begin every row
+        return text_of(file, "utf-8-sig")  # a byte order mark would begin every row
     except OSError as error:
         raise DataError(f"{file}: the chat template cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from fitune import ModelError
 from fitune_plugins.loaders.remote_code import COMMIT
+from fitune_plugins.text_files import json_of
 
 WHOLE = 32 << 20
 """Bytes of a file up to which all of it is read."""
@@ -63,6 +64,8 @@ def of_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
+            if file.exists() and not file.is_file():  # a pipe would be waited for
+                raise OSError(None, "it is no file")
             with file.open("rb") as opened:
                 digest.update(f"{file.stat().st_size}\n".encode())
                 for part in _parts(opened, file):
@@ -83,7 +86,10 @@ def _weights(directory: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json_of(index)["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a shard's name is no text")
+        return names
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} cannot be read: {error}. Get a whole copy") from error
 
@@ -113,6 +119,8 @@ def _of_tensors(opened: BinaryIO, size: int) -> list[tuple[int, int]]:
         header = json.loads(opened.read(min(length, size)))
         spans = sorted(header[name]["data_offsets"] for name in header if name != "__metadata__")
         middles = [8 + length + first + max(0, last - first - BLOCK) // 2 for first, last in spans]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    if not all(isinstance(place, int) and 0 <= place <= size for place in middles):
         return []
     return [(0, 8 + length), *((place, BLOCK) for place in middles[:: -(-len(middles) // PLACES) or 1])]

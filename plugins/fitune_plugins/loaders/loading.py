@@ -180,6 +180,17 @@ def check_path(path: Path | None) -> Iterable[Problem]:
         yield Problem(key="path", what=f"{path} is an adapter", fix="Merge it into its base, and name that: ft merge")
     elif path is not None and not (path / "config.json").is_file():
         yield Problem(key="path", what=f"no config.json in {path}", fix="Give a directory that holds a model")
+    elif path is not None and (odd := _no_file(path)) is not None:
+        yield Problem(key="path", what=f"{odd} is no file", fix="Get a whole copy of the model")
+
+
+def _no_file(directory: Path) -> Path | None:
+    """What of a model's directory is a pipe, a device or a socket, which whoever opens it would wait for."""
+    return next((place for place in sorted(directory.iterdir()) if place.exists() and not _is_plain(place)), None)
+
+
+def _is_plain(place: Path) -> bool:
+    return place.is_file() or place.is_dir()
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fitune import ModelError, Problem, Recipe, StoredQuantization, hookimpl
 from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, compute_in, quantize_shapes
 from fitune_plugins.loaders.quantization_methods import Method, Values, key_of, method_of, unpacks
+from fitune_plugins.text_files import json_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def values_at(id: str | None, path: Path | None, revision: str, *, fetch: bool) 
     if file is None:
         return None
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json_of(file)
     except (OSError, ValueError):  # whoever loads it says what is wrong with it
         return None
     return values_in(config) if isinstance(config, dict) else None

@@ -5,13 +5,13 @@ Beside Python code (`auto_map`), a configuration can name a compiled kernel of t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fitune import ModelError, Problem
+from fitune_plugins.text_files import json_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -19,6 +19,10 @@ NEEDED = (
     'it needs Python code of its own, which is not run. If you trust that code: use = "hf", trust_remote_code = true, '
     "a commit as its revision, and --trust-remote-code on the command line"
 )
+
+FLASH = "flash_attention"
+"""What names of attention begin with for which transformers takes a kernel of the hub where the package `kernels` is
+installed, and flash-attn is not, or not for this model."""
 
 KERNEL = "implementation"
 """What every key has in its name that names what computes attention or experts: `attn_implementation`,
@@ -78,6 +82,9 @@ def _named_kernels(values: Any) -> Iterator[tuple[str, str]]:
     """Kernels of the hub that a configuration names, at any depth: for the whole model, for parts of it, in tables and
     lists, and under a key that stands for another. Each as (key, what it says).
     """
+    from transformers.utils.import_utils import is_kernels_available
+
+    flash: bool = is_kernels_available()
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:
         key, value = waiting.pop()
@@ -89,7 +96,7 @@ def _named_kernels(values: Any) -> Iterator[tuple[str, str]]:
                 waiting.append((named, inner))
         elif isinstance(value, list | tuple):
             waiting += [(key, inner) for inner in value]
-        elif isinstance(value, str) and "/" in value and KERNEL in key.lower():
+        elif isinstance(value, str) and KERNEL in key.lower() and ("/" in value or (flash and FLASH in value)):
             yield key, value
 
 
@@ -98,7 +105,7 @@ def _repositories(path: Path) -> set[str]:
     found: set[str] = set()
     for name in ("config.json", "tokenizer_config.json"):
         try:
-            values = json.loads((path / name).read_text(encoding="utf-8"))
+            values = json_of(path / name)
         except (OSError, ValueError):
             continue
         classes = values.get("auto_map", {}) if isinstance(values, dict) else {}
