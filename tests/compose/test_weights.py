@@ -86,12 +86,13 @@ def test_a_step_that_trains_nothing_names_weights_that_are_zeros(tmp_path: Path)
 
 
 def test_sound_weights_are_not_blamed() -> None:
-    """An adapter begins with zeros, and what the base has in other types cannot be told."""
+    """An adapter begins with zeros, biases may stay so, and what the base has in other types cannot be told."""
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     model = nn.Sequential(first, second)
     nn.init.zeros_(second.weight)
     first.requires_grad_(False)
     model.register_parameter("packed", nn.Parameter(torch.zeros(2, 2, dtype=torch.uint8), requires_grad=False))
+    model.register_parameter("down_proj_bias", nn.Parameter(torch.zeros(2, 2), requires_grad=False))
     assert unsound_weights(model) == ""
     assert unsound_weights(nn.Linear(2, 2, device="meta")) == ""
     with pytest.raises(DataError, match=r"^mine$"), weights_to_blame(model):

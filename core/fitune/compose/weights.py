@@ -24,14 +24,15 @@ NAMED = 3
 def unsound_weights(model: nn.Module) -> str:
     """Which weights cannot be right, and what to do, without a full stop; empty where none is found.
 
-    Zeros are told of where a whole matrix of the base has nothing else; an adapter may begin with such matrices.
+    Zeros are told of where a whole matrix of the base has nothing else; an adapter may begin with such matrices, and
+    biases, which are a matrix where experts have theirs in one, may stay so.
     """
     held = [(name, _own(p)) for name, p in model.named_parameters() if p.dtype in KINDS and not p.is_meta]
     broken = [name for name, values in held if not bool(torch.isfinite(values).all())]
     if broken:
         return f"{_named(broken)} of the model hold{_s(broken)} values that are no numbers (NaN, or infinite). {ELSE}"
     base = [(name, _own(p)) for name, p in model.named_parameters() if not p.requires_grad] or held
-    empty = [name for name, values in base if _is_empty(values)]
+    empty = [name for name, values in base if not name.endswith("bias") and _is_empty(values)]
     if empty:
         return f"{_named(empty)} of the model hold{_s(empty)} nothing but zeros. {ELSE}"
     return ""

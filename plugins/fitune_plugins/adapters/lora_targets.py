@@ -99,6 +99,10 @@ def _of_name(name: str, names: Sequence[str], model: PreTrainedModel) -> Targets
             both = " and ".join(f'"{half}"' for half in sorted(halves))
             raise ModelError(f"[adapter] targets: {both} of this model's experts are one tensor. Name both, or neither")
         raise ModelError(f'[adapter] targets: the model has no layer "{name}". {nearest(name, _known(model))}')
+    held = {p.name.rpartition(".")[2] for p in places(model) if any(p.name.startswith(f"{one}.") for one in modules)}
+    if held:
+        parts = ", ".join(f'"{one}"' for one in sorted(held))
+        raise ModelError(f'[adapter] targets: "{name}" is no layer, but holds several. Name those: {parts}')
     return _with_routers([*modules, *(place.name for place in of_tensors)], model)
 
 

@@ -241,6 +241,12 @@ def test_what_peft_takes_is_taken(family: str, targets: Any, ends: set[str], tmp
         ("mamba", ("q_proj",), 'the model has no layer "q_proj"'),
         ("mamba", ("out_proj",), "incompatible with Mamba-based models"),
         ("mamba", "attention", 'the model has no layer that "attention" means'),
+        ("mixtral", ("experts",), '"experts" is no layer, but holds several. Name those: "down_proj", "gate_up_proj"'),
+        (
+            "llama",
+            ("q_proj", "self_attn"),
+            '"self_attn" is no layer, but holds several. Name those: "k_proj", "o_proj"',
+        ),
     ],
 )
 def test_what_no_layer_is_called_is_an_error(family: str, targets: Any, message: str) -> None:
