@@ -91,9 +91,19 @@ def a_pipe_as_a_config(run: Path) -> None:
     os.mkfifo(trained(run) / "tokenizer_config.json")
 
 
+def weights_beside_the_weights(run: Path) -> None:
+    """A library that looks for a name of its own might take them."""
+    shutil.copy(weights(run), trained(run) / "pytorch_model.bin")
+
+
+def a_template_beside_the_tokenizer(run: Path) -> None:
+    (trained(run) / "additional_chat_templates").mkdir()
+    (trained(run) / "additional_chat_templates" / "default.jinja").write_text("{{ 1 }}", encoding="utf-8")
+
+
 DAMAGES = [
     a_bit_of_the_weights, a_bit_of_a_config, a_bit_of_the_tokenizer, a_bit_of_the_manifest, no_manifest,
-    another_file_as_weights, a_pipe_as_a_config,
+    another_file_as_weights, a_pipe_as_a_config, weights_beside_the_weights, a_template_beside_the_tokenizer,
 ]  # fmt: skip
 
 
@@ -104,6 +114,7 @@ def test_a_run_that_is_done_is_whole(run: Path) -> None:
     assert {weights(run).name, "tokenizer.json"} <= named
     assert {place.name for place in trained(run).iterdir()} == {*named, NAME, "README.md"}
     (trained(run) / "README.md").write_text("by hand")  # the card is everybody's
+    (trained(run) / "notes.md").write_text("mine")
     assert final_damage(run, kind) is None
     assert go(run).done
 

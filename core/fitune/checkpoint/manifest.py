@@ -19,6 +19,11 @@ NAME = "manifest.json"
 
 FORMAT = 1
 
+READ = frozenset({".safetensors", ".json", ".bin", ".pt", ".pth", ".jinja", ".model", ".py"})
+"""Ends of names that libraries look for by themselves where a model or a tokenizer lies: one file of these more, and
+they may read it in another's place. Others, notes say, may be put there.
+"""
+
 
 def write_manifest(directory: Path, step: int, without: Collection[str] = ()) -> int:
     """Write the manifest of all that is in a directory, but for files of these names; gives the bytes of it all. Raises
@@ -39,7 +44,7 @@ def write_manifest(directory: Path, step: int, without: Collection[str] = ()) ->
 def damage(directory: Path) -> str | None:
     """What is wrong with the files of a checkpoint, the first thing found; None if all are as they were written.
 
-    Files that the manifest does not name are not looked at.
+    Of files that the manifest does not name, those are damage that a library might read for what was written.
     """
     try:
         text = read_file(directory / NAME).decode()
@@ -54,6 +59,10 @@ def damage(directory: Path) -> str | None:
         for name, said in values["files"].items():
             if wrong := _wrong(directory / name, said):
                 return f"{name} {wrong}"
+        named = {directory / name for name in (NAME, *values["files"])}
+        for place in sorted(directory.rglob("*")):
+            if place.suffix.lower() in READ and place not in named and not place.is_dir():
+                return f"{place.relative_to(directory).as_posix()} was put there: {NAME} does not name it"
     except FileNotFoundError:
         return f"{NAME} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from fitune.errors import RunError, described
 from fitune.plugin.digest import digest_of
 from fitune.plugin.events import CheckpointReport, Run
 from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.reading import json_of
 from fitune.plugin.registry import Registry
 from fitune.runs import atomic
 from fitune.runs.history.summary import is_run
@@ -33,6 +35,8 @@ from fitune.runs.launched import LAUNCH
 HEAD, BEFORE, OBJECTS = "head.json", "before.json", "objects"
 
 FORMAT = 1
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +130,14 @@ class Remote:
     def _head(self, name: str) -> Head | None:
         """One that is there; None for one that is not, or cannot be read. Raises `OSError`."""
         try:
-            values = json.loads(self.files.cat_file(f"{self.root}/{name}"))
+            values = json_of(self.files.cat_file(f"{self.root}/{name}"))
             if values["format"] != FORMAT:
                 raise RunError(f"{self.url}/{name} is of another release of fitune: it reads format {FORMAT}")
             files = {str(file): str(digest) for file, digest in values["files"].items()}
             return Head(step=int(values["step"]), files=files)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
     def _write(self, name: str, head: Head) -> None:
@@ -161,6 +165,10 @@ class Remote:
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or "\\" in name:
             return f"{name} leads out of the run"
+        if not place.parts or not name.isprintable():
+            return f"{name!r} is no name of a file"
+        if not DIGEST.fullmatch(digest):
+            return f"{name} has no digest"
         target = into.joinpath(*place.parts)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
