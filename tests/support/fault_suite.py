@@ -21,7 +21,7 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from fitune.runs.lock import LEFT_OVER
 from fitune.testing import write_recipe, write_tiny_data
 from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike, strike_together
 from support.forked import Ended, Forks
+from support.objectives import write_pairs
 
 STEPS = 14
 """More than two epochs of six."""
@@ -93,9 +94,11 @@ class Figures:
         self.most_kills = max(self.most_kills, kills)
 
 
-def write_fault_recipe(directory: Path, steps: int = STEPS, *, sharded: bool = False) -> Path:
+def write_fault_recipe(
+    directory: Path, steps: int = STEPS, *, sharded: bool = False, objective: Mapping[str, object] | None = None
+) -> Path:
     """Write the recipe that is killed: all that draws random numbers, checkpoints by steps and of the best; of a model
-    that trains whole and lies in parts, if it is `sharded`.
+    that trains whole and lies in parts, if it is `sharded`; with pairs for an `objective` that takes them.
     """
     adapter = {"use": "none"} if sharded else {"use": "lora", "dropout": 0.3}
     strategies = [{"use": "accumulation", "steps": 2}, *([{"use": "fsdp"}] if sharded else [])]
@@ -108,9 +111,13 @@ def write_fault_recipe(directory: Path, steps: int = STEPS, *, sharded: bool = F
             "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
             "train": {"steps": steps, "warmup_steps": 2, "micro_batch": 1},
             "checkpoint": {"steps": 2, "keep": 2},
+            **({} if objective is None else {"objective": objective}),
         },
     )
-    write_tiny_data(path.parent / "held_out.jsonl", rows=3)
+    write = write_tiny_data if objective is None else write_pairs
+    write(path.parent / "held_out.jsonl", rows=3)
+    if objective is not None:
+        write_pairs(path.parent / "data.jsonl", rows=6)
     return path
 
 
@@ -118,11 +125,19 @@ class Suite:
     """One suite of kills, in a directory of its own."""
 
     def __init__(
-        self, forks: Forks, home: Path, *, kills: int, seed: int, processes: int = 1, sharded: bool = False
+        self,
+        forks: Forks,
+        home: Path,
+        *,
+        kills: int,
+        seed: int,
+        processes: int = 1,
+        sharded: bool = False,
+        objective: Mapping[str, object] | None = None,
     ) -> None:
         self.forks, self.home, self.kills, self.seed, self.processes = forks, home, kills, seed, processes
         self.at_once = AT_ONCE if processes == 1 else 1
-        self.recipe = write_fault_recipe(home / "recipe", sharded=sharded)
+        self.recipe = write_fault_recipe(home / "recipe", sharded=sharded, objective=objective)
         self.figures = Figures(seed=seed, processes=processes)
         self.plain: dict[str, Any] = {}
         """What came of a run that nothing disturbed."""

@@ -120,9 +120,8 @@ def test_what_is_trained_whole_is_a_plain_model_at_once(runs: dict[str, Run]) ->
     torch.testing.assert_close(scores(plain, tokenizer), scores(ours, tokenizer))
 
 
-@pytest.mark.parametrize("kind", ["dora", "whole"])
-def test_it_goes_on_to_the_bit(kind: str, recipe: Path, tmp_path: Path) -> None:
-    asked = (*SETTINGS, *KINDS[kind])
+def test_trained_whole_it_goes_on_to_the_bit(recipe: Path, tmp_path: Path) -> None:
+    asked = (*SETTINGS, *WHOLE)
     go(recipe, *asked, out=tmp_path / "whole")
     stop(recipe, tmp_path / "parted", 3, *asked)
     go(tmp_path / "parted")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
@@ -89,11 +90,14 @@ def converted(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         return model
     set_seed(recipe.general.seed)
     before = list(model.parameters())
-    model = call_plugin(use, use.record.convert, use.options, model)
+    found: object = call_plugin(use, use.record.convert, use.options, model)
+    if not isinstance(found, transformers.PreTrainedModel):
+        what = f'"convert" gave a {type(found).__name__}, not a model of transformers'
+        raise PluginError(f'objective "{use.record.name}": {what}')
     known = {id(parameter) for parameter in before}
-    new = [name.rpartition(".")[0] for name, parameter in model.named_parameters() if id(parameter) not in known]
-    setattr(model, ADDED, tuple(dict.fromkeys(new)))
-    return model
+    new = [name.rpartition(".")[0] for name, parameter in found.named_parameters() if id(parameter) not in known]
+    setattr(found, ADDED, tuple(dict.fromkeys(new)))
+    return found
 
 
 def know_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

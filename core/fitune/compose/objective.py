@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fitune.compose.criterion import must_be_criterion, outcome_of, units_of
 from fitune.compose.loss import plain_log_probs, plain_loss
 from fitune.compose.masks import unasked
 from fitune.compose.model import call_plugin
@@ -66,6 +67,11 @@ class RunScores:
 
     def reference(self, model: nn.Module, batch: Batch) -> Tensor:
         """As `fitune.Scores` has it: without dropout, too."""
+        if self._off is None and REFERENCE not in batch.extras:
+            raise PluginError(
+                "the objective asks for a reference, and its record does not say that it needs one "
+                "(fitune.Objective.needs_reference)"
+            )
         if self._off is None:
             return batch.extras[REFERENCE]
         training = model.training
@@ -150,9 +156,7 @@ class Tally:
             self._sums.copy_(kept)
 
     def add(self, measures: Mapping[str, Measure]) -> None:
-        """Add those of a micro-batch. Raises `PluginError` for one that was not announced."""
-        if others := sorted(measures.keys() - set(self.names)):
-            raise PluginError(f"the objective measures {', '.join(others)}, which its Criterion.measures do not name")
+        """Add those of a micro-batch."""
         if self._sums is None:
             return
         nothing = self._sums.new_zeros(())
@@ -186,7 +190,7 @@ class ObjectiveLoss:
 
     def units(self, examples: Sequence[Example]) -> int:
         """What the sum over these examples is divided by."""
-        return sum(map(self.criterion.units, examples))
+        return units_of(self.criterion, self._name, examples)
 
     def without_effect(self) -> tuple[str, ...]:
         """Which strategies give what the objective did not ask for, once it has been computed, and once only."""
@@ -198,7 +202,7 @@ class ObjectiveLoss:
         return tuple(_idle(name, whats, self._name, self.scores.asked) for name, whats in idle.items())
 
     def _measured(self, model: nn.Module, batch: Batch) -> Tensor:
-        outcome = self.criterion.loss(model, batch, self.scores)
+        outcome = outcome_of(self.criterion, self._name, model, batch, self.scores)
         self.tally.add(outcome.measures)
         return outcome.loss
 
@@ -213,7 +217,7 @@ def _idle(name: str, given: Sequence[str], objective: str, asked: Collection[str
 def objective_of(recipe: Recipe, plan: Plan, device: torch.device) -> ObjectiveLoss:
     """The loss of a recipe's objective, computed as its memory strategies have planned. Raises `PluginError`."""
     use = recipe.objective
-    criterion = call_plugin(use, use.record.make, use.options)
+    criterion = must_be_criterion(call_plugin(use, use.record.make, use.options), use.record.name)
     off = recipe.adapter.record.off if use.reference == "adapter-off" else None
     scores = scores_of(plan, off)
     return ObjectiveLoss(criterion, scores, device, replaced=plan.replaced, name=use.record.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.errors import Problem
+from fitune.plugin.contract import blame
 from fitune.plugin.options import toml_text
 from fitune.plugin.paths import located
 from fitune.plugin.recipe import Compared, Recipe, Use
@@ -58,7 +59,9 @@ def read_objective(tables: Tables, adapter: Use[Adapter[Any]] | None) -> Use[Obj
         return None
     table = tables.source.values["objective"]
     given = {REFERENCE: table[REFERENCE]} if REFERENCE in table else {}
-    if not use.record.needs_reference(use.options):
+    with blame(f'the needs_reference of the objective "{use.record.name}"'):
+        needed = use.record.needs_reference(use.options)
+    if not needed:
         if given:
             what = f'"{REFERENCE}" has no effect: "{use.record.name}" compares with nothing, as it is set here'
             tables.add(("objective", REFERENCE), Problem(what=what, fix="Remove it"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt
 
-from fitune import Batch, Criterion, Example, Objective, Outcome, Scores, hookimpl
+from fitune import Batch, Criterion, Example, Objective, Outcome, Problem, Scores, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,6 +93,12 @@ def _means(what: str, values_D: Tensor, good_D: Tensor, bad_D: Tensor) -> dict[s
     return {f"{what}/{name}": (_sum(values_D, mask_D), mask_D.float().sum()) for name, mask_D in sides}
 
 
+def _check(options: KtoOptions) -> Iterable[Problem]:
+    if not options.desirable and not options.undesirable:
+        what = '"desirable" and "undesirable" are both 0, so that no answer counts'
+        yield Problem(key="desirable", what=what, fix="Give one of them a weight")
+
+
 @hookimpl
 def ft_objectives() -> Iterable[Objective[KtoOptions]]:
     """Offer the objective."""
@@ -103,4 +109,5 @@ def ft_objectives() -> Iterable[Objective[KtoOptions]]:
         make=Kto,
         takes="labelled",
         needs_reference=lambda options: True,
+        check=_check,
     )
