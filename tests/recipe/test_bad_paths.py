@@ -71,6 +71,8 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "in" / "*.jsonl", tmp_path / "**" / "*.jsonl"):
         assert problems(jsonl, path) == broken
         assert error_of_unchecked(jsonl, path) == broken[0].removeprefix("path: ")
+    for name, said in zip(("b", "round"), broken, strict=True):
+        assert problems(jsonl, tmp_path / "in" / f"{name}.jsonl") == [said]
 
 
 def error_of_unchecked(module: ModuleType, path: Path) -> str:

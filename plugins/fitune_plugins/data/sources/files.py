@@ -157,7 +157,7 @@ def _look(name: str, path: Path) -> tuple[list[Path], list[Problem]]:
 
 
 def _find(path: Path, noun: str, suffixes: tuple[str, ...]) -> tuple[list[Path], Problem | None]:
-    if path.is_file():
+    if path.is_file() or _leads_nowhere(path):  # which is told of with what else is wrong with files
         return [path], None
     ends = f"{', '.join(suffixes)} (and these with {', '.join(COMPRESSED)})"
     if path.is_dir():
