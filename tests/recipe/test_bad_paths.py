@@ -35,7 +35,7 @@ def error_of(module: ModuleType, path: Path) -> str:
     [
         ("no.jsonl", "no such file: {here}/no.jsonl. Give the path of a JSON Lines file"),
         ("no/no.jsonl", "no such file: {here}/no/no.jsonl. Give the path of a JSON Lines file"),
-        ("broken.jsonl", "no such file: {here}/broken.jsonl. Give the path of a JSON Lines file"),
+        ("broken.jsonl", "a link to a file that is not there: {here}/broken.jsonl. Mend it, or delete it"),
         ("pipe.jsonl", "not a file: {here}/pipe.jsonl. Give the path of a JSON Lines file"),
         ("empty.jsonl", "the file is empty: {here}/empty.jsonl. Give one with rows"),
         ("hollow", f"no JSON Lines file in the directory {{here}}/hollow. {ENDS}"),
