@@ -34,10 +34,15 @@ from fitune.recipe.shipped import title_of
 DOCS = Path(__file__).parent
 RECIPES = DOCS.parent / "recipes"
 INDEX, PAGE, SHAPES = RECIPES / "index.json", DOCS / "recipes.md", DOCS / "published_shapes.json"
-CARDS = {"deepseek7b_g5": "a10g", "llama3_70b_4xh100": "h100", "llama31_8b_full_4xh100": "h100"}
+CARDS = {
+    "deepseek7b_g5": "a10g",
+    "llama3_70b_4xh100": "h100",
+    "llama31_8b_full_4xh100": "h100",
+    "qwen25_7b_1m_4xh100": "h100",
+}
 """Of recipes that name their strategies themselves, the card that they are for."""
 
-SEVERAL = {"llama3_70b_4xh100": 4, "llama31_8b_full_4xh100": 4}
+SEVERAL = {"llama3_70b_4xh100": 4, "llama31_8b_full_4xh100": 4, "qwen25_7b_1m_4xh100": 4}
 """Recipes that several GPUs share, and how many."""
 
 HEAD = """\
@@ -108,7 +113,10 @@ def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
         "card": card.title,
         "strategies": [use.table() for use in made.strategies],
         "micro_batch": made.train.micro_batch,
-        "tokens": card.count * made.train.micro_batch * made.train.length * found.trace.plan.accumulation,
+        "tokens": found.trace.plan.replicas
+        * made.train.micro_batch
+        * made.train.length
+        * found.trace.plan.accumulation,
         **_sizes(found),
         "seconds": None if seconds is None else round(seconds, 3),
     }
