@@ -18,6 +18,7 @@ from fitune_plugins.data.turns import THOUGHTS
 from fitune_plugins.text_files import text_of
 
 if TYPE_CHECKING:
+    from jinja2 import nodes as jinja_nodes
     from transformers import PreTrainedTokenizerBase
 
 DIRECTORY = Path(__file__).parent / "templates"
@@ -103,6 +104,15 @@ class Template:
         with suppress(Refused):
             return self.render(asked) != replace(self, day=self.day + timedelta(days=400)).render(asked)
         return True
+
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """What the template reads by name of something else, a message say: `m.name`, `m["name"]`, `"name" in m`."""
+        from jinja2 import nodes
+
+        parsed = _parsed(self.source)
+        texts = (node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str))
+        return frozenset([*(node.attr for node in parsed.find_all(nodes.Getattr)), *texts])
 
     @cached_property
     def saved(self) -> str:
@@ -226,11 +236,16 @@ def _check(template: Template, variables: Mapping[str, Value]) -> None:
 
 def _read_by(source: str) -> set[str]:
     """The variables that a template reads and does not set itself."""
-    from jinja2 import Environment, meta
+    from jinja2 import meta
+
+    return meta.find_undeclared_variables(_parsed(source))
+
+
+def _parsed(source: str) -> jinja_nodes.Template:
+    from jinja2 import Environment
 
     bare = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", source)  # transformers' own tag
-    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(bare)
-    return meta.find_undeclared_variables(parsed)
+    return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(bare)
 
 
 def _read(file: Path) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fitune_plugins.data.chat_template import Template
+from fitune_plugins.data.chat_template import Refused, Template
 from fitune_plugins.data.parts import text_at
 from fitune_plugins.data.reading import Reading
 from fitune_plugins.data.shapes import Shapes
@@ -37,8 +36,8 @@ class Otherwise:
                 said, written = text_at(reading.messages[part.message], part), reading.text[start:end]
                 if said != written and written not in _escaped(said):
                     self.count(CHANGED)
-        for turn in reading.messages:
-            for key in self._unread(turn):
+        for at, turn in enumerate(reading.messages):
+            for key in self._unread(reading, at, turn):
                 self.count(f'messages with a "{key}", which the template does not read')
 
     def tell_asked(self) -> None:
@@ -46,17 +45,25 @@ class Otherwise:
         if self.asked:
             self.count(self.asked)
 
-    def _unread(self, turn: Mapping[str, Any]) -> Iterator[str]:
-        """Keys with a value that the template's source does not name."""
+    def _unread(self, reading: Reading, at: int, turn: Mapping[str, Any]) -> Iterator[str]:
+        """Keys with a value that the template does not read of messages: neither by name nor with all others."""
         for key, value in turn.items():
             if key in READ or value in (None, "", [], {}) or (key == "name" and turn["role"] == "tool"):
                 continue
             if key not in self.unread:
-                named = re.search(rf"\b{re.escape(key)}\b", self.template.source) is not None
-                self.unread[key] = not named
+                self.unread[key] = key not in self.template.named and self._without(reading, at, key) == reading.text
             if self.unread[key]:
                 known = [one for one, unread in self.unread.items() if unread]
                 yield key if key in known[:MOST] else "key of another kind"
+
+    def _without(self, reading: Reading, at: int, key: str) -> str | None:
+        """The text of a conversation without a key of one of its messages; None where the template refuses that."""
+        messages = list(reading.messages)
+        messages[at] = {name: value for name, value in messages[at].items() if name != key}
+        try:
+            return self.template.render(messages, reading.tools)
+        except Refused:
+            return None
 
 
 def _asked(shapes: Shapes) -> str:

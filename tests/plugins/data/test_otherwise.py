@@ -55,6 +55,16 @@ def test_keys_that_the_template_does_not_read() -> None:
     assert told(template("(m.name or '') + (m.refusal or '') + m.content"), talk) == words[:1]
 
 
+def test_a_key_of_messages_is_not_taken_for_what_is_read_elsewhere() -> None:
+    """A system message with tools of its own, where the template writes those of the row."""
+    own = conversation({"role": "system", "content": "Be brief.", "tools": "[1]"}, "a?", "one")
+    source = "{%- if tools -%}{{- (tools | tojson) -}}{%- endif -%}" + template("m.content")
+    assert told(source, own) == ['messages with a "tools", which the template does not read']
+    assert told(template("m.content + (m.tools or '')"), own) == []
+    assert told(template("m.content + (m['tools'] if 'tools' in m else '')"), own) == []
+    assert told("{{- (messages[0] | tojson) -}}" + template("m.content"), own) == []
+
+
 def test_of_many_keys_the_first_are_named() -> None:
     keys = {f"key {number}": True for number in range(MOST + 5)}
     found = told(template("m.content"), conversation("a?", {"role": "assistant", "content": "one", **keys}))
