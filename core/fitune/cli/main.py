@@ -33,6 +33,7 @@ from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
 from fitune.compose.processes import PeerLost, is_main_process, process_index, reads_errors, tell_launcher
 from fitune.errors import FtError, described, nearest, sentences
+from fitune.plugin.own_python import leave_kernels_out
 
 COMMANDS: tuple[click.Command, ...] = (
     check_command,
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str] | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("USE_HUB_KERNELS", "NO")  # compiled code that transformers would fetch where it finds a use
+    leave_kernels_out()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
     settings = Settings()
     try:

@@ -11,6 +11,7 @@ from fitune.memory.background import Request
 from fitune.memory.forecast import forecast
 from fitune.memory.report import json_of
 from fitune.memory.trace.twins import twins_of
+from fitune.plugin.own_python import leave_kernels_out
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import Trust
 from fitune.recipe.reader import read_recipe
@@ -18,6 +19,7 @@ from fitune.recipe.reader import read_recipe
 
 def main() -> None:
     """Answer one request, which the run that started this process has written."""
+    leave_kernels_out()
     request: Request = pickle.loads(sys.stdin.buffer.read())
     try:
         registry = Registry.open(

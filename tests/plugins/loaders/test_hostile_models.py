@@ -123,13 +123,37 @@ def test_attention_that_is_a_kernel_of_the_hub_by_another_name(
         must_name_no_kernel(str(model), {})
 
 
-def test_transformers_fetches_no_kernel_by_itself() -> None:
-    """Mamba's and others' are taken from the hub where the package `kernels` is there, whatever a recipe says."""
-    code = (
-        "import contextlib\nfrom fitune.cli.main import main\n"
-        "with contextlib.suppress(SystemExit): main(['--version'])\n"
-        "from transformers.integrations import hub_kernels\nprint(hub_kernels._kernels_enabled)"
-    )
+KERNELS = """\
+from pathlib import Path
+
+Path("MARK").touch()
+
+
+def __getattr__(name):
+    raise ImportError(name)
+"""
+ASK = """\
+import contextlib
+from fitune.cli.main import main
+with contextlib.suppress(SystemExit):
+    main(["--version"])
+from transformers.utils.import_utils import is_kernels_available
+print(is_kernels_available())
+with contextlib.suppress(ImportError):
+    import kernels
+"""
+
+
+@pytest.mark.parametrize("asked", ["", "YES"])
+def test_no_library_fetches_a_kernel_by_itself(tmp_path: Path, asked: str) -> None:
+    """transformers takes Mamba's from the hub, bitsandbytes its own for some processors, where `kernels` is there."""
+    (tmp_path / "kernels.py").write_text(KERNELS.replace("MARK", str(tmp_path / "mark")), encoding="utf-8")
+    (tmp_path / "kernels-0.16.0.dist-info").mkdir()
+    text = "Metadata-Version: 2.1\nName: kernels\nVersion: 0.16.0\n"
+    (tmp_path / "kernels-0.16.0.dist-info" / "METADATA").write_text(text, encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key != "USE_HUB_KERNELS"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.splitlines()[-1] == "False"
+    environment |= {"PYTHONPATH": str(tmp_path), **({"USE_HUB_KERNELS": asked} if asked else {})}
+    said = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
+    assert (tmp_path / "mark").exists() == bool(asked)
+    if not asked:
+        assert said.stdout.splitlines()[-1] == "False"
