@@ -39,6 +39,7 @@ CHUNKED: Json = {"use": "chunked-loss"}
 GROWING: Json = {"use": "expandable-segments"}
 FAST: list[Json] = [{"use": "fast-layers"}, {"use": "fused-rms-norm"}, {"use": "fused-lora"}]
 FSDP: Json = {"use": "fsdp"}
+PARTS: Json = {"use": "context-parallel"}
 
 LORA, FULL = {"use": "lora", "r": 16, "alpha": 32, "targets": "all-linear"}, {"use": "none"}
 
@@ -61,6 +62,9 @@ CASES: dict[str, Json] = {
         "strategies": [CHECKPOINTED, CHUNKED, GROWING, {**FSDP, "reshard_after_forward": False}],
         "adapter": FULL,
     },
+    "rows in parts": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, PARTS], "length": 16384},
+    "rows in parts, fast layers": {"strategies": [*FAST, CHUNKED, GROWING, PARTS], "length": 16384},
+    "rows in parts, shards": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, PARTS, FSDP], "length": 32768},
 }
 """What matters most comes first."""
 

@@ -28,9 +28,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def ft(recipe: Path, out: Path, gpus: int, *given: str, strategies: str = "") -> Path:
-    """A run on so many GPUs; gives its directory."""
-    memory = f'memory.strategy=[{{use="accumulation", steps={4 // gpus}}}{strategies}]'
+def ft(recipe: Path, out: Path, gpus: int, *given: str, strategies: str = "", groups: int | None = None) -> Path:
+    """A run on so many GPUs, which are so many groups that have rows of their own; gives its directory."""
+    memory = f'memory.strategy=[{{use="accumulation", steps={4 // (groups or gpus)}}}{strategies}]'
     command = ["run", str(recipe), "--out", str(out), "--gpus", str(gpus), "--set", memory, *given]
     done = subprocess.run([sys.executable, "-m", "fitune", *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -65,6 +65,28 @@ def test_fast_layers_in_shards(recipe: Path, tmp_path: Path) -> None:
     given = ("--set", 'model.dtype="bfloat16"')
     one = ft(recipe, tmp_path / "one", 1, *given)
     two = ft(recipe, tmp_path / "two", 2, *given, strategies=', {use="fast-layers"}, {use="fsdp"}')
+    assert losses(two) == pytest.approx(losses(one), rel=2e-2)
+
+
+PACKED = ("--set", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]')
+
+
+@pytest.mark.parametrize("more", ["", ', {use="fsdp"}'])
+def test_parts_of_rows_train_as_rows_do(recipe: Path, tmp_path: Path, more: str) -> None:
+    one = ft(recipe, tmp_path / "one", 1)
+    parts = ', {use="gradient-checkpointing"}, {use="chunked-loss"}, {use="context-parallel"}'
+    two = ft(recipe, tmp_path / "two", 2, strategies=parts + more, groups=1)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert_close(adapter(two).values(), adapter(one).values(), relative=1e-3)
+
+
+def test_parts_of_packed_rows_in_bfloat16(recipe: Path, tmp_path: Path) -> None:
+    """By variable-length attention, which is given whole rows, and by kernels of whole layers."""
+    given = ("--set", 'model.dtype="bfloat16"', *PACKED)
+    one = ft(recipe, tmp_path / "one", 1, *given)
+    two = ft(
+        recipe, tmp_path / "two", 2, *given, strategies=', {use="fast-layers"}, {use="context-parallel"}', groups=1
+    )
     assert losses(two) == pytest.approx(losses(one), rel=2e-2)
 
 

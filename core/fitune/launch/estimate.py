@@ -71,8 +71,8 @@ def estimate(
         recipe, found = _forecast(recipe, registry, data, card)
         if not found.passes:
             raise RunError(_too_small(recipe, registry, data, launcher, machine, found))
-    accumulation = planned(recipe, gpu=card is not None)[1].accumulation
-    steps = steps_of(recipe, accumulation, len(data.data.rows), max(1, machine.gpus))
+    plan = planned(recipe, gpu=card is not None, processes=max(1, machine.gpus))[1]
+    steps = steps_of(recipe, plan.accumulation, len(data.data.rows), plan.replicas)
     seconds = None
     if found is not None:
         least, most = MEASURED if Pace(found.card).origin.rates is not None else BY_DATA_SHEET
