@@ -37,6 +37,14 @@ WORDS = re.compile(
 )
 """Words of keys of this kind."""
 
+BESIDE = re.compile(
+    r"do|don|t|not|no|never|on|is|to|be|for|from|in|of|with|should|use|only|this|apply|compute|calculate|includ(e|ed)"
+    r"|inputs?|prompts?|completions?|responses?|answers?|outputs?|assistants?|users?|eos|turns?|samples?|examples?|rows?"
+    r"|tokens?|labels?"
+)
+"""Words that make a column one of this kind together with those, if all of its words are, and its value is yes or no;
+others are the row's own business, e.g. `train_split` or `loss_history`."""
+
 YES = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 """What is yes and what is no as text: CSV has nothing else."""
 
@@ -45,9 +53,8 @@ PASS_OVER = 'To pass over such keys, name the format (or "detect") in a [[data.s
 
 def is_one(key: str) -> bool:
     """Whether the key of a message is one by which rows say what is trained on, or is near one."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower())
     near = [known for known in _near(key, cutoff=0.85) if known[0] == key[:1].lower()]
-    return bool(near) or any(WORDS.fullmatch(word) for word in words) or _is_spelled_as(key, (*TRAINED, *MASKED))
+    return bool(near) or any(map(WORDS.fullmatch, _words(key))) or _is_spelled_as(key, (*TRAINED, *MASKED))
 
 
 def of_message(message: Mapping[str, Any], origin: Origin, where: str, *, answer: bool) -> bool | None:
@@ -68,13 +75,21 @@ def of_row(values: Mapping[str, Any], origin: Origin, columns: Iterable[object])
     `columns` are those with what the row is about, whatever their names are.
     """
     own = set(columns)
-    found = {str(key): value for key, value in values.items() if key not in own and _is_of_row(str(key))}
+    found = {str(key): value for key, value in values.items() if key not in own and _is_of_row(str(key), value)}
     return _word(found, origin, "column ")
 
 
-def _is_of_row(key: str) -> bool:
-    """Whether a column is one of these; others with such words are the row's own business, e.g. `loss_history`."""
-    return _is_spelled_as(key, (*TRAINED, *MASKED, *OF_ROWS))
+def _is_of_row(key: str, value: object) -> bool:
+    """Whether a column is one of these, by its name, or by its words where its value is yes or no."""
+    if _is_spelled_as(key, (*TRAINED, *MASKED, *OF_ROWS)):
+        return True
+    words = _words(key)
+    meant = any(map(WORDS.fullmatch, words)) and all(WORDS.fullmatch(one) or BESIDE.fullmatch(one) for one in words)
+    return meant and _read(value) is not None
+
+
+def _words(key: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower())
 
 
 def _is_spelled_as(key: str, known: Iterable[str]) -> bool:

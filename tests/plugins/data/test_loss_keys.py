@@ -144,6 +144,21 @@ def test_other_messages_cannot_be_trained_on() -> None:
     )
 
 
+ROW = {"prompt": "1?", "completion": "one"}
+
+
+@pytest.mark.parametrize("key", ["mask_inputs", "do_not_train", "noTrain", "exclude_from_training", "train_on_outputs", "use_for_loss", "skip"])  # fmt: skip
+@pytest.mark.parametrize("value", [True, 0, "yes"])
+def test_columns_whose_words_say_it(key: str, value: object) -> None:
+    said = error("prompt-completion", {**ROW, key: value})
+    assert f'column "{key}" says what is trained on in a way that is not known' in said
+
+
+@pytest.mark.parametrize(("key", "value"), [("train_split", 1), ("loss_history", 0), ("quality_weight", 1), ("train_loss", 0.3), ("skip_reason", "no"), ("is_train", "a"), ("labels", 1)])  # fmt: skip
+def test_columns_of_the_rows_own_business(key: str, value: object) -> None:
+    assert read("prompt-completion", {**ROW, key: value})
+
+
 @pytest.mark.parametrize("key", ["ignore", "ignored", "skip", "isSkipped", "exclude_turn", "supervised", "no_learning", "learnable"])  # fmt: skip
 def test_words_that_only_mean_it(key: str) -> None:
     said = error("messages", openai(**{key: True}))
