@@ -3,18 +3,17 @@
     python benchmarks/several.py --plan plan.json --cards 2 --card h100          (needs no card)
     python benchmarks/several.py --measure plan.json --out benchmarks/several.json --minutes 9
 
-Each composition is a run of its own, of `compose` and `train` as `ft run` has them, in a process for each card (by
-torchrun); weights are random, of Llama 3's shape in few layers, on whose number the forecast's correctness does not
-depend. Of each process is kept the most that torch's allocator gave out and reserved, and what of the card is in use
-beside it: the context, and NCCL's memory. What was found is written after each run, so that a call that is cut short
-counts; a second call leaves out what the file has.
-
-Not run yet: there was no machine with several cards where it was written.
+Each composition is a run of its own, of `compose` and `train` as `ft run` has them; a process for each card (by
+torchrun) makes one after the other, for starting takes longer than they do. Weights are random, of Llama 3's shape in
+few layers, on whose number the forecast's correctness does not depend. Of each process is kept the most that torch's
+allocator gave out and reserved, and what of the card is in use beside it: the context, and NCCL's memory. What was
+found is written after each run, so that a call that is cut short counts; a second call leaves out what the file has.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, help="write forecasts here")
     parser.add_argument("--measure", type=Path, help="measure what is planned here")
-    parser.add_argument("--worker", type=Path, help="the recipe of a run that this is a process of")
+    parser.add_argument("--worker", type=Path, nargs="+", help="the recipes of runs that this is a process of")
     parser.add_argument("--cards", type=int, default=2)
     parser.add_argument("--card", default="h100", help="by name, the card that it is measured on")
     parser.add_argument("--layers", type=int, default=8)
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--only", nargs="*", help="names of cases")
     asked = parser.parse_args()
-    if asked.worker:
-        work(asked.worker)
+    for recipe in asked.worker or ():
+        work(recipe)
     if asked.plan:
         with tempfile.TemporaryDirectory() as home:
             chosen = {name: case for name, case in CASES.items() if not asked.only or name in asked.only}
@@ -149,29 +149,40 @@ def measure(planned: Json, out: Path, until: float) -> None:
     before = json.loads(out.read_text(encoding="utf-8"))["cases"] if out.exists() else {}
     cases: Json = {name: {"forecast": told, **before.get(name, {})} for name, told in planned["cases"].items()}
     whole = {**circumstances(0.0, "python benchmarks/several.py --measure ..."), "cards": cards, "layers": layers}
+    wanted = [name for name, case in cases.items() if not ("measured" in case or "failed" in case["forecast"])]
     with tempfile.TemporaryDirectory() as home:
-        for name, case in cases.items():
-            if "measured" in case or "failed" in case["forecast"] or time.monotonic() > until:
-                continue
-            case["measured"] = one_run(written(CASES[name], Path(home), layers), int(CASES[name].get("cards") or cards))
-            out.write_text(json.dumps({**whole, "cases": cases}, indent=1) + "\n", encoding="utf-8")
-            print(line(name, case), flush=True)
+        recipes = {name: written(CASES[name], Path(home), layers) for name in wanted}
+        for count in (cards, 1):
+            left = {name: path for name, path in recipes.items() if int(CASES[name].get("cards") or cards) == count}
+            while left and time.monotonic() < until:
+                for name, found in several_runs(left, count, until):
+                    cases[name]["measured"] = found
+                    del left[name]
+                    out.write_text(json.dumps({**whole, "cases": cases}, indent=1) + "\n", encoding="utf-8")
+                    print(line(name, cases[name]), flush=True)
     tell_scaling(cases, cards)
 
 
-def one_run(recipe: Path, cards: int) -> list[Json]:
-    """What each process of a run measured; one entry that says why, where it failed."""
+def several_runs(recipes: dict[str, Path], cards: int, until: float) -> Iterator[tuple[str, list[Json]]]:
+    """Runs of one start, each with what its processes measured; the last with why, where it failed or took too long."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cards)]
-    try:
-        ended = subprocess.run(
-            [*command, __file__, "--worker", str(recipe)], capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return [{"failed": f"after {PATIENCE} seconds"}]
-    files = [recipe.parent / f"{rank}.json" for rank in range(cards)]
-    if not all(file.exists() for file in files):
-        return [{"failed": ended.stderr[-600:]}]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    with tempfile.TemporaryFile("w+") as said:
+        started = subprocess.Popen([*command, __file__, "--worker", *map(str, recipes.values())], stderr=said)
+        try:
+            for name, path in list(recipes.items()):
+                files, patience = [path.parent / f"{rank}.json" for rank in range(cards)], time.monotonic() + PATIENCE
+                while not all(file.exists() for file in files):
+                    if time.monotonic() > until:
+                        return
+                    if started.poll() is not None or time.monotonic() > patience:
+                        said.seek(0)
+                        yield name, [{"failed": said.read()[-600:]}]
+                        return
+                    time.sleep(0.2)
+                yield name, [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        finally:
+            started.terminate()
+            started.wait()
 
 
 def work(path: Path) -> None:
@@ -186,6 +197,7 @@ def work(path: Path) -> None:
     from fitune.train.loop import train
 
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.cuda.reset_peak_memory_stats()
     registry = Registry.open(third_party=False)
     registry.register(forecast_rows, "shape")
     parts = compose(read_recipe(path, registry), path.parent / "run")
@@ -200,7 +212,12 @@ def work(path: Path) -> None:
         "loss": [round(step.loss, 5) for step in steps],
         "card": torch.cuda.get_device_name(),
     }
-    (path.parent / f"{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
+    written = path.parent / f"{os.environ['RANK']}.part"
+    written.write_text(json.dumps(found), encoding="utf-8")
+    written.rename(written.with_suffix(".json"))
+    del parts
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def line(name: str, case: Json) -> str:

@@ -37,7 +37,7 @@ def test_several_cards_are_planned_for_as_each_of_them(plan: Plan) -> None:
     told = plan("--gpu", "h100", "--gpus", "4", *SHARDED)
     assert told.startswith("tiny on 4 x H100-80GB, 79.180 GiB each: fits")
     assert "2 x 128 tokens to a micro-batch on each of 4 cards" in told
-    assert "  NCCL          688.0 MiB  sourced, not measured here" in told
+    assert "  NCCL          688.0 MiB  sourced, more than was measured" in told
     assert "tokens/s on all 4" in told
     assert "75% of the 450 GB/s of their data sheet in one direction: assumed" in told
 

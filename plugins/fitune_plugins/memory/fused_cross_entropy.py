@@ -6,7 +6,7 @@ Shapes: B rows, S tokens of each, H hidden, V vocabulary, N target tokens, round
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -50,26 +50,59 @@ def _asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor | Non
     hidden_BSH = cast(Any, inner.base_model)(**batch.inputs())[0]
     labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
     everything = labels.numel()
-    rows = None
-    if batch.targets < everything - len(batch.labels):
+    rows, size = None, -(-batch.targets // ROUNDED) * ROUNDED
+    if size < everything and batch.targets < everything - len(batch.labels):
         # The count is known from the host, so that no device waits for it. The last token is never a target.
-        size = min(everything, -(-batch.targets // ROUNDED) * ROUNDED)
         rows = (labels != IGNORED).nonzero_static(size=size, fill_value=everything - 1).squeeze(1)
         labels = labels[rows]
     return hidden_BSH, labels, rows
 
 
-def _gradient(hidden: Tensor, rows_N: Tensor | None) -> Tensor:
-    """What the gradients of hidden states are put into; those of tokens that are no targets are 0."""
-    return torch.empty_like(hidden) if rows_N is None else torch.zeros_like(hidden)
+def _computed(
+    hidden: Tensor,
+    labels_N: Tensor,
+    rows_N: Tensor | None,
+    head: Head,
+    chunk: int,
+    take: Callable[[slice, Tensor], None],
+    *,
+    wants: bool,
+) -> Tensor | None:
+    """Have the losses `[n]` of each chunk taken; gives their gradients by the hidden states `[B x S, H]`, if wanted.
+
+    Target tokens stand at the beginning of what will be the gradient: first their hidden states, then their gradients.
+    So whatever share of the tokens is trained on, no more memory is taken than where all of them are.
+    """
+    weight = head.module.weight
+    grad = torch.empty_like(hidden) if wants else None
+    parts = [(slice(part.start, min(part.stop, len(labels_N))), times) for part, times in chunks(labels_N, chunk)]
+    for part, times in parts:
+        with standing_for(times):
+            here = hidden[part] if rows_N is None else _rows(hidden, rows_N[part], None if grad is None else grad[part])
+            logits = here @ weight.t()
+            take(part, kernels.cross_entropy_(logits, labels_N[part], head.limit or 0.0))
+            if grad is not None:
+                torch.mm(logits, weight, out=grad[part])  # `logits` are their own gradient by now
+            del here, logits
+    if grad is not None and rows_N is not None:
+        _spread(grad, rows_N, parts)
+    return grad
 
 
-def _put(grad: Tensor, rows_N: Tensor | None, part: slice, logits: Tensor, weight: Tensor) -> None:
-    """Put the gradients of a chunk's hidden states in place: `logits` are their own gradient by now."""
-    if rows_N is None:
-        torch.mm(logits, weight, out=grad[part])
-    else:
-        grad.index_copy_(0, rows_N[part], logits @ weight)
+def _rows(hidden: Tensor, rows_N: Tensor, out: Tensor | None) -> Tensor:
+    return hidden.index_select(0, rows_N) if out is None else torch.index_select(hidden, 0, rows_N, out=out)
+
+
+def _spread(grad: Tensor, rows_N: Tensor, parts: Sequence[tuple[slice, int]]) -> None:
+    """Put the first N rows where they belong, and 0 in all others. None belongs further up than it stands, for rows
+    are in order: so the last are moved first, into places that nothing is moved from any more.
+    """
+    grad[len(rows_N) :].zero_()
+    for part, times in reversed(parts):
+        with standing_for(times):
+            moved = grad[part].clone()
+            grad[part].zero_()
+            grad.index_copy_(0, rows_N[part], moved)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -79,17 +112,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_BSH: Tensor, labels_N: Tensor, rows_N: Tensor | None, head: Head, chunk: int
     ) -> Tensor:
-        hidden, weight = hidden_BSH.reshape(-1, hidden_BSH.shape[-1]), head.module.weight
+        hidden = hidden_BSH.reshape(-1, hidden_BSH.shape[-1])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad = _gradient(hidden, rows_N) if ctx.needs_input_grad[0] else None
-        for part, times in chunks(labels_N, chunk):
-            with standing_for(times):
-                here = hidden[part] if rows_N is None else hidden.index_select(0, rows_N[part])
-                logits = here @ weight.t()
-                total += kernels.cross_entropy_(logits, labels_N[part], head.limit or 0.0).sum()
-                if grad is not None:
-                    _put(grad, rows_N, part, logits, weight)
-                del here, logits
+
+        def take(part: slice, losses: Tensor) -> None:
+            total.add_(losses.sum())
+
+        grad = _computed(hidden, labels_N, rows_N, head, chunk, take, wants=ctx.needs_input_grad[0])
         ctx.save_for_backward(*([] if grad is None else [grad.view(hidden_BSH.shape)]))
         return total
 
@@ -106,21 +135,16 @@ class _FusedLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_BSH: Tensor, labels_N: Tensor, rows_N: Tensor | None, head: Head, chunk: int
     ) -> Tensor:
-        hidden, weight = hidden_BSH.reshape(-1, hidden_BSH.shape[-1]), head.module.weight
+        hidden = hidden_BSH.reshape(-1, hidden_BSH.shape[-1])
         values = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
-        grad = _gradient(hidden, rows_N) if ctx.needs_input_grad[0] else None
-        for part, times in chunks(labels_N, chunk):
-            with standing_for(times):
-                here = hidden[part] if rows_N is None else hidden.index_select(0, rows_N[part])
-                logits = here @ weight.t()
-                losses = kernels.cross_entropy_(logits, labels_N[part], head.limit or 0.0)
-                if rows_N is None:
-                    torch.neg(losses, out=values[part])
-                else:
-                    values.index_copy_(0, rows_N[part], losses.neg_())
-                if grad is not None:
-                    _put(grad, rows_N, part, logits, weight)
-                del here, logits
+
+        def take(part: slice, losses: Tensor) -> None:
+            if rows_N is None:
+                torch.neg(losses, out=values[part])
+            else:
+                values.index_copy_(0, rows_N[part], losses.neg_())
+
+        grad = _computed(hidden, labels_N, rows_N, head, chunk, take, wants=ctx.needs_input_grad[0])
         ctx.save_for_backward(*([] if grad is None else [grad]))
         ctx.shape = hidden_BSH.shape
         return values

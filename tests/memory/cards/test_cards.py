@@ -61,7 +61,7 @@ def test_the_cards_that_are_known() -> None:
 
 @pytest.mark.parametrize("card", known_cards(), ids=lambda card: card.name)
 def test_what_is_known_of_a_card_is_plausible(card: Card) -> None:
-    assert GIB // 10 < card.context <= GIB, "a context is between 0.1 and 1 GiB"
+    assert GIB // 10 < card.context <= 1.5 * GIB, "a context is between 0.1 and 1.5 GiB: the H200 was measured with 1.3"
     assert card.usable == card.memory - card.context > 0
     assert re.match(r"(measured|sourced|assumed): \S", card.context_source)
     assert re.match(r"https://\S+", card.source)

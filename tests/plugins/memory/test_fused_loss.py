@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fitune import Batch, Plan
-from fitune.compose.loss import plain_loss
+from fitune.compose.loss import plain_log_probs, plain_loss
+from fitune.memory.cards.cards import find_card
+from fitune.memory.forecast import forecast
+from fitune.plugin.recipe import Recipe
 from fitune_plugins.memory.chunked_cross_entropy import chunked_loss
 from fitune_plugins.memory.chunked_loss import ChunkedLoss, ChunkedLossOptions
-from fitune_plugins.memory.fused_cross_entropy import ROUNDED, fused_loss, suits
+from fitune_plugins.memory.fused_cross_entropy import ROUNDED, fused_log_probs, fused_loss, suits
 from support.tiny import assert_close, loss_and_gradients, make_batch, with_lora
+from support.traces import shapes
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -83,6 +88,57 @@ def test_loss_and_gradients_are_the_same(kind: str, batch: str, chunk: int) -> N
         loss, wanted = loss_and_gradients(other, model, rows)
         torch.testing.assert_close(found, loss, rtol=1e-6, atol=0)
         assert_close(grads, wanted, relative=1e-5)
+
+
+LONG: dict[str, Callable[[int], bool]] = {
+    "answers alone": lambda at: at < 100,
+    "prompts at the end": lambda at: at >= 60,
+    "every other": lambda at: at % 2 == 0,
+    "the first and the last": lambda at: 1 < at < 200,
+}
+
+
+@pytest.mark.parametrize("which", LONG)
+@pytest.mark.parametrize("chunk", [50, 128, 2048])
+def test_targets_that_are_picked_out(which: str, chunk: int) -> None:
+    """And whose gradients are put where they belong, through places that others leave."""
+    model, rows = _model(), make_batch([_row(n, seed=n, ignored=LONG[which]) for n in (250, 202)])
+    assert rows.targets < rows.labels.numel() - ROUNDED
+
+    def fused(model: nn.Module, batch: Batch) -> Tensor:
+        return fused_loss(model, batch, chunk=chunk)
+
+    found, grads = loss_and_gradients(fused, model, rows)
+    loss, wanted = loss_and_gradients(plain_loss, model, rows)
+    torch.testing.assert_close(found, loss, rtol=1e-6, atol=0)
+    assert_close(grads, wanted, relative=1e-5)
+
+    scale = torch.randn(rows.labels.shape, generator=torch.Generator().manual_seed(1))
+    probs, grads = loss_and_gradients(lambda m, b: (fused_log_probs(m, b, chunk=chunk) * scale).sum(), model, rows)
+    expected, wanted = loss_and_gradients(lambda m, b: (plain_log_probs(m, b) * scale).sum(), model, rows)
+    torch.testing.assert_close(probs, expected, rtol=1e-5, atol=0)
+    assert_close(grads, wanted, relative=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+@pytest.mark.parametrize("tokens", [64, 2048])
+def test_no_share_of_targets_takes_more_than_all(read: Callable[..., Recipe], objective: str, tokens: int) -> None:
+    """A forecast counts each token as a target."""
+    recipe = read(
+        f'objective={{use="{objective}"}}',
+        "train.length=512",
+        f'memory.strategy=[{{use="gradient-checkpointing"}}, {{use="chunked-loss", tokens={tokens}}}]',
+        'model.dtype="bfloat16"',
+        *(['data.stage=[{use="preferences"}, {use="chat"}]'] if objective == "dpo" else []),
+    )
+    made, card = shapes(recipe), find_card("h100")
+
+    def of_the_loss(targets: int) -> int:
+        rows = replace(made, training=tuple(replace(batch, targets=targets) for batch in made.training))
+        return next(peak.bytes for peak in forecast(recipe, rows, card).ledger.phases if peak.phase == "loss")
+
+    most = of_the_loss(made.training[0].targets)
+    assert all(of_the_loss(targets) <= most for targets in (509, 500, 384, 383, 100))
 
 
 def test_more_targets_than_there_are() -> None:

@@ -1,9 +1,10 @@
 """Several cards of one kind, a process on each: what NCCL takes of each beside the allocator, and how fast they talk.
 
-What NCCL takes is sourced, not measured here: 544 MiB of each of two cards and 688 MiB of each of more, for one
-communicator on A100s with NVLink, once it has summed (github.com/NVIDIA/nccl/issues/964). It grows with its channels,
-so with the links of a card (github.com/NVIDIA/nccl/issues/864), and each further communicator takes as much again: a
-run has one, and another for the group of processes that share rows.
+What NCCL takes is sourced: 544 MiB of each of two cards and 688 MiB of each of more, for one communicator on A100s
+with NVLink, once it has summed (github.com/NVIDIA/nccl/issues/964). It grows with its channels, so with the links of a
+card (github.com/NVIDIA/nccl/issues/864): a run's on two H200s took 286 MiB (`benchmarks/several.json`), and the larger
+number is kept. Each further communicator takes as much again: a run has one, and another for the group of processes
+that share rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fitune.plugin.units import MIB
 OF_TWO, OF_MORE = 544 * MIB, 688 * MIB
 """Bytes that NCCL takes of each card, of two and of more than two."""
 
-NCCL_SOURCE = "sourced, not measured here: of A100s with NVLink (github.com/NVIDIA/nccl/issues/964)"
+NCCL_SOURCE = "sourced, more than was measured on two H200s: of A100s with NVLink (github.com/NVIDIA/nccl/issues/964)"
 
 NO_NCCL = "none: the budget is taken as it was given"
 
