@@ -146,6 +146,11 @@ def test_what_writes_no_text_is_asked_for_none(runs: dict[str, Run], recipe: Pat
         train(recipe, tmp_path / "run", *SETTINGS, "eval.exact_match=true")
 
 
+def test_the_head_is_no_target_of_low_rank_adapters(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(FtError, match='"score" is new, and trains whole'):
+        train(recipe, tmp_path / "run", *SETTINGS, 'adapter.targets=["q_proj", "score"]')
+
+
 def test_sft_cannot_go_on_with_a_head(runs: dict[str, Run], recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(FtError, match="is not of this recipe's"):
         train(recipe, tmp_path / "run", "objective={use='simpo'}", f"adapter.from={runs['lora'].directory}")

@@ -80,6 +80,9 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
     _must_suit(targets, settings)
+    added = added_modules(model)
+    if both := [name for name in targets.modules if name in added]:
+        raise ModelError(f'[adapter] targets: "{both[0]}" is new, and trains whole. Leave it out')
     misread = [name for name in targets.modules if _is_misread(name, model)]
     read = [name for name in targets.modules if name not in misread]
     every, parameters = plain_modules(model), [name for name, _ in model.named_parameters()]
@@ -89,7 +92,7 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
         target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
         target_parameters=shortened(targets.parameters, parameters) or None,
         fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
-        modules_to_save=list(added_modules(model)) or None,
+        modules_to_save=list(added) or None,
         task_type="SEQ_CLS" if "ForSequenceClassification" in type(model).__name__ else "CAUSAL_LM",
     )
     with warnings.catch_warnings():
@@ -103,7 +106,7 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
         except ValueError as error:  # e.g. a target that is no layer with weights
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
     _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
-    config.modules_to_save = list(added_modules(model)) or None  # peft has put others beside them
+    config.modules_to_save = list(added) or None  # peft has put others beside them
     return adapted
 
 
