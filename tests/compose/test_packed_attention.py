@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -157,6 +159,17 @@ def test_a_model_that_carries_a_state_is_refused(kind: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(ModelError, match=rf"^pack: {layer} is not known to keep .* Remove .* packs rows$"):
         isolate_documents(make())
+
+
+def test_a_model_that_changes_its_embeddings_in_place(rows: Batch) -> None:
+    """CTRL scales them; on 0.1 it was refused, since a leaf may not be changed so."""
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "dff": 32, "n_positions": 64}
+    drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    torch.manual_seed(0)
+    model = CTRLLMHeadModel(CTRLConfig(**cast(Any, {**sizes, **drop}), initializer_range=0.3)).train()
+    assert isolate_documents(model).by == "block mask"
+    torch.testing.assert_close(plain_loss(model, rows), total(plain_loss, DOCUMENTS)(model, rows), rtol=1e-5, atol=0)
+    assert model.transformer.w.weight.grad is None
 
 
 def test_a_model_that_takes_no_positions_is_refused() -> None:

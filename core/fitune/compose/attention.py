@@ -187,7 +187,7 @@ def watched_embeddings(inner: PreTrainedModel) -> Iterator[list[Tensor]]:
 
     def watch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         seen.append(output.detach().requires_grad_())
-        return seen[-1]
+        return seen[-1].clone()  # a model may change it in place (CTRL), which a leaf may not be
 
     handle = inner.get_input_embeddings().register_forward_hook(watch)
     try:
