@@ -70,7 +70,7 @@ def test_loss_is_the_mean_over_target_tokens(recipe: Path) -> None:
 
 def test_loss_can_be_left_out(recipe: Path) -> None:
     evaluator = _evaluator(parts_of(recipe, "eval.loss=false", "eval.exact_match=true", "eval.max_new_tokens=1"))
-    evaluator.objective.scores.loss = _fail
+    evaluator.objective.scores.token_loss = _fail
     report = evaluator.evaluate(0)
     assert report.loss is None
     assert len(report.answers) == report.rows == 5
@@ -172,7 +172,7 @@ def test_training_mode_and_random_numbers_are_restored(recipe: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in parts.run.model.modules())
     evaluator = _evaluator(parts)
-    evaluator.objective.scores.loss = _fail
+    evaluator.objective.scores.token_loss = _fail
     with pytest.raises(ZeroDivisionError):
         evaluator.evaluate(0)
     assert parts.run.model.training

@@ -106,7 +106,7 @@ def test_the_longest_rows_go_through_everything(recipe: Path, monkeypatch: pytes
 
     parts.step.computation.loss = watched
     assert parts.evaluator is not None
-    parts.evaluator.objective.scores.loss = watched
+    parts.evaluator.objective.scores.token_loss = watched
     monkeypatch.setattr(parts.run.model, "generate", told)
     report = _rehearsed(parts)
     longest = max(len(example.input_ids) for example in parts.examples)

@@ -49,7 +49,7 @@ class RunScores:
         """`log_probs` gives those of single tokens; `off` makes the model what it was before training, None where the
         batches say what that gave.
         """
-        self._loss = loss
+        self.token_loss = loss
         self._log_probs = log_probs
         self._off = off
         self.asked: set[str] = set()
@@ -58,7 +58,7 @@ class RunScores:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """As `fitune.Scores` has it."""
         self.asked.add("loss")
-        return self._loss(model, batch)
+        return self.token_loss(model, batch)
 
     def log_probs(self, model: nn.Module, batch: Batch) -> Tensor:
         """As `fitune.Scores` has it."""
