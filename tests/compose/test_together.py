@@ -80,6 +80,10 @@ def test_who_is_lost(error: Exception, said: str | None) -> None:
     for raised in (error, outer):
         found = lost(raised)
         assert (found is None) if said is None else (found is not None and found.message.endswith(said))
+        behind: BaseException | None = found
+        for _ in range(4):
+            behind = None if behind is None else behind.__cause__
+        assert behind is None, "it is no cause of itself"
 
 
 def test_alone_nobody_is_lost() -> None:

@@ -61,6 +61,9 @@ def refit(registry):
 
 
 fitune.train.run._refitter = refit
+if {rehearsed}:
+    STEP = 1
+    fitune.train.run.on_gpu = lambda parts: True
 
 
 @hookimpl
@@ -87,9 +90,11 @@ def plain(recipe: Path, forks: Forks) -> Path:
     return out
 
 
-def _together(recipe: Path, forks: Forks, out: Path, how: str, where: str, more: str = "") -> list[Ended]:
+def _together(
+    recipe: Path, forks: Forks, out: Path, how: str, where: str, more: str = "", *, rehearsed: bool = False
+) -> list[Ended]:
     plugin = out.with_suffix(".py")
-    plugin.write_text(TRAP.replace("{how}", how).replace("{where}", where), encoding="utf-8")
+    plugin.write_text(_trap(how, where, rehearsed=rehearsed), encoding="utf-8")
     sets = [f'plugins=["{plugin}"]', f'memory.strategy=[{{use="accumulation", steps=2}}, {{use="trap"}}{more}]']
     given: list[str | Path] = ["run", recipe, "--out", out, *(part for one in sets for part in ("--set", one))]
     port = free_port()
@@ -97,6 +102,11 @@ def _together(recipe: Path, forks: Forks, out: Path, how: str, where: str, more:
         forks.start(given, cwd=out.parent, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)
     ]
     return [forks.wait(child) for child in children]
+
+
+def _trap(how: str, where: str, *, rehearsed: bool = False) -> str:
+    """The plugin; a run is rehearsed, as on a GPU, if it says so, and then fails in the first step of that."""
+    return TRAP.replace("{how}", how).replace("{where}", where).replace("{rehearsed}", str(rehearsed))
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -130,6 +140,18 @@ def test_memory_that_runs_out_in_a_shard_ends_both(recipe: Path, forks: Forks) -
     assert "Traceback" not in ended[0].output + ended[1].output
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "context-parallel"])
+def test_memory_that_runs_out_amid_a_layer_of_the_rehearsal_ends_both(
+    recipe: Path, forks: Forks, strategy: str
+) -> None:
+    """And does not have the one that is left wait for half an hour."""
+    out = recipe.parent.parent / f"rehearsed-{strategy}"
+    ended = _together(recipe, forks, out, "memory", "backward", f', {{use="{strategy}"}}', rehearsed=True)
+    assert [one.code for one in ended] == [2, 2], ended
+    assert "error: another process of the run has ended, and this one cannot go on without it" in ended[0].output
+    assert "error: process 1: out of GPU memory in training: CUDA out of memory." in ended[1].output
+
+
 def test_an_error_of_one_is_kept_from_by_both(recipe: Path, plain: Path, forks: Forks) -> None:
     """What was learnt is in a checkpoint, which both go on from to the same end."""
     out = recipe.parent.parent / "failed"
@@ -140,7 +162,7 @@ def test_an_error_of_one_is_kept_from_by_both(recipe: Path, plain: Path, forks: 
     assert "Go on with: ft run" in ended[0].output
     assert (out / "checkpoints" / "step-2" / "process-1.json").is_file()
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["state"] == "failed"
-    (out.with_suffix(".py")).write_text(TRAP.replace("{how}", "nothing").replace("{where}", ""), encoding="utf-8")
+    (out.with_suffix(".py")).write_text(_trap("nothing", ""), encoding="utf-8")
     port = free_port()
     children = [
         forks.start(["run", out], cwd=out.parent, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)

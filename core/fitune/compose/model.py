@@ -44,6 +44,12 @@ SCORES = ("loss", "log_probs")
 Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 """The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
+AMID_A_LAYER = (
+    "memory that runs out in one process amid a layer ends the run, since the others wait for it there: [memory] "
+    "recoveries has no effect, and the run goes on from its last checkpoint"
+)
+"""What is told where processes wait for each other so."""
+
 
 def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategies, Plan]:
     """The recipe's memory strategies, and what they decide before a weight is read, in so many processes."""
@@ -64,7 +70,8 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
             f"the checkpoint is quantised already ({stored.name}), and a [[memory.strategy]] would do so again. Remove "
             "that strategy, or load a checkpoint that is not quantised"
         )
-    return strategies, replace(plan, notices=(*told_order(recipe.strategies, uses), *plan.notices))
+    behind = (AMID_A_LAYER,) if plan.interlocked and plan.gpu and recipe.memory.recoveries else ()
+    return strategies, replace(plan, notices=(*told_order(recipe.strategies, uses), *plan.notices, *behind))
 
 
 def adapted(

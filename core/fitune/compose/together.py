@@ -159,7 +159,9 @@ def lost(error: BaseException) -> PeerLost | None:
             return cause
         of_torch = isinstance(cause, dist.DistError)
         if of_torch or (type(cause) is RuntimeError and any(said in str(cause) for said in LOST)):
-            return PeerLost(_first_line(cause))
+            gone = PeerLost(_first_line(cause))
+            gone.__cause__ = error
+            return gone
         cause = cause.__cause__
     return None
 

@@ -47,7 +47,6 @@ def _met(error: BaseException, said: str | None) -> BaseException:
     if not isinstance(error, Exception) or isinstance(error, Interrupted | PeerFailed):
         return error
     if (gone := lost(error)) is not None:
-        gone.__cause__ = error
         return gone
     return together().fail(error, said) or error
 

@@ -129,7 +129,8 @@ def rehearse_run(context: RunContext, parts: Parts) -> None:
         position.doing = "rehearsal"
         assert context.loaded is not None
         context.state = context.state or capture(parts, position.step, context.loaded)
-        context.events.notify(parts.run, rehearse(parts, context.state))
+        with _alone(parts):
+            context.events.notify(parts.run, rehearse(parts, context.state))
     if context.shortage is not None:
         recovery = recovery_of(context.shortage, context.compositions[-1], position.step)
         context.events.notify(parts.run, recovery)
@@ -138,14 +139,18 @@ def rehearse_run(context: RunContext, parts: Parts) -> None:
 
 def train_run(context: RunContext, parts: Parts) -> None:
     """Train from where the run stands to the end. Raises `Interrupted` where it is asked to stop before that."""
-    alone = together().cut_off() if parts.run.plan.interlocked else contextlib.nullcontext()
-    with asked_by_signals(parts.run.stop, processes=parts.run.processes), alone:
+    with asked_by_signals(parts.run.stop, processes=parts.run.processes), _alone(parts):
         for report in train(parts, context.position, context.keeper):
             if isinstance(report, StepReport):
                 context.timings.done(FIRST_STEP)
             context.events.notify(parts.run, report)
     if not is_done(parts, context.position):
         raise context.keeper.interrupted(parts, context.position)
+
+
+def _alone(parts: Parts) -> contextlib.AbstractContextManager[None]:
+    """A context in which a process that fails leaves others waiting within a layer, where they do so."""
+    return together().cut_off() if parts.run.plan.interlocked else contextlib.nullcontext()
 
 
 def save_run(context: RunContext, parts: Parts) -> None:

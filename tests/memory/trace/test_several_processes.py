@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fitune import Batch, ModelError
+from fitune.compose.model import AMID_A_LAYER
 from fitune.memory.cards.cards import find_card
 from fitune.memory.cards.several import OF_MORE, OF_TWO, several
 from fitune.memory.forecast import on_card
@@ -83,6 +84,8 @@ def test_each_process_has_its_part_of_every_weight(read: Read) -> None:
     assert standing(whole.log, "adapter") == standing(sharded.log, "adapter"), "which is whole in each"
     assert sharded.parameters == whole.parameters
     assert sharded.plan.sharded
+    assert sharded.plan.notices == (AMID_A_LAYER,)
+    assert whole.plan.notices == traced(read(*SHARDED, "memory.recoveries=0"), 4).plan.notices == ()
 
 
 def test_a_layer_is_gathered_whole_and_given_back(read: Read) -> None:
