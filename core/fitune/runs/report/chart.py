@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from fitune.runs.report.series import Series
+from fitune.runs.report.text import text_of
 
 WIDTH, HEIGHT = 640, 240
 LEFT, RIGHT, TOP, BOTTOM = 66, 26, 12, 42
@@ -71,7 +71,7 @@ def chart(
         return ""
     scale = _Scale(steps, values, zero)
     drawn = "".join((*_axes(scale), *_levels(scale, levels), *_lines(scale, lines), *_marks(scale, marks, len(lines))))
-    said = escape(title)
+    said = text_of(title)
     return (
         f"<figure><figcaption>{said}</figcaption>{_legend(lines, marks, levels)}"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{drawn}</svg></figure>'
@@ -105,7 +105,7 @@ def _lines(scale: _Scale, lines: Sequence[Series]) -> Iterator[str]:
 def _marks(scale: _Scale, marks: Sequence[Marks], before: int) -> Iterator[str]:
     for at, one in enumerate(marks, before):
         for step, value in one.points:
-            said = escape(f"{one.name} after {step:,} steps: {short(value)}")
+            said = text_of(f"{one.name} after {step:,} steps: {short(value)}")
             place = f'cx="{scale.x(step):.1f}" cy="{scale.y(value):.1f}"'
             yield f'<circle class="mark c{at % COLOURS}" {place} r="4"><title>{said}</title></circle>'
 
@@ -119,7 +119,7 @@ def _legend(lines: Sequence[Series], marks: Sequence[Marks], levels: Sequence[Le
     found = [(f"key c{at % COLOURS}", _said(one)) for at, one in enumerate(lines) if one.points]
     found += [(f"key dot c{at % COLOURS}", one.name) for at, one in enumerate(marks, len(lines)) if one.points]
     found += [("key level", f"{one.name}: {short(one.value)}") for one in levels]
-    parts = (f'<span><i class="{kind}"></i>{escape(said)}</span>' for kind, said in found)
+    parts = (f'<span><i class="{kind}"></i>{text_of(said)}</span>' for kind, said in found)
     return f'<p class="legend">{"".join(parts)}</p>'
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
-from fitune.errors import visible
 from fitune.plugin.units import GIB
 from fitune.runs.history.show import spread
 from fitune.runs.history.summary import number
@@ -25,6 +23,7 @@ from fitune.runs.report.chart import Level, Marks, chart
 from fitune.runs.report.collect import Told
 from fitune.runs.report.series import Series, series
 from fitune.runs.report.style import STYLE
+from fitune.runs.report.text import text_of
 
 ROWS = 12
 """Steps and evaluations that stand in tables, evenly spread."""
@@ -46,23 +45,18 @@ def page(runs: Sequence[Told], version: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{text_of(title)}</title><style>{STYLE}</style></head><body>"
     )
-    foot = f'<p class="soft">Written by fitune {_text(version)}. What is not called a forecast was measured.</p>'
+    foot = f'<p class="soft">Written by fitune {text_of(version)}. What is not called a forecast was measured.</p>'
     return f"{head}{''.join(parts)}{foot}</body></html>\n"
-
-
-def _text(value: object) -> str:
-    """What comes of a run, as text of HTML: no mark, no control character, no direction of writing."""
-    return escape(visible(str(value)))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> str:
     """A table; columns of `numbers` are set flush right."""
     kinds = [' class="n"' if at in numbers else "" for at in range(len(head) or len(rows[0]))]
-    top = "".join(f"<th{kind}>{_text(cell)}</th>" for cell, kind in zip(head, kinds, strict=False))
+    top = "".join(f"<th{kind}>{text_of(cell)}</th>" for cell, kind in zip(head, kinds, strict=False))
     body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{text_of(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table>{f"<tr>{top}</tr>" if head else ""}{body}</table></div>'
@@ -96,15 +90,15 @@ def _comparison(runs: Sequence[Told]) -> Iterator[str]:
 
 
 def _named(one: Told, line: Series) -> Series:
-    return replace(line, name=visible(f"{one.story.summary.name} ({one.story.summary.directory.name})"))
+    return replace(line, name=f"{one.story.summary.name} ({one.story.summary.directory.name})")
 
 
 def _run(one: Told) -> Iterator[str]:
     run, record = one.story.summary, one.story.record
     kind = {"done": "good", "failed": "bad", "interrupted": "bad"}.get(run.state, "soft")
-    yield f'<h1>{_text(run.name)} <span class="state {kind}">{_text(run.state)}</span></h1>'
+    yield f'<h1>{text_of(run.name)} <span class="state {kind}">{text_of(run.state)}</span></h1>'
     if run.error:
-        yield f'<p class="bad">{_text(run.error)}</p>'
+        yield f'<p class="bad">{text_of(run.error)}</p>'
     best = record.best if record else None
     facts = [
         ("steps", steps_text(run.steps_made, run.steps)),
@@ -179,17 +173,17 @@ def _memory(one: Told) -> Iterator[str]:
             off = f"{100 * (said - found) / found:+.2f} %" if found else NOTHING
             rows.append((key, size_text(int(said)), size_text(int(found)), off))
     if rows:
-        yield f"<h3>Forecast beside measured, on {_text(one.forecast.get('card'))}</h3>"
+        yield f"<h3>Forecast beside measured, on {text_of(one.forecast.get('card'))}</h3>"
         yield table(("", "forecast", "measured", "forecast is off by"), rows, (1, 2, 3))
     elif one.forecast.get("error"):
-        yield f"<p>There is no forecast: {_text(one.forecast['error'])}</p>"
+        yield f"<p>There is no forecast: {text_of(one.forecast['error'])}</p>"
     else:
         yield '<p class="soft">Nothing was forecast and measured for this run: that is done on a GPU.</p>'
     if one.ledger:
         yield "<h3>What the peak is for (forecast)</h3>"
         most = max(size for _, size in one.ledger) or 1
         body = "".join(
-            f'<tr><td>{_text(name)}</td><td class="n">{size_text(size)}</td>'
+            f'<tr><td>{text_of(name)}</td><td class="n">{size_text(size)}</td>'
             f'<td class="bar"><i style="width:{100 * max(size, 0) / most:.1f}%"></i></td></tr>'
             for name, size in one.ledger
         )
@@ -202,11 +196,11 @@ def _chosen(one: Told) -> Iterator[str]:
         yield table((), one.main)
     if one.choices:
         shown = spread(one.choices, 50)
-        yield "<h3>What the run said of it</h3><ul>" + "".join(f"<li>{_text(said)}</li>" for said in shown) + "</ul>"
+        yield "<h3>What the run said of it</h3><ul>" + "".join(f"<li>{text_of(said)}</li>" for said in shown) + "</ul>"
         if len(shown) < len(one.choices):
             yield f'<p class="soft">{len(shown)} of {len(one.choices):,} notices are shown, evenly spread.</p>'
     for note in one.story.notes:
-        yield f'<p class="bad">{_text(note)}</p>'
+        yield f'<p class="bad">{text_of(note)}</p>'
 
 
 def _answers(one: Told) -> Iterator[str]:
@@ -221,9 +215,10 @@ def _answers(one: Told) -> Iterator[str]:
             boxes.append((f"before ({first or 0:,} steps)", example.before, ""))
         when = f"after ({last:,} steps)" if last else "before training"
         boxes.append((when, example.after, "good" if right else "bad"))
-        yield f"<h3>Question</h3><pre>{_text(example.prompt)}</pre>"
+        yield f"<h3>Question</h3><pre>{text_of(example.prompt, prose=True)}</pre>"
         cells = (
-            f'<div><span class="soft {kind}">{name}</span><pre>{_text(said)}</pre></div>' for name, said, kind in boxes
+            f'<div><span class="soft {kind}">{name}</span><pre>{text_of(said, prose=True)}</pre></div>'
+            for name, said, kind in boxes
         )
         yield f'<div class="answers">{"".join(cells)}</div>'
 
