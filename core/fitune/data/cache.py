@@ -145,7 +145,7 @@ def build_or_open(
             found := _whole(root / key, sealing, places)
         ) is not None:  # no lock, so that a cache may be one that is only read
             return found, True
-        with _locked(root, key):
+        with locked(root, key):
             if (
                 found := _whole(root / key, sealing, places)
             ) is not None:  # built by another process while this one waited
@@ -220,7 +220,7 @@ def _remove(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path, key: str) -> Iterator[None]:
+def locked(root: Path, key: str) -> Iterator[None]:
     """Be the one process that builds an entry."""
     from filelock import FileLock
 

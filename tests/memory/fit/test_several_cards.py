@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from fitune.compose.model import built
+from fitune.data.cache import cache_directory
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, budget_card, find_card
 from fitune.memory.cards.several import OF_MORE, OF_TWO, several
@@ -16,6 +19,7 @@ from fitune.memory.fit import tracing
 from fitune.memory.fit.choices import choices_for
 from fitune.memory.fit.kept import key_of_fit
 from fitune.memory.fit.resolve import fit
+from fitune.memory.fit.search import Search
 from fitune.memory.forecast import forecast
 from fitune.memory.levers import levers
 from fitune.plugin.recipe import Recipe
@@ -102,3 +106,23 @@ def test_shards_are_a_lever_of_several_cards_alone(tmp_path: Path) -> None:
     config = built(asked).config
     named = [{lever.name for lever in levers(asked, registry, config, number)} for number in (1, 2)]
     assert named[1] - named[0] == {"fsdp"}
+
+
+def test_one_of_several_processes_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and take what it has kept."""
+    registry, asked, searches = open_registry(), recipe(tmp_path, *NAMED), []
+    card = several(budget_card(2**34, find_card("h100")), 2)
+    run = Search.run
+
+    def watched(self: Search) -> Any:
+        (file,) = (cache_directory() / "fits").glob("*.lock")
+        with pytest.raises(Timeout):
+            FileLock(file).acquire(timeout=0)
+        searches.append(file)
+        return run(self)
+
+    monkeypatch.setattr(Search, "run", watched)
+    first, second = (fit(asked, registry, shapes, card, again=False) for _ in range(2))
+    assert len(searches) == 1
+    assert names(second.recipe) == names(first.recipe)
+    assert not list((cache_directory() / "fits").glob("*.lock"))

@@ -7,15 +7,16 @@ traced in full depth as the search does at its end, and only what still fits is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune._version import __version__
-from fitune.data.cache import cache_directory
+from fitune.data.cache import cache_directory, locked
 from fitune.data.cache_key import code_of, place_of, version_of
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.rates import origin_of
@@ -53,6 +54,15 @@ def key_of_fit(recipe: Recipe, registry: Registry, config: PreTrainedConfig, sha
         [asdict(card), repr(origin_of(card))],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def one_searches(key: str) -> Iterator[None]:
+    """Be the one process that searches for this choice, and keeps it; none waits where nothing can be kept."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(_file(key).parent, key))
+        yield
 
 
 def keep(key: str, chosen: Considered, others: Sequence[Considered]) -> None:

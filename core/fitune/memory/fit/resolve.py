@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from fitune.memory.cards.observed import better_known
 from fitune.memory.cards.several import several
 from fitune.memory.fit.choices import Choice, choices_for
 from fitune.memory.fit.estimate import SHORT
-from fitune.memory.fit.kept import keep, kept, key_of_fit
+from fitune.memory.fit.kept import keep, kept, key_of_fit, one_searches
 from fitune.memory.fit.no_fit import explain_no_fit
 from fitune.memory.fit.result import Fitted
 from fitune.memory.fit.search import NothingFits, Search
@@ -63,16 +64,25 @@ def card_of_fit(recipe: Recipe) -> Card | None:
 def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True) -> Fitted:
     """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does.
 
-    Unless it is to be looked for `again`, what an earlier search for the same has chosen is taken.
+    Unless it is to be looked for `again`, what an earlier search for the same has chosen is taken; of a run's processes
+    on one machine the first searches, and the others wait for what it has chosen.
     """
     model = built(recipe)
-    config = model.config
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
-    key = key_of_fit(recipe, registry, config, shapes(recipe), card)
-    choices = choices_for(recipe, registry, config, recipe.memory.allow, processes=card.count)
-    before = None if again else kept(key, recipe, tracing, card, {choice.name for choice in choices})
-    if before is not None:
-        return before
+    key = key_of_fit(recipe, registry, model.config, shapes(recipe), card)
+    choices = choices_for(recipe, registry, model.config, recipe.memory.allow, processes=card.count)
+    if again:
+        return _searched(recipe, registry, model, tracing, key, choices)
+    with one_searches(key) if card.count > 1 else nullcontext():
+        before = kept(key, recipe, tracing, card, {choice.name for choice in choices})
+        return before or _searched(recipe, registry, model, tracing, key, choices)
+
+
+def _searched(
+    recipe: Recipe, registry: Registry, model: PreTrainedModel, tracing: Traces, key: str, choices: list[Choice]
+) -> Fitted:
+    """What a search finds, which is kept under this key."""
+    card, config = tracing.card, model.config
     layers = layers_of(model)
     if layers > 1 and not can_be_short(recipe, tracing):
         layers = 1

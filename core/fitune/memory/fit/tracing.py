@@ -60,7 +60,7 @@ class Traces:
         """Why compositions could not be made."""
         self.own: FtError | None = None
         """Why the recipe as it is, with nothing chosen, could not be."""
-        self._recipe, self._registry, self._shape, self._card, self._twins = recipe, registry, shape, card, twins
+        self._recipe, self._registry, self._shape, self.card, self._twins = recipe, registry, shape, card, twins
         self._pace = Pace(card)
         self._shapes: dict[tuple[int, int], Shapes] = {}
         self._short: dict[tuple[str, int], Seen | None] = {}
@@ -69,7 +69,7 @@ class Traces:
     @property
     def processes(self) -> int:
         """Of the run, each on a card of its own."""
-        return self._card.count
+        return self.card.count
 
     def short(self, trial: Trial, layers: int) -> Seen | None:
         """With a model of so many layers, 0 for all of its own; None where it cannot be composed."""
@@ -91,7 +91,7 @@ class Traces:
         if trial.key not in self._whole:
             try:
                 recipe, traced, shapes = self._traced(trial, None)
-                found = on_card(traced, shapes, self._card)
+                found = on_card(traced, shapes, self.card)
                 sizes = found.allocated, found.reserved
                 self._whole[trial.key] = recipe, found, self._seen(traced, sizes, found.ledger)
             except FtError as error:
@@ -111,7 +111,7 @@ class Traces:
         if key not in self._shapes:
             self._shapes[key] = self._shape(recipe)
         shapes = self._shapes[key]
-        return recipe, trace(recipe, shapes, self._card, self._twins, layers=layers), shapes
+        return recipe, trace(recipe, shapes, self.card, self._twins, layers=layers), shapes
 
     def _seen(self, traced: Trace, sizes: tuple[int, int], ledger: Ledger) -> Seen:
         load = next((peak.bytes for peak in ledger.phases if peak.phase == "load"), 0)
