@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
 from fitune.testing import write_recipe, write_tiny_data
 from support.blows import join
@@ -32,11 +34,12 @@ class Home(NamedTuple):
             return [self.forks.run(["run", *given], cwd=folder)]
         return started(self.forks, folder, processes, join, given)
 
-    def run(self, name: str, processes: int, *strategies: str) -> Path:
+    def run(self, name: str, processes: int, *strategies: str, sets: tuple[str, ...] = ()) -> Path:
         """A run to its end; gives its directory."""
         out = self.recipe.parent.parent / name
         memory = f"memory.strategy=[{', '.join(strategies)}]"
-        ended = self.start(processes, [self.recipe, "--out", out, "--set", memory])
+        more = [part for one in (memory, *sets) for part in ("--set", one)]
+        ended = self.start(processes, [self.recipe, "--out", out, *more])
         assert [one.code for one in ended] == [0] * processes, [one.output for one in ended]
         return out
 
@@ -100,6 +103,19 @@ def test_a_run_in_parts_is_that_of_one_process(home: Home) -> None:
     assert all(tensor.equal(ends[1][name]) for name, tensor in adapter(two).items())
 
     _must_be_equal(one, home.run("four", 4, '{use="context-parallel", cards=2}', '{use="fsdp"}'))
+
+
+def test_full_fine_tuning_in_parts_and_shards(home: Home) -> None:
+    full = ('adapter={use="none"}', "eval.exact_match=true", "eval.max_new_tokens=4")
+    one = home.run("full-one", 1, '{use="accumulation", steps=2}', sets=full)
+    two = home.run(
+        "full-two", 2, '{use="accumulation", steps=2}', '{use="context-parallel"}', '{use="fsdp"}', sets=full
+    )
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    assert_close(weights[1].values(), weights[0].values(), relative=1e-3)
+    answers = [json.loads((run / "examples.json").read_text(encoding="utf-8")) for run in (one, two)]
+    assert answers[1] == answers[0], "of which each process has some"
 
 
 def _must_be_equal(one: Path, two: Path) -> None:
