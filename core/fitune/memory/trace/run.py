@@ -111,7 +111,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     if layers is not None:
         shorten(base, layers)
     config, base = base.config, loaded(strategies, base)
-    weights = list(tensors_of(base))
+    weights = list(tensors_of(base)) if recipe.objective.record.convert is not None else []
     model = begun(recipe, converted(recipe, base), None)
     del base
     notices: list[str] = []
