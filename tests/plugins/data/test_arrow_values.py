@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fitune import DataError
 from fitune_plugins.data import formats
 from fitune_plugins.data.sources import hf_dataset, parquet
 from fitune_plugins.data.sources.arrow_values import given_by
-from support.sources import read
+from support.sources import opened, problems, read, stage
 
 
 def called(name: str, **arguments: Any) -> dict[str, Any]:
@@ -43,11 +47,48 @@ def from_the_hub(path: Path, *, streaming: bool) -> list[dict[str, Any]]:
     return [dict(row.values) for row in read(hf_dataset, str(path / "data"), streaming=streaming)]
 
 
-@pytest.mark.parametrize("source", ["parquet", "hub", "stream"])
+def of_disk(path: Path, *, streaming: bool) -> list[dict[str, Any]]:
+    datasets.Dataset.from_list(ROWS).save_to_disk(path / "saved")
+    return [dict(row.values) for row in read(hf_dataset, str(path / "saved"), streaming=streaming)]
+
+
+SOURCES: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "parquet": as_parquet,
+    "hub": partial(from_the_hub, streaming=False),
+    "stream": partial(from_the_hub, streaming=True),
+    "disk": partial(of_disk, streaming=False),
+    "stream of disk": partial(of_disk, streaming=True),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_rows_come_as_they_were_put_in(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    found = as_parquet(tmp_path) if source == "parquet" else from_the_hub(tmp_path, streaming=source == "stream")
-    assert found == ROWS
+    assert SOURCES[source](tmp_path) == ROWS
+
+
+def test_what_save_to_disk_has_written(tmp_path: Path) -> None:
+    one, other = (datasets.Dataset.from_list([{"n": n} for n in numbers]) for numbers in (range(3), range(2)))
+    datasets.DatasetDict(train=one, test=other).save_to_disk(tmp_path / "splits")
+    one.save_to_disk(tmp_path / "one")
+    assert [row.values["n"] for row in read(hf_dataset, tmp_path / "splits", limit=2)] == [0, 1]
+    assert [row.values["n"] for row in read(hf_dataset, tmp_path / "splits", split="test")] == [0, 1]
+    assert [row.values["n"] for row in read(hf_dataset, tmp_path / "one")] == [0, 1, 2]
+    with pytest.raises(DataError, match=r'has no split "tset"\. Did you mean "test"\?$'):
+        list(read(hf_dataset, tmp_path / "splits", split="tset"))
+    with pytest.raises(DataError, match=r'has no split "test"\. '):
+        list(read(hf_dataset, tmp_path / "one", split="test"))
+    assert problems(hf_dataset, tmp_path / "one", split="train[:2]", config="main") == [
+        "split: a slice of a split cannot be read of what save_to_disk wrote. Name the split alone, and set: limit",
+        "config: what save_to_disk wrote has no configurations. Leave it out",
+    ]
+    find = stage(hf_dataset).fingerprint
+    assert find is not None
+    before = find(opened(hf_dataset, tmp_path / "one"))
+    assert before == find(opened(hf_dataset, tmp_path / "one"))
+    file = next((tmp_path / "one").glob("*.arrow"))
+    os.utime(file, ns=(0, 0))  # it may have been written anew, under the fingerprint that stands beside it
+    assert find(opened(hf_dataset, tmp_path / "one")) != before
 
 
 def test_what_a_template_gets(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The library keeps rows in Arrow, which fills in nulls for keys that a row does n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,11 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
-from fitune import DataContext, DataError, DataStage, Origin, Problem, Row, Stage, hookimpl, one_line
+from fitune import DataContext, DataError, DataStage, Origin, Problem, Row, Stage, hookimpl, nearest, one_line
 from fitune_plugins.data.sources.arrow_values import given_by
 
 if TYPE_CHECKING:
     import datasets
+
+STATE, SPLITS = "state.json", "dataset_dict.json"
+"""What `save_to_disk` writes beside rows: of a data set, and of several splits."""
+
+SPLIT = "train"
+"""The split that a data set without one is."""
 
 ROWS = 256
 """Rows that are taken out of Arrow at a time: one by one is ten times as slow."""
@@ -28,10 +35,11 @@ class HfDatasetOptions:
     """Options of the source `hf-dataset`."""
 
     id: str
-    """Name on the hub, e.g. "openai/gsm8k", or the absolute path of a directory with data files."""
+    """Name on the hub, e.g. "openai/gsm8k", or the absolute path of a directory with data files, or of one that
+    `save_to_disk` has written."""
     config: str | None = None
     """Configuration of the data set, where it has several."""
-    split: str = "train"
+    split: str = SPLIT
     """Split, or a slice of one, e.g. "train[:1000]"."""
     revision: str = "main"
     """Branch, tag or commit."""
@@ -66,9 +74,13 @@ def _load(options: HfDatasetOptions) -> Any:
     import datasets
 
     try:
+        if _saved(options.id):
+            return _of_disk(options)
         return datasets.load_dataset(
             options.id, options.config, split=options.split, revision=options.revision, streaming=options.streaming
         )
+    except DataError:
+        raise
     except Exception as error:  # the library raises a dozen kinds, its clients' among them
         cause = one_line(str(error)).rstrip(".") or type(error).__name__
         offline = isinstance(error, ConnectionError) and datasets.config.HF_HUB_OFFLINE
@@ -77,6 +89,28 @@ def _load(options: HfDatasetOptions) -> Any:
             f"the data set {options.id} cannot be loaded: {cause}. {hint}To train on a local file instead: "
             "--set data.path=FILE.jsonl"
         ) from error
+
+
+def _saved(id: str) -> list[Path]:
+    """The files of a directory that `save_to_disk` has written; none if it is not one."""
+    directory = Path(id)
+    if not id.startswith("/") or not any((directory / name).is_file() for name in (STATE, SPLITS)):
+        return []
+    return sorted(file for file in directory.rglob("*") if file.is_file())
+
+
+def _of_disk(options: HfDatasetOptions) -> Any:
+    """The split of a directory that `save_to_disk` has written. Raises `DataError`."""
+    import datasets
+
+    found = datasets.load_from_disk(options.id)
+    splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or SPLIT): found}
+    if options.split not in splits:
+        raise DataError(
+            f'the data set {options.id} has no split "{options.split}". {nearest(options.split, map(str, splits))}'
+        )
+    data = splits[options.split]
+    return data.to_iterable_dataset() if options.streaming else data
 
 
 def _batched(data: datasets.Dataset) -> Iterator[dict[str, Any]]:
@@ -92,13 +126,18 @@ def _fingerprint(options: HfDatasetOptions) -> str | None:
     rows that are streamed, whose content nobody knows before they are read. Raises `DataError`."""
     if options.streaming:
         return None
-    return f"{_load(options)._fingerprint}@{options.revision}"
+    files = [(str(file), (seen := file.stat()).st_size, seen.st_mtime_ns) for file in _saved(options.id)]
+    of_files = f"@{hashlib.sha256(repr(files).encode()).hexdigest()}" if files else ""
+    return f"{_load(options)._fingerprint}@{options.revision}{of_files}"
 
 
 def _check(options: HfDatasetOptions) -> Iterator[Problem]:
-    if options.streaming and "[" in options.split:
-        fix = "Name the split alone, and set: limit"
-        yield Problem(key="split", what="a slice of a split cannot be streamed", fix=fix)
+    saved = bool(_saved(options.id))
+    if (options.streaming or saved) and "[" in options.split:
+        what = f"a slice of a split cannot be {'read of what save_to_disk wrote' if saved else 'streamed'}"
+        yield Problem(key="split", what=what, fix="Name the split alone, and set: limit")
+    if saved and options.config is not None:
+        yield Problem(key="config", what="what save_to_disk wrote has no configurations", fix="Leave it out")
     if options.id.startswith((".", "~")):
         # The library would look for it below the working directory, which is not the recipe's.
         fix = "Write its absolute path, or use the source of its files, e.g. jsonl"
