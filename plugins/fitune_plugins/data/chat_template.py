@@ -162,8 +162,15 @@ class Template:
         except (
             Exception
         ) as error:  # what Jinja says of it, and whatever expressions raise: Python's own calls are in them
-            raise Refused(str(error) or type(error).__name__) from error
+            raise Refused(_said(error)) from error
         return texts[0], [(start, end) for start, end in marks[0]] if marks else []
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, in words; a special token that the tokenizer does not have by that."""
+    text = str(error) or type(error).__name__
+    token = re.fullmatch(r"'(\w+_token)' is undefined", text)
+    return text if token is None else f"it writes the tokenizer's {token[1]}, and the tokenizer has none"
 
 
 def _formed(turn: Mapping[str, Any], *, parts: bool) -> Mapping[str, Any]:

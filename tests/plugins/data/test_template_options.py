@@ -251,6 +251,11 @@ def test_shipped_templates_write_tools_calls_and_thoughts(name: str) -> None:
     assert document.text.count("Be brief.") == document.text.count("Tells the weather of a town") == 1
 
 
+def test_a_token_that_the_tokenizer_does_not_have_is_named() -> None:
+    said = error(conversation("a?", "one"), tokenizer(CHATML), template="llama-2")
+    assert said.endswith("refuses it: it writes the tokenizer's bos_token, and the tokenizer has none")
+
+
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
