@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,21 @@ def test_where_looks_at_every_card(plan: Plan, more: tuple[str, ...], capsys: py
     with pytest.raises(SystemExit, match="2"):
         plan("--where", *more)
     assert "--where looks at every known card" in capsys.readouterr().err
+
+
+def test_rows_are_spread_over_as_many_cards_as_can_share_heads(
+    recipe_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four heads over one, two and four cards, and not over eight; in pairs they are on any even number of cards."""
+    card, registry = find_card("h100"), open_registry()
+    monkeypatch.setattr(where_module, "known_cards", lambda: (card,))
+    parts = 'memory.strategy=[{use="context-parallel"}]'
+    recipe = read_recipe(recipe_path, registry, [parts])
+    assert counts_of(recipe) == COUNTS
+    small = replace(card, memory=card.context + 2**20)
+    monkeypatch.setattr(where_module, "known_cards", lambda: (small,))
+    assert candidates(recipe, registry, of_recipe) == [], "eight are passed over"
+    pairs = read_recipe(recipe_path, registry, [parts.replace("}", ", cards=2}")])
+    assert counts_of(pairs) == COUNTS
+    fours = read_recipe(recipe_path, registry, [parts.replace("}", ", cards=4}")])
+    assert counts_of(fours) == (1, 4, 8)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fitune.compose.model import planned
-from fitune.errors import RunError
+from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, find_card, known_cards
 from fitune.memory.cards.several import several
 from fitune.memory.fit.resolve import fit
@@ -73,7 +73,12 @@ def candidates(recipe: Recipe, registry: Registry, shape: Shape) -> list[Card]:
     cards: list[Card] = []
     left = list(known_cards())
     for count in counts_of(recipe):
-        least = _least(recipe, registry, shape, count)
+        try:
+            least = _least(recipe, registry, shape, count)
+        except ModelError:
+            if _must_fit_by(recipe, count):
+                raise
+            continue
         enough = [card for card in left if least <= NEARLY * several(card, count).usable]
         cards += [several(card, count) for card in enough]
         left = [card for card in left if card not in enough]
@@ -81,9 +86,23 @@ def candidates(recipe: Recipe, registry: Registry, shape: Shape) -> list[Card]:
 
 
 def counts_of(recipe: Recipe) -> Sequence[int]:
-    """Numbers of cards that make a difference: only shards have each card hold less."""
-    shards = bool(recipe.memory.fit) or planned(recipe, gpu=True, processes=2)[1].sharded
-    return COUNTS if shards else COUNTS[:1]
+    """Numbers of cards that make a difference: only shards, and rows in parts, have each card hold less."""
+    if recipe.memory.fit:
+        return COUNTS
+    return tuple(count for count in COUNTS if count == 1 or _is_spread(recipe, count))
+
+
+def _is_spread(recipe: Recipe, count: int) -> bool:
+    """Whether so many cards share a model or rows; not where they cannot be put into groups for that."""
+    try:
+        return planned(recipe, gpu=True, processes=count)[1].interlocked
+    except ModelError:
+        return False
+
+
+def _must_fit_by(recipe: Recipe, count: int) -> bool:
+    """Whether what cannot be traced on so many cards is an error: on fewer of them, rows may be shared out evenly."""
+    return count == 1 or bool(recipe.memory.fit) or planned(recipe, gpu=True, processes=count)[1].context_parallel == 1
 
 
 def _least(recipe: Recipe, registry: Registry, shape: Shape, count: int) -> int:
