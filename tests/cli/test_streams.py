@@ -19,7 +19,8 @@ from fitune.cli.streams import UNREAD as UNREAD_CODE
 from fitune.cli.streams import argument_text, open_streams
 from fitune.errors import DataError
 from support.after_runs import finished, refused
-from support.fault_suite import outcome, write_fault_recipe
+from support.fault_recipe import write_fault_recipe
+from support.fault_suite import outcome
 from support.forked import Ended, Forks
 from support.terminals import ASCII, CLOSED, FULL, UNREAD, nowhere, streams
 

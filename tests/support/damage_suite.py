@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.fault_suite import outcome, write_fault_recipe
+from support.fault_recipe import write_fault_recipe
+from support.fault_suite import outcome
 from support.forked import Forks
 
 STEPS = 6

@@ -29,13 +29,10 @@ from typing import Any
 from fitune.checkpoint.manifest import damage
 from fitune.runs.atomic import is_left_over
 from fitune.runs.lock import LEFT_OVER
-from fitune.testing import write_recipe, write_tiny_data
 from support.blows import FLUSHES, OPERATIONS, PHASE, PHASES, Blow, strike, strike_together
+from support.fault_recipe import STEPS, write_fault_recipe
 from support.forked import Ended, Forks
-from support.objectives import write_pairs
 
-STEPS = 14
-"""More than two epochs of six."""
 AT_ONCE = 2
 """Chains that are at work side by side."""
 LEAST_LEFT = 0.15
@@ -92,33 +89,6 @@ class Figures:
         """A chain has come to its end."""
         self.chains += 1
         self.most_kills = max(self.most_kills, kills)
-
-
-def write_fault_recipe(
-    directory: Path, steps: int = STEPS, *, sharded: bool = False, objective: Mapping[str, object] | None = None
-) -> Path:
-    """Write the recipe that is killed: all that draws random numbers, checkpoints by steps and of the best; of a model
-    that trains whole and lies in parts, if it is `sharded`; with pairs for an `objective` that takes them.
-    """
-    adapter = {"use": "none"} if sharded else {"use": "lora", "dropout": 0.3}
-    strategies = [{"use": "accumulation", "steps": 2}, *([{"use": "fsdp"}] if sharded else [])]
-    path = write_recipe(
-        directory,
-        {
-            "deterministic": True,
-            "adapter": adapter,
-            "memory": {"strategy": strategies},
-            "eval": {"every": 3, "source": [{"use": "jsonl", "path": "held_out.jsonl"}]},
-            "train": {"steps": steps, "warmup_steps": 2, "micro_batch": 1},
-            "checkpoint": {"steps": 2, "keep": 2},
-            **({} if objective is None else {"objective": objective}),
-        },
-    )
-    write = write_tiny_data if objective is None else write_pairs
-    write(path.parent / "held_out.jsonl", rows=3)
-    if objective is not None:
-        write_pairs(path.parent / "data.jsonl", rows=6)
-    return path
 
 
 class Suite:

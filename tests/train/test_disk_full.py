@@ -22,7 +22,8 @@ from fitune.train import loop
 from fitune.train.save import save
 from fitune.train.start import make_directory
 from support.blows import MEANS, deny
-from support.fault_suite import lines_of, outcome, write_fault_recipe
+from support.fault_recipe import write_fault_recipe
+from support.fault_suite import lines_of, outcome
 from support.forked import Ended, Forks
 from support.places import Function, place_of
 

@@ -21,7 +21,8 @@ from fitune.runs.atomic import publish
 from fitune.runs.provenance import write_recipe
 from fitune.train import loop, save
 from support.blows import hold, send
-from support.fault_suite import curve_of, outcome, write_fault_recipe
+from support.fault_recipe import write_fault_recipe
+from support.fault_suite import curve_of, outcome
 from support.forked import LIMIT, Ended, Forks
 from support.places import place_of
 from support.terminals import terminal, without_hangup
