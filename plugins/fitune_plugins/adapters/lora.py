@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -146,7 +146,12 @@ def _match_quantized(model: PeftModel) -> None:
 def _save(model: PreTrainedModel, directory: Path) -> None:
     # "auto" would ask the hub whether the embeddings were resized, and would write an adapted head's frozen weight
     # too. fitune never resizes them, and the base model has that weight.
-    cast("PeftModel", model).save_pretrained(str(directory), save_embedding_layers=False)
+    adapted: Any = model
+    adapted.create_or_update_model_card = lambda output_dir: None  # of blanks, in every checkpoint; runs have their own
+    try:
+        adapted.save_pretrained(str(directory), save_embedding_layers=False)
+    finally:
+        del adapted.create_or_update_model_card
 
 
 def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
