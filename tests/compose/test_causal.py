@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fitune import ModelError
 from fitune.compose.causal import must_be_causal
-from fitune.testing import write_recipe
+from fitune.compose.encoders import DECODERS_IF_SAID, NEVER, must_not_say_so, sees_later
+from fitune.recipe.reader import read_recipe
+from fitune.testing import open_registry, write_recipe
 from support.after_runs import refused
 
 SIZES: dict[str, Any] = {
@@ -57,6 +61,26 @@ def test_one_that_can_be_an_encoder_has_to_say_that_it_is_none(name: str, key: s
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", [*DECODERS_IF_SAID, *NEVER])
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_configuration_alone_tells_is_what_a_run_proves(name: str) -> None:
+    model = tiny(name)
+    config = json.loads(model.config.to_json_string())
+    with pytest.raises(ModelError) as proven:
+        must_be_causal(model)
+    assert sees_later(config) == proven.value.message
+    _, key = DECODERS_IF_SAID.get(name, ("", ""))
+    config.pop(key, None)
+    assert sees_later(config) == proven.value.message, "it is the default"
+    if key:
+        assert sees_later({**config, key: True}) is None
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "gpt_neox", "is_decoder": False}])
+def test_where_a_configuration_does_not_tell_nothing_is_said(config: dict[str, object]) -> None:
+    assert sees_later(config) is None
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mamba", "rwkv"])
 @pytest.mark.filterwarnings("ignore")
 def test_those_that_cannot_are_taken(name: str) -> None:
@@ -85,3 +109,12 @@ def test_a_run_of_one_ends_in_a_line_before_its_first_step(tmp_path: Path) -> No
     assert "BertLMHeadModel sees tokens that come later in a row" in said
     assert "Write is_decoder = true in its config.json" in said
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert refused("check", recipe) == refused("plan", recipe, "--gpu", "a10g") == said
+
+
+def test_a_model_that_gives_scores_may_see_the_whole_row(tmp_path: Path) -> None:
+    recipe = read_recipe(write_recipe(tmp_path), open_registry())
+    with pytest.raises(ModelError, match=r"^BertLMHeadModel sees tokens that come later"):
+        must_not_say_so(recipe, {"model_type": "bert"})
+    record = replace(recipe.objective.record, convert=lambda options, model: model)
+    must_not_say_so(replace(recipe, objective=replace(recipe.objective, record=record)), {"model_type": "bert"})

@@ -11,6 +11,7 @@ import click
 
 from fitune.cli.printing import say
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
+from fitune.compose.encoders import must_not_say_so
 from fitune.runs.layout import read_json
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def check_command(settings: Settings, recipe: Path, overrides: Sequence[str]) ->
     from fitune.recipe.reader import read_recipe
 
     read = read_recipe(recipe, settings.registry(), overrides)
+    must_not_say_so(read, _config(read))
     for notice in _of_lengths(read):
         say(f"note: {notice}", err=True)
     uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
@@ -52,7 +54,15 @@ def _of_lengths(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _made_for(recipe: Recipe) -> float:
-    """Positions by the configuration on this disk, read without torch; no end where it is not there, or says none."""
+    """Positions by the configuration on this disk; no end where it is not there, or says none."""
+    config = _config(recipe)
+    tables = (config, config.get("text_config") or {})
+    known = [table[key] for table in tables for key in POSITIONS if isinstance(table, dict) and key in table]
+    return min((number for number in known if isinstance(number, int)), default=math.inf)
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """The model's configuration on this disk, read without torch; empty where it is not there."""
     place, name = getattr(recipe.model.options, "path", None), getattr(recipe.model.options, "id", None)
     file = None if place is None else Path(place) / "config.json"
     if place is None and isinstance(name, str):
@@ -60,7 +70,4 @@ def _made_for(recipe: Recipe) -> float:
 
         found = try_to_load_from_cache(name, "config.json", revision=getattr(recipe.model.options, "revision", None))
         file = Path(found) if isinstance(found, str) else None
-    config = {} if file is None else read_json(file)
-    tables = (config, config.get("text_config") or {})
-    known = [table[key] for table in tables for key in POSITIONS if isinstance(table, dict) and key in table]
-    return min((number for number in known if isinstance(number, int)), default=math.inf)
+    return {} if file is None else read_json(file)

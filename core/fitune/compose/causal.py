@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fitune.compose.attention import logits_of, same_random, watched_embeddings, weighed
+from fitune.compose.encoders import SAYS, refusal
 from fitune.errors import ModelError
 from fitune.plugin.dataflow import Batch
 from fitune.plugin.model import has_values, unwrapped
@@ -28,9 +29,6 @@ TOKENS = 6
 
 FIRST = 3
 """Tokens whose outputs may depend on none of those behind them."""
-
-SAYS = {"is_decoder": True, "causal": True, "is_causal": True, "use_bidirectional_attention": False}
-"""Keys of configurations that say whether a model is causal, and their values where it is."""
 
 
 def must_be_causal(model: nn.Module, whole: Callable[[Loss], Loss] | None = None) -> None:
@@ -54,7 +52,7 @@ def must_be_causal(model: nn.Module, whole: Callable[[Loss], Loss] | None = None
             return
     later = gradient[:, FIRST:]
     if (later.isfinite() & (later != 0)).any():
-        raise ModelError(_refusal(inner))
+        raise ModelError(refusal(type(inner).__name__, _against(inner)))
 
 
 def _says_so(inner: PreTrainedModel) -> bool:
@@ -67,9 +65,3 @@ def _against(inner: PreTrainedModel) -> list[str]:
     """The keys of the configuration that say that it is not causal."""
     config: Any = inner.config.get_text_config()
     return [key for key, causal in SAYS.items() if getattr(config, key, causal) is not causal]
-
-
-def _refusal(inner: PreTrainedModel) -> str:
-    keys = [f"{key} = {str(SAYS[key]).lower()}" for key in _against(inner)]
-    what = f"{type(inner).__name__} sees tokens that come later in a row: it would read there what it is to write"
-    return f"{what}. {'Write ' + ' and '.join(keys) + ' in its config.json' if keys else 'Train another model'}"

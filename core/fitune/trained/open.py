@@ -22,12 +22,14 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.places import model_place
 from fitune.recipe.reader import read_recipe
+from fitune.recipe.source import TomlSource
 from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.card import CARD
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import changed_recipe
 from fitune.trained.checkpoints import BEST, LAST, best, checkpoints, has_weights, nothing_there, sound
 from fitune.trained.plain import dequantized, unpacked_or_base, unpacks
+from fitune.trained.templates import kept_templates
 
 if TYPE_CHECKING:
     import torch
@@ -89,11 +91,14 @@ def find(
         what = "no such directory" if not directory.exists() else f"it holds no {RECIPE}"
         raise RunError(f"{directory} is no run's directory: {what}. Give a directory that ft run wrote")
     base = [f"{key}={toml_text(str(path.absolute()))}" for key, path in model_place(model).items()]
-    recipe = read_recipe(directory / RECIPE, registry, [*overrides, *base], look=False)
+    asked = [*overrides, *base]
+    templates = list(kept_templates(directory, TomlSource.read(directory / RECIPE, asked)))
+    asked += [override for override, _ in templates]
+    recipe = read_recipe(directory / RECIPE, registry, asked, look=False)
     kind = recipe.adapter.record.directory
     found = checkpoints(directory, kind)
     kept = kept_base(directory)
-    unknown = () if kept is not None or is_whole(recipe) else (UNKNOWN,)
+    unknown = (*(told for _, told in templates), *(() if kept is not None or is_whole(recipe) else (UNKNOWN,)))
     if (changed := changed_recipe(directory)) is not None:
         unknown = (*unknown, changed)
     if checkpoint is None and has_weights(directory / kind):

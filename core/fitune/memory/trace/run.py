@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fitune.compose.attention import assume_isolated
 from fitune.compose.context_parallel import split_rows
+from fitune.compose.encoders import must_not_say_so
 from fitune.compose.model import (
     Strategies,
     begun,
@@ -108,6 +109,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     strategies, plan = planned(recipe, gpu=True, processes=card.count)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
     base = built(recipe)
+    must_not_say_so(recipe, base.config.to_dict())
     if layers is not None:
         shorten(base, layers)
     config, base = base.config, loaded(strategies, base)
