@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fitune.cli.own_plugins import check, new
 from fitune.cli.printing import say, say_json
 from fitune.cli.settings import Settings, switches
 from fitune.errors import PluginError, nearest
@@ -47,6 +48,10 @@ def show(settings: Settings, name: str) -> None:
     if not found:
         raise PluginError(f'no plugin provides "{name}". {nearest(name, {p.record.name for p in registry.provided})}')
     say("\n\n".join(details(provided) for provided in found))
+
+
+plugins_command.add_command(new)
+plugins_command.add_command(check)
 
 
 def rows(registry: Registry) -> list[dict[str, object]]:

@@ -1,6 +1,7 @@
-"""For the tests of plugins: a model of a few thousand parameters, its data, and a recipe that trains it in a second.
+"""For the tests of plugins: a model of a few thousand parameters, its data, a recipe that trains it in a second, and
+what proves of each kind of plugin that it keeps its contract.
 
-    from fitune.testing import assert_twin, open_registry, write_recipe, write_tiny_data, write_tiny_model
+    from fitune.testing import assert_strategy, open_registry, write_recipe, write_tiny_data, write_tiny_model
 
 The model is a Llama with random weights and a tokenizer of single bytes; both are the same at every call. May import
 every wing but `cli`; what is heavy, once it is called.
@@ -8,111 +9,126 @@ every wing but `cli`; what is heavy, once it is called.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fitune.plugin.launching import Launcher
 from fitune.plugin.records import MemoryTwin
-from fitune.plugin.registry import Registry
-from fitune.plugin.trust import Trust
+from fitune.testing.tiny import (
+    open_registry,
+    write_recipe,
+    write_tiny_data,
+    write_tiny_model,
+    write_tiny_tokenizer,
+)
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{ '<|start|>' + message['role'] + '\n' + message['content'] + '<|end|>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|start|>assistant\n' }}{%- endif -%}
-"""
-
-
-def open_registry(*plugins: object) -> Registry:
-    """A registry of the built-in plugins and these; installed ones are not loaded, and recipes' own files may run."""
-    registry = Registry.open(third_party=False, trust=Trust(allow=True))
-    for number, plugin in enumerate(plugins, 1):
-        registry.register(plugin, getattr(plugin, "__name__", f"plugin-{number}"))
-    return registry
-
-
-def write_tiny_model(directory: Path, *, layers: int = 2, dtype: str = "float32") -> Path:
-    """Write a Llama of `layers` layers, hidden size 32 and 260 tokens, with its tokenizer; gives `directory`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=260,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=257,
-        pad_token_id=258,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    model.save_pretrained(directory)
-    write_tiny_tokenizer(directory)
-    return directory
+__all__ = [
+    "assert_adapter",
+    "assert_launcher",
+    "assert_listener",
+    "assert_loader",
+    "assert_objective",
+    "assert_source",
+    "assert_stage",
+    "assert_strategy",
+    "assert_twin",
+    "open_registry",
+    "write_recipe",
+    "write_tiny_data",
+    "write_tiny_model",
+    "write_tiny_tokenizer",
+]
 
 
-def write_tiny_tokenizer(directory: Path) -> None:
-    """Write a tokenizer of single bytes with a ChatML-like template: `<|start|>` 256, `<|end|>` 257, `<|pad|>` 258."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|start|>", "<|end|>", "<|pad|>")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(str(directory))
-
-
-def write_tiny_data(file: Path, rows: int = 12) -> Path:
-    """Write conversations of uneven length as JSON Lines; gives `file`."""
-    with file.open("w", encoding="utf-8") as out:
-        for number in range(rows):
-            turns = [
-                {"role": "user", "content": f"Count to {number % 5 + 1}."},
-                {"role": "assistant", "content": " ".join(str(n + 1) for n in range(number % 5 + 1))},
-            ]
-            out.write(json.dumps({"messages": turns}) + "\n")
-    return file
-
-
-def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -> Path:
-    """Write the tiny model, its data and a recipe for three steps; gives the recipe's path.
-
-    `changes` are TOML tables laid over the recipe's own, e.g. `{"memory": {"strategy": [{"use": "chunked-loss"}]}}`.
+def assert_strategy(plugin: object, name: str, directory: Path, options: Mapping[str, object] | None = None) -> None:
+    """Assert that a memory strategy keeps its contract: a tiny model trains with it, a run that was stopped goes on to
+    the same end to the bit, a forecast can trace it, and where its record says `exact=True` the losses are those of a
+    run without it. Files are written into an empty `directory`; `options` are those of its table in a recipe.
     """
-    import tomli_w
+    from fitune.testing.contracts.strategies import strategy_keeps_its_contract
 
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tiny_model(directory / "model")
-    write_tiny_data(directory / "data.jsonl")
-    recipe: dict[str, object] = {
-        "name": "tiny",
-        "model": {"use": "hf", "path": "model", "dtype": "float32"},
-        "adapter": {"use": "lora"},
-        "data": {"source": [{"use": "jsonl", "path": "data.jsonl"}], "stage": [{"use": "chat"}]},
-        "train": {"micro_batch": 2, "length": 128, "steps": 3, "learning_rate": 1e-2},
-    }
-    for name, table in (changes or {}).items():
-        before = recipe.get(name)
-        recipe[name] = {**before, **table} if isinstance(before, dict) and isinstance(table, Mapping) else table
-    path = directory / "recipe.toml"
-    path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
-    return path
+    strategy_keeps_its_contract(plugin, name, directory, options or {})
+
+
+def assert_adapter(plugin: object, name: str, directory: Path, options: Mapping[str, object] | None = None) -> None:
+    """Assert that an adapter keeps its contract: it trains something, and nothing else changes; what it saves is there
+    as safetensors, and where the record has them, `load`, `fill` and `merge` give the same logits and `off` the base's;
+    runs go on to the bit, and are forecast.
+    """
+    from fitune.testing.contracts.adapters import adapter_keeps_its_contract
+
+    adapter_keeps_its_contract(plugin, name, directory, options or {})
+
+
+def assert_loader(plugin: object, name: str, directory: Path, options: Mapping[str, object] | None = None) -> None:
+    """Assert that a model loader keeps its contract: a fast tokenizer with a pad token, a model on the device in
+    evaluation mode, the same at every call; `build_model`'s is its like without weights, and is forecast; it trains.
+    """
+    from fitune.testing.contracts.loaders import loader_keeps_its_contract
+
+    loader_keeps_its_contract(plugin, name, directory, options or {})
+
+
+def assert_source(
+    plugin: object,
+    name: str,
+    directory: Path,
+    options: Mapping[str, object] | None = None,
+    *,
+    damaged: Mapping[str, object] | None = None,
+) -> None:
+    """Assert that a data source keeps its contract: rows that know where they come from, the same at every reading, and
+    a fingerprint that stays while the data do. `damaged` are options of what cannot be read, which must be one error.
+    Paths in options are taken from `directory`.
+    """
+    from fitune.testing.contracts.stages import source_keeps_its_contract
+
+    source_keeps_its_contract(plugin, name, directory, options or {}, damaged)
+
+
+def assert_stage(
+    plugin: object,
+    name: str,
+    directory: Path,
+    options: Mapping[str, object] | None = None,
+    *,
+    given: Iterable[object] | None = None,
+) -> None:
+    """Assert that a data stage keeps its contract: of a stream of what it takes (`given`, or conversations about
+    counting on their way to batches) it makes what it says that it gives, as it comes and the same at every reading.
+    """
+    from fitune.testing.contracts.stages import stage_keeps_its_contract
+
+    stage_keeps_its_contract(plugin, name, directory, options or {}, given)
+
+
+def assert_listener(plugin: object, name: str, directory: Path, options: Mapping[str, object] | None = None) -> None:
+    """Assert that a listener keeps its contract: a run with it ends as one without it does, to the bit, each run has an
+    object of its own, and what `state` gives can be kept in a checkpoint and given back.
+    """
+    from fitune.testing.contracts.listeners import listener_keeps_its_contract
+
+    listener_keeps_its_contract(plugin, name, directory, options or {})
+
+
+def assert_objective(
+    plugin: object,
+    name: str,
+    directory: Path,
+    options: Mapping[str, object] | None = None,
+    *,
+    by_batch: bool = False,
+) -> None:
+    """Assert that an objective keeps its contract: a tiny model trains by it, in whatever micro-batches a step is cut
+    (`by_batch` says that rows of a micro-batch share something by intent, as in KTO), its measures are those that it
+    names, runs go on to the bit and are forecast.
+    """
+    from fitune.testing.contracts.objectives import objective_keeps_its_contract
+
+    objective_keeps_its_contract(plugin, name, directory, options or {}, by_batch=by_batch)
 
 
 def assert_twin(twin: MemoryTwin, *arguments: Any, **named: Any) -> None:
