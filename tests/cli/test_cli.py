@@ -11,6 +11,7 @@ import pytest
 
 from fitune._version import __version__
 from fitune.cli.main import main
+from fitune.memory.cards.cards import may_have_one
 from support.commands import Capture, ft, refused
 from support.light import LIGHT, write_light
 
@@ -37,7 +38,9 @@ def test_help_names_every_command(capsys: Capture) -> None:
         "explain-oom",
         "export",
         "generate",
+        "help",
         "launch",
+        "list",
         "merge",
         "plan",
         "plugins",
@@ -61,6 +64,34 @@ def test_every_command_has_help_and_the_common_switches(command: str, capsys: Ca
     assert text.startswith("Usage: ft ")
     for switch in ("--debug", "--no-third-party", "--trace-hooks", "-h, --help"):
         assert switch in text
+
+
+@pytest.mark.parametrize("command", ["", "run", "plugins show", "runs compare", "launch", "help"])
+def test_help_is_a_command_too(command: str, capsys: Capture) -> None:
+    assert ft("help", *command.split(), capsys=capsys) == ft(*command.split(), "--help", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("rum", 'no command "ft rum". Did you mean "run"? See: ft --help'),
+        ("plugins shw", 'no command "ft plugins shw". Did you mean "show"? See: ft plugins --help'),
+        ("run fast", 'no command "ft run fast". ft run has no commands of its own. See: ft run --help'),
+    ],
+)
+def test_help_of_what_is_no_command_names_the_nearest(command: str, says: str, capsys: Capture) -> None:
+    assert refused("help", *command.split(), "--no-third-party", capsys=capsys) == f"error: {says}\n"
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_list_is_what_plugins_is(how: list[str], capsys: Capture) -> None:
+    text = ft("list", "--no-third-party", *how, capsys=capsys)
+    assert "chunked-loss" in text
+    assert text == ft("plugins", "--no-third-party", *how, capsys=capsys)
+
+
+def test_an_unknown_commands_nearest_may_be_these(capsys: Capture) -> None:
+    assert 'Did you mean "help"?' in refused("hlep", "--no-third-party", capsys=capsys)
 
 
 def test_version(capsys: Capture) -> None:
@@ -149,6 +180,8 @@ finally:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["plugins"], ["plugins", "--json"], ["plugins", "show", "lora"], ["check", "r.toml"], ["rum"],
+     ["help", "run"], ["list"], ["plan", "r.toml", "--gpu", "a10h"], ["plan", "r.toml", "--write", "no/where.toml"],
+     ["plan", "r.toml", "--fit", "--write", "no/where.toml"],
      ["runs", "."], ["runs", "show", "old"], ["runs", "compare", "old", "old"]],
     ids=" ".join,
 )  # fmt: skip
@@ -158,7 +191,17 @@ def test_nothing_heavy_is_imported_before_a_run_needs_it(arguments: list[str], t
     (tmp_path / "old" / "metrics.jsonl").touch()
     done = python("-c", COUNT.format(heavy=HEAVY), *arguments, directory=tmp_path)
     assert "[]" in done.stderr.splitlines(), done.stderr
-    assert done.returncode == (2 if arguments == ["rum"] else 0)
+    assert done.returncode == (2 if arguments[0] in ("rum", "plan") else 0)
+
+
+@pytest.mark.skipif(may_have_one(), reason="this machine may have a GPU, which torch is asked for")
+def test_a_plan_without_a_card_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    write_light(tmp_path, LIGHT)
+    done = python("-c", COUNT.format(heavy=HEAVY), "plan", "r.toml", directory=tmp_path)
+    assert done.stderr == (
+        "error: this machine has no GPU, so a card must be named. Give --gpu a10g, or --budget 22.3GiB\n[]\n"
+    )
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("module", ["fitune", "fitune.cli.main", "fitune.testing"])

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from fitune.cli import show_plan
+from fitune.cli import asked_plan, show_plan
 from fitune.cli.main import main
 from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, find_card
@@ -195,7 +195,7 @@ def test_what_cannot_be_done(
 def test_without_a_gpu_a_card_must_be_named(
     recipe_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asks: list[str]
 ) -> None:
-    monkeypatch.setattr(show_plan, "local_card", lambda: None)
+    monkeypatch.setattr(asked_plan, "local_card", lambda: None)
     with pytest.raises(SystemExit):
         main(["plan", str(recipe_path), *asks])
     assert "this machine has no GPU, so a card must be named" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from fitune.cli.evaluate import eval_command
 from fitune.cli.explain_oom import explain_oom_command
 from fitune.cli.export import export_command
 from fitune.cli.generate import generate_command
+from fitune.cli.help import help_command, list_command
 from fitune.cli.launch import launch_command
 from fitune.cli.merge import merge_command
 from fitune.cli.plan import plan_command
@@ -52,6 +53,8 @@ COMMANDS: tuple[click.Command, ...] = (
     recipes_command,
     schema_command,
     launch_command,
+    help_command,
+    list_command,
 )
 """The built-in commands."""
 

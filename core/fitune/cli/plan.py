@@ -45,6 +45,16 @@ def plan_command(settings: Settings, /, recipe: Path, overrides: Sequence[str], 
 
     Needs no GPU and no weights.
     """
-    from fitune.cli.show_plan import Asked, plan
+    from fitune.cli.asked_plan import Asked, card_of, read
 
-    plan(recipe, settings.registry(), overrides, Asked(**asked))
+    all_asked, registry = Asked(**asked), settings.registry()
+    planned = read(recipe, registry, overrides, all_asked)
+    if all_asked.where:
+        from fitune.cli.show_plan import tell_where
+
+        tell_where(planned, registry, all_asked)
+        return
+    card = card_of(all_asked, planned.memory.fit)  # what is wrong with it is told before torch is imported
+    from fitune.cli.show_plan import plan
+
+    plan(planned, card, recipe, registry, overrides, all_asked)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitune.errors import RecipeError
-from fitune.memory.cards.cards import Card, budget_card, find_card, known_cards, local_card, parse_size
+from fitune.memory.cards import cards
+from fitune.memory.cards.cards import Card, budget_card, find_card, known_cards, local_card, may_have_one, parse_size
 from fitune.plugin.units import GIB
 
 OWN = """\
@@ -276,6 +277,20 @@ def test_a_card_of_this_machine_that_is_not_known_says_what_is_assumed(monkeypat
 def test_a_machine_without_a_gpu_has_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert local_card() is None
+
+
+@pytest.mark.parametrize(("device", "library"), [(True, False), (False, True), (False, False)])
+def test_one_may_be_here_where_its_device_or_its_drivers_library_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: bool, library: bool
+) -> None:
+    def load(name: str) -> object:
+        if not library:
+            raise OSError(f"{name}: cannot open shared object file")
+        return object()
+
+    monkeypatch.setattr(cards, "DEVICES", (str(tmp_path if device else tmp_path / "none"),))
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert may_have_one() == (device or library)
 
 
 def test_naming_a_card_imports_no_torch() -> None:

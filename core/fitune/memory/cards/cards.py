@@ -6,11 +6,14 @@ process takes before its first tensor, is measured, sourced or assumed, and each
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import difflib
 import functools
 import importlib.resources
+import os
 import re
+import sys
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -37,6 +40,9 @@ FORMS = "Write a number above 0 and a unit: 22.3GiB, 24GB, 512MiB or 2000000000B
 
 SIZES = ("memory", "context")
 """Keys of a card's file that hold a size."""
+
+DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+"""Files of which a machine with an NVIDIA GPU has one: the driver's, and that of Linux within Windows."""
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b)\s*", re.IGNORECASE | re.ASCII)
 
@@ -160,6 +166,8 @@ def local_card() -> Card | None:
 
     One that is not known has capability and memory from torch, and a context that is assumed.
     """
+    if "torch" not in sys.modules and not may_have_one():
+        return None
     import torch
 
     if torch.version.cuda is None or not torch.cuda.is_available():
@@ -179,6 +187,19 @@ def local_card() -> Card | None:
         host_link=0.0,
         source="torch's device properties; speeds are not known",
     )
+
+
+def may_have_one() -> bool:
+    """Whether this machine may have an NVIDIA GPU: none, for sure, where neither a device nor the driver's library is
+    there. Takes milliseconds, where importing torch to be told so takes seconds.
+    """
+    if any(map(os.path.exists, DEVICES)):
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def budget_card(size: int, like: Card | None = None) -> Card:

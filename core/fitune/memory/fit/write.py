@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tomli_w
 
 from fitune.errors import RunError, one_line
-from fitune.memory.fit.result import Fitted
-from fitune.memory.report import size
 from fitune.runs.atomic import write_file
+
+if TYPE_CHECKING:
+    from fitune.memory.fit.result import Fitted
 
 
 def written(fitted: Fitted, command: str) -> str:
     """The recipe as TOML, every choice explicit, under a comment that says where it comes from."""
+    from fitune.memory.report import size  # which imports torch: a place is looked for before that
+
     forecast, card = fitted.forecast, fitted.card
     spare = card.usable - forecast.margin - forecast.reserved
     head = (
