@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from against_first import ENDED, ERROR, Cases, Given
+from against_first_given import ENDED, ERROR, Cases, Given
 
 CASES = Cases()
 PLUGIN = """\

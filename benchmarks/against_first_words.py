@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from against_first import ENDED, ERROR, STOPPED, UNREAD, Cases, Ended, Given
+from against_first_given import ENDED, ERROR, STOPPED, UNREAD, Cases, Ended, Given
 
 CASES = Cases()
 OBEYED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")

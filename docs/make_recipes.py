@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from fitune.cli.show_plan import card_of
-from fitune.memory.cards.several import several
+from fitune.cli.asked_plan import Asked, card_of
 from fitune.memory.fit.resolve import fit
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.shapes import of_recipe
@@ -98,7 +97,7 @@ def recipe_of(name: str, place: Path, registry: Registry) -> Recipe:
 def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
     """What the index says of a recipe."""
     recipe = recipe_of(name, place, registry)
-    card = several(card_of(CARDS.get(name), None, recipe.memory.fit), SEVERAL.get(name, 1))
+    card = card_of(Asked(gpu=CARDS.get(name), gpus=SEVERAL.get(name, 1)), recipe.memory.fit)
     if recipe.memory.fit:
         fitted = fit(recipe, registry, of_recipe, card)
         made, found = fitted.recipe, fitted.forecast

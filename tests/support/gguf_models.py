@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from fitune.testing import CHAT_TEMPLATE
+from fitune.testing.tiny import CHAT_TEMPLATE
 from fitune.trained.export.gguf_splits import PROBE, SPLITS
 
 SHAPE: dict[str, Any] = {

@@ -35,7 +35,7 @@ def scorer(*, adapter: bool = True, seed: int = 0) -> PreTrainedModel:
     model = cast(PreTrainedModel, record.attach(record.options(), model).train())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
 
