@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,22 @@ def ft_memory_strategies():
 """
 
 
-def install(site: Path, distribution: str, source: str, *, entry: str | None = None, version: str = "1.0") -> str:
+def install(
+    site: Path,
+    distribution: str,
+    source: str,
+    *,
+    entry: str | None = None,
+    version: str = "1.0",
+    requires: Sequence[str] = (),
+) -> str:
     """Write a distribution that announces a plugin of this source; gives the name of its module."""
     module = distribution.replace("-", "_")
     (site / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
     metadata = site / f"{module}-{version}.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    needed = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n{needed}")
     (metadata / "entry_points.txt").write_text(f"[fitune]\n{entry or distribution} = {module}\n")
     return module
 

@@ -33,6 +33,7 @@ from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, 
 from fitune.plugin.single_file import import_file, source_of
 from fitune.plugin.tasks import TaskSuite
 from fitune.plugin.trust import Trust
+from fitune.plugin.versions import load_for_this
 
 GROUP = "fitune"
 
@@ -135,7 +136,7 @@ class Registry:
         announced = Counter(entry.name for entry, _, _ in entries)
         for entry, distribution, version in entries:
             name = entry.name if announced[entry.name] == 1 else f"{entry.name} ({distribution})"
-            registry._load(name, "installed", version, entry.load)
+            registry._load(name, "installed", version, partial(load_for_this, entry))
         return registry
 
     def load_file(self, path: Path) -> None:
