@@ -90,5 +90,5 @@ def test_what_is_made_and_converted_is_looked_at(recipe_path: Path) -> None:
     read = read_recipe(recipe_path, open_registry(), ())
     convert: Any = lambda options, model: None  # noqa: E731
     record = Objective(name="own", summary="Own", options=NoOptions, make=lambda options: Criterion(), convert=convert)
-    with pytest.raises(PluginError, match='objective "own": "convert" gave a NoneType'):
+    with pytest.raises(PluginError, match='objective "own": convert gave None, and must give a model'):
         converted(replace(read, objective=Use(record=record, options=NoOptions())), built(read))

@@ -13,7 +13,9 @@ from fitune.compose.loss import plain_loss
 from fitune.compose.loss_scaling import LossScaling
 from fitune.compose.recorder import NO_GPU, NoRecorder, recorder_for, takes_more_targets
 from fitune.compose.step import Step
+from fitune.plugin.recipe import Use
 from fitune.testing import write_recipe
+from support.made_plugins import strategy
 from support.tiny import parts_of
 
 
@@ -35,7 +37,7 @@ class _Named(Strategy):
         return noted
 
 
-def _step(directory: Path, *strategies: Strategy, scaling: LossScaling | None = None) -> tuple[Step, Batch]:
+def _step(directory: Path, *given: Strategy, scaling: LossScaling | None = None) -> tuple[Step, Batch]:
     parts = parts_of(write_recipe(directory / "recipe"), 'model.dtype="bfloat16"')
     batch: Batch = next(iter(parts.make_batches(iter([parts.examples[:2]]))))
     step = parts.step
@@ -44,7 +46,9 @@ def _step(directory: Path, *strategies: Strategy, scaling: LossScaling | None = 
         loss=step.loss,
         trainables=step.trainables,
         optimizer=step.optimizer,
-        strategies=strategies,
+        strategies=tuple(
+            (Use(record=strategy(f"number-{number}"), options=None), one) for number, one in enumerate(given)
+        ),
         max_grad_norm=1.0,
         device=step.device,
         scaling=scaling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_contexts_are_left_when_a_step_fails(recipe_path: Path) -> None:
 def test_contexts_are_left_when_a_later_one_cannot_be_entered(recipe_path: Path) -> None:
     told = Told()
     parts = parts_of(recipe_path, _uses("one", "failing", "two"), plugins=[told])
-    with pytest.raises(RuntimeError, match="failing cannot start"):
+    with pytest.raises(PluginError, match='memory strategy "failing" failed: RuntimeError: failing cannot start'):
         list(train(parts))
     assert told.log[-2:] == ["one in", "one out"]
 
@@ -202,7 +203,7 @@ class BrokenSave:
     ("error", "cause"),
     [
         (OSError(28, "No space left on device"), "No space left on device"),
-        (ValueError("two\nlines"), "ValueError: two lines"),
+        (ValueError("two\nlines"), 'adapter "broken": save failed: ValueError: two lines (PLACE)'),
     ],
 )
 def test_saving_is_whole_or_not_at_all(recipe_path: Path, error: Exception, cause: str) -> None:
@@ -213,7 +214,8 @@ def test_saving_is_whole_or_not_at_all(recipe_path: Path, error: Exception, caus
     with pytest.raises(RunError) as caught:
         save(parts)
     also = f"Nor could it be written to {tempfile.gettempdir()}: {cause}. What was trained is lost"
-    assert caught.value.message == f"{final} could not be written: {cause}. {also}"
+    said = re.sub(r"\(train/test_run\.py:\d+\)", "(PLACE)", caught.value.message)
+    assert said == f"{final} could not be written: {cause}. {also}"
     assert [p.name for p in parts.run.directory.rglob("*")] == ["adapter", "before"]
 
 
@@ -240,12 +242,12 @@ class Ending:
 def test_the_end_is_always_told(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ending = Ending()
     train_run(recipe_path, tmp_path / "well", plugins=[ending])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PluginError, match="failing cannot start"):
         train_run(recipe_path, tmp_path / "step", _uses("failing"), plugins=[ending, Told()])
     (recipe_path.parent / "model" / "model.safetensors").unlink()
     with pytest.raises(Exception, match="cannot be loaded"):
         train_run(recipe_path, tmp_path / "load", plugins=[ending])
-    assert ending.ends == [(True, None), (True, "RuntimeError"), (False, "ModelError")]
+    assert ending.ends == [(True, None), (True, "PluginError"), (False, "ModelError")]
     monkeypatch.setenv("RANK", "1")  # another process of this run keeps silent, even where composing failed
     with pytest.raises(Exception, match="cannot be loaded"):
         train_run(recipe_path, tmp_path / "other", plugins=[ending])

@@ -12,6 +12,7 @@ checkpoints/step-120/
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ from fitune.checkpoint.state import RandomState, TrainingState, gathered, random
 from fitune.compose.loss_scaling import ScalingState
 from fitune.compose.parts import Parts, whole_for_writing
 from fitune.compose.together import together
-from fitune.errors import RunError, cause
+from fitune.errors import PluginError, RunError, cause
+from fitune.plugin.contract import blame
 from fitune.runs.atomic import begin, publish
 from fitune.runs.layout import CHECKPOINTS
 
@@ -148,11 +150,27 @@ def newest(run: Path, process: int = 0) -> tuple[Checkpoint | None, list[str]]:
     return None, wrong
 
 
+def write_trained(parts: Parts, directory: Path) -> None:
+    """Have the adapter write what was trained into an empty directory. Raises `PluginError` where it writes nothing
+    that could be read again, or fails for another reason than the disk's, whose errors are raised as they are.
+    """
+    record = parts.run.recipe.adapter.record
+    try:
+        with blame(f'adapter "{record.name}": save', but=(OSError, SafetensorError, torch.OutOfMemoryError)):
+            record.save(parts.run.model, directory)
+    except SafetensorError as error:  # which has an error of the disk as a text
+        if (found := re.search(r"os error (\d+)", str(error))) is not None:
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
+    if not any(file.stat().st_size for file in directory.rglob("*.safetensors")):
+        raise PluginError(f'adapter "{record.name}": save wrote no safetensors, and what was trained must be in some')
+
+
 def _write_state(parts: Parts, partial: Path, state: TrainingState, progress: Progress) -> None:
     record = parts.run.recipe.adapter.record
     trained = partial / record.directory
     trained.mkdir()
-    record.save(parts.run.model, trained)
+    write_trained(parts, trained)
     tensors: dict[str, Tensor] = {}
     plain = {
         "step": state.step,

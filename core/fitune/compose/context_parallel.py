@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fitune.compose.model import Strategies, call_plugin, called
+from fitune.compose.calling import call_plugin
+from fitune.compose.model import Strategies, called
 from fitune.compose.together import together
 from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitune.compose.model import call_plugin
+from fitune.compose.calling import call_plugin
 from fitune.compose.stopping import ends_of
 
 if TYPE_CHECKING:

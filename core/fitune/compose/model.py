@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
 from fitune.compose.attention import isolate_documents
+from fitune.compose.calling import call_for, call_for_callable, call_for_model, call_plugin, wrong
 from fitune.compose.causal import must_be_causal
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
@@ -23,11 +23,9 @@ from fitune.compose.together import together
 from fitune.compose.weights import weights_to_blame
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
-from fitune.plugin.contract import blame
 from fitune.plugin.model import ADDED, added_modules, decay_groups, unwrapped
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
-from fitune.plugin.registry import KINDS
 from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
 from fitune.plugin.timings import Timings
 
@@ -54,7 +52,7 @@ AMID_A_LAYER = (
 def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategies, Plan]:
     """The recipe's memory strategies, and what they decide before a weight is read, in so many processes."""
     uses = in_order(recipe.strategies)
-    strategies = tuple((use, call_plugin(use, use.record.make, use.options)) for use in uses)
+    strategies = tuple((use, call_for(use, "make", Strategy, use.record.make, use.options)) for use in uses)
     look, stored = recipe.model.record.stored, None
     if look is not None:
         stored = call_plugin(recipe.model, look, recipe.model.options)
@@ -62,7 +60,7 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
     accumulation = recipe.train.accumulation or 1
     plan = Plan(gpu=gpu, processes=processes, accumulation=accumulation, stored=stored, notices=notices)
     for use, strategy in strategies:
-        before, plan = plan, call_plugin(use, strategy.plan, plan)
+        before, plan = plan, call_for(use, "plan", Plan, strategy.plan, plan)
         given = [what for what in SCORES if getattr(plan, what) is not getattr(before, what)]
         plan = replace(plan, replaced=(*before.replaced, *((use.record.name, what) for what in given)))
     if stored is not None and plan.quantization is not None:
@@ -86,7 +84,7 @@ def adapted(
 def loaded(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The base model, changed by the strategies."""
     for use, strategy in strategies:
-        model = call_plugin(use, strategy.loaded, model)
+        model = call_for_model(use, "loaded", strategy.loaded, model)
     return model
 
 
@@ -97,10 +95,7 @@ def converted(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         return model
     set_seed(recipe.general.seed)
     before = list(model.parameters())
-    found: object = call_plugin(use, use.record.convert, use.options, model)
-    if not isinstance(found, transformers.PreTrainedModel):
-        what = f'"convert" gave a {type(found).__name__}, not a model of transformers'
-        raise PluginError(f'objective "{use.record.name}": {what}')
+    found = call_for_model(use, "convert", use.record.convert, use.options, model)
     known = {id(parameter) for parameter in before}
     new = [name.rpartition(".")[0] for name, parameter in found.named_parameters() if id(parameter) not in known]
     setattr(found, ADDED, tuple(dict.fromkeys(new)))
@@ -115,7 +110,7 @@ def know_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def begun(recipe: Recipe, model: PreTrainedModel, start: Path | None) -> PreTrainedModel:
     """A model with its adapter as a run begins with it."""
     use = recipe.adapter
-    model = call_plugin(use, use.record.attach, use.options, model)
+    model = call_for_model(use, "attach", use.record.attach, use.options, model)
     for name in added_modules(model):
         if not any(p.requires_grad for p in unwrapped(model).get_submodule(name).parameters()):
             raise PluginError(
@@ -137,14 +132,14 @@ def prepared(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
 def changed(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The model, with its adapter, changed by the strategies."""
     for use, strategy in strategies:
-        model = call_plugin(use, strategy.prepare, model)
+        model = call_for_model(use, "prepare", strategy.prepare, model)
     return model
 
 
 def distributed(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
     """The changed model, shared out over the processes, in training mode."""
     for use, strategy in strategies:
-        model = call_plugin(use, strategy.distribute, model)
+        model = call_for_model(use, "distribute", strategy.distribute, model)
     model.train()
     return model
 
@@ -152,7 +147,7 @@ def distributed(strategies: Strategies, model: PreTrainedModel) -> PreTrainedMod
 def called(strategies: Strategies, compute: Callable[P, T]) -> Callable[P, T]:
     """What calls the model, as strategies have it."""
     for use, strategy in reversed(strategies):
-        compute = call_plugin(use, strategy.whole, compute)
+        compute = call_for_callable(use, "whole", strategy.whole, compute)
     return compute
 
 
@@ -184,12 +179,6 @@ def with_documents_apart(
     apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolated}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
     return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))
-
-
-def call_plugin(use: Use[Any], function: Callable[..., T], *arguments: object) -> T:
-    """Call what a plugin provides; what it raises, but for memory, gets the plugin's name."""
-    with blame(f'{KINDS[type(use.record)]} "{use.record.name}"', but=torch.OutOfMemoryError):
-        return function(*arguments)
 
 
 def make_model(
@@ -242,20 +231,21 @@ def built(recipe: Recipe) -> PreTrainedModel:
             f'the model loader "{record.name}" cannot build its model without weights (ModelLoader.build_model), so a '
             "run with it cannot be forecast"
         )
-    return call_plugin(recipe.model, record.build_model, recipe.model.options)
+    return call_for_model(recipe.model, "build_model", record.build_model, recipe.model.options)
 
 
 def base_model(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
     """The base model, quantised as the plan says. Raises `ModelError` if its loader cannot quantise."""
     record, options = recipe.model.record, recipe.model.options
     if plan.quantization is None:
-        return call_plugin(recipe.model, record.load_model, options, device)
+        return call_for_model(recipe.model, "load_model", record.load_model, options, device)
     if record.load_quantized is None:
         raise ModelError(
             f'the model loader "{record.name}" cannot quantise, which a [[memory.strategy]] asks for. Remove that '
             "strategy, or name a model loader that quantises (ft plugins lists them)"
         )
-    return call_plugin(recipe.model, record.load_quantized, options, device, plan.quantization)
+    load = record.load_quantized
+    return call_for_model(recipe.model, "load_quantized", load, options, device, plan.quantization)
 
 
 def make_optimizer(
@@ -270,11 +260,13 @@ def make_optimizer(
         eps=train.epsilon,
         fused=fused,
     )
-    made = [
-        (use.record.name, call_plugin(use, strategy.make_optimizer, trainables.masters, settings))
-        for use, strategy in strategies
-    ]
-    found = [(name, optimizer) for name, optimizer in made if optimizer is not None]
+    found: list[tuple[str, torch.optim.Optimizer]] = []
+    for use, strategy in strategies:
+        made: object = call_plugin(use, strategy.make_optimizer, trainables.masters, settings)
+        if isinstance(made, torch.optim.Optimizer):
+            found.append((use.record.name, made))
+        elif made is not None:
+            raise wrong(use, "make_optimizer", made, "a torch.optim.Optimizer, or None")
     if len(found) > 1:
         names = " and ".join(f'"{name}"' for name, _ in found)
         raise PluginError(f"the memory strategies {names} both make an optimizer. Keep one of them")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fitune.compose.calling import call_plugin
 from fitune.compose.criterion import must_be_criterion, outcome_of, units_of
 from fitune.compose.loss import plain_log_probs, plain_loss
 from fitune.compose.masks import unasked
-from fitune.compose.model import call_plugin
 from fitune.errors import ModelError, PluginError
 from fitune.plugin.dataflow import IGNORED, Batch, Example
 from fitune.plugin.model import unwrapped

@@ -244,7 +244,7 @@ def make_step(
         tally=loss.tally,
         trainables=trainables,
         optimizer=optimizer,
-        strategies=[strategy for _, strategy in strategies],
+        strategies=strategies,
         max_grad_norm=recipe.train.max_grad_norm,
         device=device,
         pin_memory=plan.pin_memory,

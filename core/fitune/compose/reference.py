@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fitune._version import __version__
-from fitune.compose.model import call_plugin
+from fitune.compose.calling import call_plugin
 from fitune.compose.objective import REFERENCE, scores_of
 from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import version_of

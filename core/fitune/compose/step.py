@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from fitune.compose.calling import call_for_callable, call_for_context, call_plugin
 from fitune.compose.loss_scaling import LossScaling
 from fitune.compose.objective import ObjectiveLoss, Tally
 from fitune.compose.optimizer import Trainables
 from fitune.compose.recorder import NoRecorder
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.strategy import MicroBatch, Recorder, Strategy
+from fitune.plugin.strategy import MicroBatch, Recorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from fitune.compose.model import Strategies
     from fitune.plugin.strategy import Loss
 
 Phase = Literal["load", "forward", "loss", "backward", "gradients", "optimizer", "evaluation"]
@@ -111,7 +113,7 @@ class Step:
     loss: Loss
     trainables: Trainables
     optimizer: torch.optim.Optimizer
-    strategies: Sequence[Strategy]
+    strategies: Strategies
     """The recipe's memory strategies, in its order."""
     max_grad_norm: float
     device: torch.device
@@ -142,8 +144,8 @@ class Step:
             part=self.part,
         )
         changed: MicroBatch = computation
-        for strategy in reversed(self.strategies):
-            changed = strategy.micro_batch(changed, self.recorder)
+        for use, strategy in reversed(self.strategies):
+            changed = call_for_callable(use, "micro_batch", strategy.micro_batch, changed, self.recorder)
         self.trainables.keep = changed is not computation
         object.__setattr__(self, "computation", computation)
         object.__setattr__(self, "micro_batch", changed)
@@ -200,6 +202,7 @@ class Step:
     def _around(self) -> Iterator[None]:
         """The strategies' contexts, the first outermost; those that were entered are left if a later one fails."""
         with contextlib.ExitStack() as stack:
-            for strategy in self.strategies:
-                stack.enter_context(strategy.around_step())
+            for use, strategy in self.strategies:
+                context = call_for_context(use, "around_step", strategy.around_step)
+                call_plugin(use, stack.enter_context, context)
             yield

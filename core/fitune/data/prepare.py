@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import contents_of, key_of
 from fitune.data.cache_writer import Writer
 from fitune.data.origins import paths_of
 from fitune.data.split import Part, side, weighted
+from fitune.data.streams import made
 from fitune.data.targets import EMPTY, Taken, must_fit, with_targets
-from fitune.errors import DataError
+from fitune.errors import DataError, PluginError
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import Batch, DataContext, Example, Stage
 from fitune.plugin.recipe import Recipe, Use
@@ -104,8 +105,14 @@ UNWATCHED = Unwatched()
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer of a recipe's model; no weight is read. Raises `ModelError` or `PluginError`."""
-    with blame(f'model loader "{recipe.model.record.name}"'):
-        return recipe.model.record.load_tokenizer(recipe.model.options)
+    loader = f'model loader "{recipe.model.record.name}"'
+    with blame(loader):
+        found: object = recipe.model.record.load_tokenizer(recipe.model.options)
+    if getattr(found, "backend_tokenizer", None) is None:
+        raise PluginError(
+            f"{loader}: load_tokenizer gave a {type(found).__name__}, and must give a fast tokenizer of transformers"
+        )
+    return cast("PreTrainedTokenizerBase", found)
 
 
 def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:
@@ -184,14 +191,7 @@ def _prepare(job: _Job, watch: Watch) -> Prepared:
 
 def batch_maker(stages: Uses, context: DataContext) -> Stage:
     """The last stage, which turns lists of examples into batches."""
-    last = stages[-1]
-    make = last.record.make(last.options, context)
-
-    def batches(micro_batches: Iterator[Any]) -> Iterator[Batch]:
-        with blame(f'data stage "{last.record.name}"'):
-            yield from make(micro_batches)
-
-    return batches
+    return made(stages[-1], context)
 
 
 def batches(rows: Sequence[Example], picks: Sequence[NDArray[np.int64]], make: Stage) -> Iterator[Batch]:
@@ -218,7 +218,7 @@ class _Chain:
         """The rows of all sources, one after another."""
         streams = []
         for use in self.job.sources:
-            stage = use.record.make(use.options, self.context)
+            stage = made(use, self.context)
             weight = 1.0 if use.weight is None else use.weight
             stream = weighted(partial(stage, iter(())), weight, self.context.seed)
             stream = side(stream, self.job.part, self.job.fraction, self.context.seed)
@@ -230,7 +230,7 @@ class _Chain:
         measured = False
         for use in self.job.stages[:-1]:
             taken = Taken(stream)
-            stream = use.record.make(use.options, self.context)(taken)
+            stream = made(use, self.context)(taken)
             if use.record.gives == "examples":
                 if not measured:
                     stream, measured = self._measured(stream), True
@@ -275,10 +275,9 @@ class _Chain:
         self.flow[name] = 0  # now, in the recipe's order, not when the first row comes by
 
         def counted() -> Iterator[T]:
-            with blame(f'data stage "{name}"'):
-                for item in stream:
-                    self.flow[name] += 1
-                    yield item
+            for item in stream:
+                self.flow[name] += 1
+                yield item
 
         return counted()
 

@@ -220,14 +220,16 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def blame(what: str, *, but: type[Exception] = FtError) -> Iterator[None]:
+def blame(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Around a call of a plugin's code: an error that is not meant for users becomes one that says what failed.
 
-    Errors of the type `but` are let through too.
+    Errors of the types `but` are let through too.
     """
     try:
         yield
-    except (FtError, but):
+    except FtError:
+        raise
+    except but:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"{what} failed: {cause(error)}") from error

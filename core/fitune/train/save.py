@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fitune.checkpoint.files import write_trained
 from fitune.checkpoint.manifest import write_manifest
 from fitune.compose.dialogue import save_tokenizer
 from fitune.compose.parts import Parts
@@ -20,7 +21,7 @@ def write(parts: Parts, directory: Path) -> None:
     """Write what was trained into an empty directory, with its tokenizer, the template that it was trained with, and a
     manifest of it all.
     """
-    parts.run.recipe.adapter.record.save(parts.run.model, directory)
+    write_trained(parts, directory)
     save_tokenizer(parts.run.tokenizer, parts.dialogue, directory)
     write_manifest(directory, parts.run.steps, without=[CARD])  # which is written later, and anybody may change
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fitune.compose.calling import call_plugin
 from fitune.compose.devices import free_memory
 from fitune.compose.dialogue import dialogue_of, end_as_trained
-from fitune.compose.model import call_plugin
 from fitune.data.prepare import UNWATCHED, Watch, context_of, held_out_data, training_data
 from fitune.errors import FtError, ModelError, RunError, cause
 from fitune.plugin.dataflow import Example

@@ -171,7 +171,7 @@ def open_base(trained: Trained, *, plain: bool = False) -> Opened:
 
 def open_whole(trained: Trained) -> Opened:
     """What was trained, where it is a model of its own: whatever became of its base."""
-    from fitune.compose.model import call_plugin
+    from fitune.compose.calling import call_plugin
 
     use = trained.recipe.adapter
     load = use.record.load_whole
@@ -241,7 +241,7 @@ def tokenizer_for(trained: Trained) -> PreTrainedTokenizerBase:
 
 def with_trained(opened: Opened) -> Opened:
     """A base model that was opened, with what was trained. Raises `ModelError`."""
-    from fitune.compose.model import call_plugin
+    from fitune.compose.calling import call_plugin
 
     use, weights = opened.trained.recipe.adapter, opened.trained.weights
     if use.record.load is None:

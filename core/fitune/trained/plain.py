@@ -22,7 +22,8 @@ def unpacks(plan: Plan) -> bool:
 
 def unpacked_or_base(recipe: Recipe, plan: Plan, device: torch.device) -> PreTrainedModel:
     """The base as a plain model where its loader gives it so, or else as it is trained on. Raises `ModelError`."""
-    from fitune.compose.model import base_model, call_plugin
+    from fitune.compose.calling import call_plugin
+    from fitune.compose.model import base_model
 
     load = recipe.model.record.load_plain
     if not unpacks(plan) or load is None:
