@@ -94,7 +94,7 @@ def _step(model: nn.Module, scaling: LossScaling | None) -> Step:
         loss=lambda module, batch: module(),
         trainables=trainables,
         optimizer=torch.optim.SGD(trainables.masters, lr=1.0),
-        strategies=[],
+        strategies=(),
         max_grad_norm=0.0,
         device=torch.device("cpu"),
         scaling=scaling,
