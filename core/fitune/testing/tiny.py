@@ -82,8 +82,7 @@ def write_tiny_data(file: Path, rows: int = 12) -> Path:
 def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -> Path:
     """Write the tiny model, its data and a recipe for three steps; gives the recipe's path.
 
-    `changes` are TOML tables laid over the recipe's own, e.g. `{"memory": {"strategy": [{"use": "chunked-loss"}]}}`. A
-    table that names another plugin (`use`) replaces its own.
+    `changes` are TOML tables laid over the recipe's own, e.g. `{"memory": {"strategy": [{"use": "chunked-loss"}]}}`.
     """
     import tomli_w
 
@@ -99,10 +98,7 @@ def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -
     }
     for name, table in (changes or {}).items():
         before = recipe.get(name)
-        recipe[name] = table
-        if isinstance(before, dict) and isinstance(table, Mapping):
-            other = table.get("use", before.get("use")) != before.get("use")  # whose options are others
-            recipe[name] = {**({} if other else before), **table}
+        recipe[name] = {**before, **table} if isinstance(before, dict) and isinstance(table, Mapping) else table
     path = directory / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
     return path

@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import tomli
+import tomli_w
+
 from fitune.errors import FtError, Interrupted, PluginError, described
 from fitune.plugin.events import Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
@@ -72,7 +75,11 @@ class Trial:
     def recipe(self, name: str, changes: Options | None = None) -> Path:
         """A recipe in a directory of its own."""
         laid = {"train": {"steps": STEPS}, "checkpoint": {"steps": STOPPED}, **self.changes, **(changes or {})}
-        return write_recipe(self.directory / name, laid)
+        path = write_recipe(self.directory / name, laid)
+        if "model" in laid:  # another loader's options are others
+            written = tomli.loads(path.read_text(encoding="utf-8"))
+            path.write_text(tomli_w.dumps({**written, "model": laid["model"]}), encoding="utf-8")
+        return path
 
     def ran(self, name: str, changes: Options | None = None) -> Path:
         """The directory of a run from its beginning to its end."""
