@@ -36,7 +36,7 @@ NOT_RUN = {
     "docs/hooks.md": 0,
     "docs/launch.md": 1,
     "docs/plugins.md": 1,
-    "docs/preference.md": 0,
+    "docs/preference.md": 1,
     "docs/python.md": 0,
     "docs/recipes.md": 0,
     "docs/reference.md": 0,
