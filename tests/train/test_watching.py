@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -123,9 +124,10 @@ class Deaf:
             model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_())
             return model
 
-        yield Adapter(
-            name="deaf", summary="Fails", options=NoOptions, attach=attach, save=lambda model, directory: None
-        )
+        def save(model: PreTrainedModel, directory: Path) -> None:
+            save_file({"weight": torch.ones(2, 2)}, directory / "deaf.safetensors")
+
+        yield Adapter(name="deaf", summary="Fails", options=NoOptions, attach=attach, save=save)
 
 
 def test_nothing_trains(recipe: Path, tmp_path: Path) -> None:
