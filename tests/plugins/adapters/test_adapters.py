@@ -87,7 +87,7 @@ def test_defaults(recipe_path: Path) -> None:
     ("targets", "message"),
     [
         ('["q_proj", "v_prj"]', 'the model has no layer "v_prj". Did you mean "v_proj"?'),
-        ('["q_proj", "self_attn"]', "LlamaAttention"),
+        ('["q_proj", "self_attn"]', '"self_attn" is no layer, but holds several. Name those:'),
         ('["layer"]', 'the model has no layer "layer"'),
     ],
 )
