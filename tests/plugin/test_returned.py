@@ -41,13 +41,17 @@ def ft_data_stages():
     yield DataStage(name="w", summary="s", options=NoOptions, takes="{takes}", gives="{gives}", make={make})
 """
 LOADER = """
+from dataclasses import make_dataclass
+
+Taken = make_dataclass("Taken", [("path", str, ""), ("dtype", str, "")], frozen=True, kw_only=True)
+
 def tokenizer(options):
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained("{place}")
 
 @hookimpl
 def ft_model_loaders():
-    yield ModelLoader(name="w", summary="s", options=NoOptions, load_tokenizer={tokenizer}, load_model={model})
+    yield ModelLoader(name="w", summary="s", options=Taken, load_tokenizer={tokenizer}, load_model={model})
 """
 OTHER = {"model": "a model of transformers", "call": "something to call", "context": "a context manager"}
 
