@@ -57,10 +57,9 @@ def _held(stage: Callable[..., Any], record: DataStage[Any]) -> Stage:
 
     def held(stream: Iterator[Any]) -> Iterator[Any]:
         with blame(title(record.name)):
-            found: object = stage(stream)
-        if not hasattr(found, "__iter__"):
-            raise PluginError(f"{title(record.name)} gave {_words(found)}, and must give an iterator")
-        with blame(title(record.name)):
+            found: Any = stage(stream)
+            if not hasattr(found, "__iter__"):
+                raise PluginError(f"{title(record.name)} gave {_words(found)}, and must give an iterator")
             for item in found:
                 if not isinstance(item, kind):
                     said = f'says that it gives "{record.gives}"'

@@ -21,7 +21,7 @@ import tomli
 from fitune import testing
 from fitune.errors import FtError, PluginError, described
 from fitune.plugin.launching import Launcher
-from fitune.plugin.options import describe
+from fitune.plugin.options import describe, parse
 from fitune.plugin.reading import read_file
 from fitune.plugin.records import (
     Adapter,
@@ -136,8 +136,6 @@ def _assert(module: object, one: Provided, options: Mapping[str, object], home: 
 
 
 def _launcher(record: Launcher[Any], options: Mapping[str, object], home: Path) -> str:
-    from fitune.plugin.options import parse
-
     given, problems = parse(record.options, options)
     if given is None:
         raise PluginError(problems[0].what)

@@ -7,19 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fitune.data.streams import KINDS
 from fitune.errors import FtError
-from fitune.plugin.dataflow import Conversation, Document, Example, Flow, Origin, Preference, Row
+from fitune.plugin.dataflow import Flow, Origin
 from fitune.plugin.records import DataStage
 from fitune.testing.contracts.trial import Options, Trial, must_not_fail
 
-GIVEN: Mapping[Flow, type[Any]] = {
-    "rows": Row,
-    "conversations": Conversation,
-    "preferences": Preference,
-    "documents": Document,
-    "examples": Example,
-}
-
+WITH_ORIGIN = KINDS.keys() - {"batches"}
+"""Streams whose items know where they come from."""
 
 BEFORE: Mapping[Flow, tuple[str, ...]] = {"documents": ("chat",), "examples": ("chat", "tokenize")}
 """Stages of a tiny recipe in front of one that takes this; the others are put in by themselves."""
@@ -85,18 +80,16 @@ def _use(trial: Trial, name: str, *, source: bool) -> Any:
 def _make(trial: Trial, use: Any, stream: Iterable[object]) -> list[Any]:
     """All that it gives, each of what it says that it gives."""
     context = _context(trial)
-    kind = GIVEN.get(use.record.gives)
+    kind, has_origin = KINDS[use.record.gives], use.record.gives in WITH_ORIGIN
 
     def made() -> list[Any]:
         return list(use.record.make(use.options, context)(_fed(use, stream)))
 
     found: list[Any] = must_not_fail("it fails", made)
     for item in found:
-        assert kind is None or isinstance(item, kind), (
-            f'it says that it gives "{use.record.gives}", and gives a {type(item).__name__}'
-        )
+        assert isinstance(item, kind), f'it says that it gives "{use.record.gives}", and gives a {type(item).__name__}'
         origin = getattr(item, "origin", None)
-        assert kind is None or (isinstance(origin, Origin) and origin.file), f"what it gives has no origin: {item!r}"
+        assert not has_origin or (isinstance(origin, Origin) and origin.file), f"what it gives has no origin: {item!r}"
     return found
 
 
