@@ -2,12 +2,13 @@
 
     python benchmarks/several.py --plan plan.json --cards 2 --card h100          (needs no card)
     python benchmarks/several.py --measure plan.json --out benchmarks/several.json --minutes 9
+    python benchmarks/several.py --weights /dev/shm/llama70b                     (132 GiB, for "70B, shards")
 
 Each composition is a run of its own, of `compose` and `train` as `ft run` has them; a process for each card (by
-torchrun) makes one after the other, for starting takes longer than they do. Weights are random, of Llama 3's shape in
-few layers, on whose number the forecast's correctness does not depend. Of each process is kept the most that torch's
-allocator gave out and reserved, and what of the card is in use beside it: the context, and NCCL's memory. What was
-found is written after each run, so that a call that is cut short counts; a second call leaves out what the file has.
+torchrun) makes one after the other, for starting takes longer than they do. Weights are random, of Llama 3's shape,
+mostly in few layers, on whose number the forecast's correctness does not depend. Of each process is kept the most that
+torch's allocator gave out and reserved, and what of the card is in use beside it: the context, and NCCL's memory. What
+was found is written after each run, so that a call that is cut short counts; a second leaves out what the file has.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,8 @@ sys.path[:0] = [str(HERE / "fit"), str(HERE / "memory")]
 
 Json = dict[str, Any]
 GIB = 2**30
-STEPS, WARM_UP = 6, 2
-PATIENCE = 150
+STEPS, WARM_UP, LAYERS = 6, 2, 8
+PATIENCE = 280
 """Seconds after which a run is given up."""
 
 CHECKPOINTED: Json = {"use": "gradient-checkpointing"}
@@ -43,7 +46,12 @@ PARTS: Json = {"use": "context-parallel"}
 
 LORA, FULL = {"use": "lora", "r": 16, "alpha": 32, "targets": "all-linear"}, {"use": "none"}
 
+MLPS: Json = {"use": "gradient-checkpointing", "part": "mlp"}
+WHOLE: Json = {"layers": 32}
+
 CASES: dict[str, Json] = {
+    "8B, replicas": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096, **WHOLE},
+    "8B, one card": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096, "cards": 1, **WHOLE},
     "replicas, fast layers": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096},
     "replicas, fast layers, one card": {"strategies": [*FAST, CHUNKED, GROWING], "length": 4096, "cards": 1},
     "shards": {"strategies": [CHUNKED, FSDP]},
@@ -65,8 +73,24 @@ CASES: dict[str, Json] = {
     "rows in parts": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, PARTS], "length": 16384},
     "rows in parts, fast layers": {"strategies": [*FAST, CHUNKED, GROWING, PARTS], "length": 16384},
     "rows in parts, shards": {"strategies": [CHECKPOINTED, CHUNKED, GROWING, PARTS, FSDP], "length": 32768},
+    "8B, full, shards": {
+        "strategies": [CHUNKED, GROWING, FAST[1], MLPS, FSDP], "length": 8192, "adapter": FULL, "steps": 4, **WHOLE,
+    },
+    "8B, longest row": {
+        "strategies": [{"use": "tiled-mlp"}, FAST[0], CHUNKED, GROWING, FAST[1], CHECKPOINTED, PARTS, FSDP],
+        "length": 131072, "steps": 3, **WHOLE,
+    },
+    "70B, shards": {
+        "strategies": [*FAST, CHUNKED, GROWING, MLPS, FSDP], "length": 4096, "accumulation": 2, "steps": 4,
+        "shape": "llama70b", "layers": 80, "weights": True,
+    },
+}  # fmt: skip
+"""What matters most comes first; of the shape `llama8b` in few layers, where a case does not say otherwise."""
+SHAPES: dict[str, Json] = {
+    "llama70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
 }
-"""What matters most comes first."""
+WEIGHTS = Path("/dev/shm/llama70b")
+"""Where a case with `weights` finds its checkpoint, as `--weights` makes it."""
 
 
 def main() -> None:
@@ -77,35 +101,60 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, nargs="+", help="the recipes of runs that this is a process of")
     parser.add_argument("--cards", type=int, default=2)
     parser.add_argument("--card", default="h100", help="by name, the card that it is measured on")
-    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no further run is begun")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--only", nargs="*", help="names of cases")
+    parser.add_argument("--jobs", type=int, default=1, help="forecasts that are made at once")
+    parser.add_argument("--weights", type=Path, help=f"write the checkpoint of 70B here; cases look in {WEIGHTS}")
     asked = parser.parse_args()
     for recipe in asked.worker or ():
         work(recipe)
+    if asked.weights:
+        write_weights(asked.weights, asked.jobs)
     if asked.plan:
-        with tempfile.TemporaryDirectory() as home:
-            chosen = {name: case for name, case in CASES.items() if not asked.only or name in asked.only}
-            planned = {
-                name: plan(case, Path(home), asked.card, asked.cards, asked.layers) for name, case in chosen.items()
-            }
-        whole = {"card": asked.card, "cards": asked.cards, "layers": asked.layers, "cases": planned}
+        chosen = {name: case for name, case in CASES.items() if not asked.only or name in asked.only}
+        with tempfile.TemporaryDirectory() as home, ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
+            given = [(case, Path(home) / str(at), asked.card, asked.cards) for at, case in enumerate(chosen.values())]
+            planned = dict(zip(chosen, pool.map(plan, *zip(*given, strict=True)), strict=True))
+        whole = {"card": asked.card, "cards": asked.cards, "cases": planned}
         asked.plan.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if asked.measure:
         measure(json.loads(asked.measure.read_text(encoding="utf-8")), asked.out, time.monotonic() + 60 * asked.minutes)
 
 
-def written(case: Json, home: Path, layers: int) -> Path:
+def model_of(case: Json, directory: Path) -> Path:
+    """The directory, with configuration and tokenizer of a case's shape."""
+    import forecast_cases
+
+    from runs import write_model
+
+    size = {**SHAPES.get(case.get("shape", ""), {}), "num_hidden_layers": case.get("layers", LAYERS)}
+    forecast_cases.SHAPES["several"] = {**forecast_cases.SHAPES["llama8b"], **size}
+    return write_model(directory, "several")
+
+
+def write_weights(directory: Path, jobs: int) -> None:
+    """Write the checkpoint of the case that needs one, in a file for each two layers."""
+    from forecast_rows import write_weights as write_file
+
+    case = next(case for case in CASES.values() if "weights" in case)
+    model_of(case, directory)
+    files = case["layers"] // 2
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        list(pool.map(write_file, [directory] * files, range(files), [files] * files))
+
+
+def written(case: Json, home: Path) -> Path:
     """The recipe of a case, with its model's configuration and rows of exactly as many tokens as a row has."""
     import tomli_w
-    from forecast_cases import SHAPES
 
-    from runs import recipe, rows, write_model
+    from runs import recipe, rows
 
-    SHAPES["several"] = {**SHAPES["llama8b"], "num_hidden_layers": layers}
-    length, accumulation = case.get("length", 2048), case.get("accumulation", 1)
-    made = recipe(write_model(home / "model", "several"), case["strategies"], length=length, steps=STEPS)
+    home.mkdir(parents=True, exist_ok=True)
+    length, accumulation, steps = case.get("length", 2048), case.get("accumulation", 1), case.get("steps", STEPS)
+    whole = "weights" in case and WEIGHTS.exists()
+    model = WEIGHTS if whole else model_of(case, home / f"{case.get('shape', 'model')}-{case.get('layers', LAYERS)}")
+    made = recipe(model, case["strategies"], length=length, steps=steps, loader="hf" if whole else "shape")
     made["adapter"] = case.get("adapter", LORA)
     made["train"] |= {"accumulation": accumulation}
     made["data"]["source"] = [{"use": "jsonl", "path": "data.jsonl"}]
@@ -116,7 +165,7 @@ def written(case: Json, home: Path, layers: int) -> Path:
     return directory / "recipe.toml"
 
 
-def plan(case: Json, home: Path, card: str, cards: int, layers: int) -> Json:
+def plan(case: Json, home: Path, card: str, cards: int) -> Json:
     """What is forecast of a case; sizes are bytes of each card."""
     import forecast_rows
 
@@ -132,7 +181,7 @@ def plan(case: Json, home: Path, card: str, cards: int, layers: int) -> Json:
     registry = Registry.open(third_party=False)
     registry.register(forecast_rows, "shape")
     try:
-        read = read_recipe(written(case, home, layers), registry)
+        read = read_recipe(written(case, home), registry)
         found = forecast(read, of_recipe(read), several(find_card(card), case.get("cards", cards)))
     except FtError as error:
         return {"failed": error.lines[0]}
@@ -145,13 +194,13 @@ def measure(planned: Json, out: Path, until: float) -> None:
     """Make every run that was planned, the first ones first."""
     from measure import circumstances
 
-    cards, layers = planned["cards"], planned["layers"]
+    cards = planned["cards"]
     before = json.loads(out.read_text(encoding="utf-8"))["cases"] if out.exists() else {}
     cases: Json = {name: {"forecast": told, **before.get(name, {})} for name, told in planned["cases"].items()}
-    whole = {**circumstances(0.0, "python benchmarks/several.py --measure ..."), "cards": cards, "layers": layers}
+    whole = {**circumstances(0.0, "python benchmarks/several.py --measure ..."), "cards": cards}
     wanted = [name for name, case in cases.items() if not ("measured" in case or "failed" in case["forecast"])]
     with tempfile.TemporaryDirectory() as home:
-        recipes = {name: written(CASES[name], Path(home), layers) for name in wanted}
+        recipes = {name: written(CASES[name], Path(home)) for name in wanted}
         for count in (cards, 1):
             left = {name: path for name, path in recipes.items() if int(CASES[name].get("cards") or cards) == count}
             while left and time.monotonic() < until:
@@ -230,7 +279,8 @@ def line(name: str, case: Json) -> str:
     beside = max(one["outside"] for one in measured) / GIB
     return (
         f"{name}: allocated {worst[0]:+.2f} %, reserved {worst[1]:+.2f} %, time {seconds:+.1f} %, beside the allocator "
-        f"{beside:.2f} GiB (forecast {told['outside'] / GIB:.2f})"
+        f"{beside:.2f} GiB (forecast {told['outside'] / GIB:.2f}); "
+        f"{told['tokens'] / len(measured) / max(one['seconds'] for one in measured):,.0f} tokens a second on each card"
     )
 
 
