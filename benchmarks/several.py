@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -34,6 +35,8 @@ sys.path[:0] = [str(HERE / "fit"), str(HERE / "memory")]
 Json = dict[str, Any]
 GIB = 2**30
 STEPS, WARM_UP, LAYERS = 6, 2, 8
+LOOKS = 2
+"""Further steps of cases that do not say how many: not timed, but looked into (`several_profile.py`)."""
 PATIENCE = 280
 """Seconds after which a run is given up."""
 
@@ -151,7 +154,8 @@ def written(case: Json, home: Path) -> Path:
     from runs import recipe, rows
 
     home.mkdir(parents=True, exist_ok=True)
-    length, accumulation, steps = case.get("length", 2048), case.get("accumulation", 1), case.get("steps", STEPS)
+    length, accumulation = case.get("length", 2048), case.get("accumulation", 1)
+    steps = case.get("steps", STEPS + LOOKS)
     whole = "weights" in case and WEIGHTS.exists()
     model = WEIGHTS if whole else model_of(case, home / f"{case.get('shape', 'model')}-{case.get('layers', LAYERS)}")
     made = recipe(model, case["strategies"], length=length, steps=steps, loader="hf" if whole else "shape")
@@ -238,6 +242,7 @@ def work(path: Path) -> None:
     """Make a run as one of its processes, and write what was measured."""
     import forecast_rows
     import torch
+    from several_profile import looked_into
 
     from fitune.compose.parts import compose
     from fitune.plugin.events import StepReport
@@ -250,7 +255,9 @@ def work(path: Path) -> None:
     registry = Registry.open(third_party=False)
     registry.register(forecast_rows, "shape")
     parts = compose(read_recipe(path, registry), path.parent / "run")
-    steps = [report for report in train(parts) if isinstance(report, StepReport)]
+    reports = (report for report in train(parts) if isinstance(report, StepReport))
+    look = parts.run.recipe.train.steps == STEPS + LOOKS
+    steps = list(itertools.islice(reports, STEPS if look else None))
     free, total = torch.cuda.mem_get_info()
     found = {
         "allocated": torch.cuda.max_memory_allocated(),
@@ -260,6 +267,7 @@ def work(path: Path) -> None:
         "seconds": round(statistics.median(step.seconds for step in steps[WARM_UP:]), 4),
         "loss": [round(step.loss, 5) for step in steps],
         "card": torch.cuda.get_device_name(),
+        **(looked_into(reports) if look else {}),
     }
     written = path.parent / f"{os.environ['RANK']}.part"
     written.write_text(json.dumps(found), encoding="utf-8")
