@@ -34,10 +34,18 @@ KINDS = {
 """What a part of a kernel's name says of it, the first that fits; the rest is `other`."""
 
 HOOKS = {
-    "_fsdp_state.FSDPState": ("_pre_forward", "_post_forward", "_pre_backward", "_root_post_backward_final_callback"),
-    "_fsdp_param_group.FSDPParamGroup": ("post_backward", "unshard", "wait_for_unshard", "reshard"),
+    "_fsdp_state.FSDPState": ("_root_pre_forward", "_register_pre_backward_hook", "_root_post_backward_final_callback"),
+    "_fsdp_param_group.FSDPParamGroup": (
+        "pre_forward",
+        "post_forward",
+        "pre_backward",
+        "post_backward",
+        "unshard",
+        "wait_for_unshard",
+        "reshard",
+    ),
 }
-"""What FSDP does on the host; those of a group of parameters are within those of a state, but for `post_backward`."""
+"""What FSDP does on the host, as far as it is looked up when it is called; the last three are within the others."""
 
 
 def looked_into(steps: Iterator[object]) -> Json:
