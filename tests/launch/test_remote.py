@@ -226,7 +226,6 @@ def test_what_cannot_be_is_refused_in_a_line(recipe: Path, capsys: Capture, monk
         ("bucket/prefix", ("--out", "run"), "give a place on object storage"),
         ("nosuch://bucket", ("--out", "run"), "nosuch"),
         ("memory://bucket", (), "Give --out DIR"),
-        ("memory://bucket", ("--out", "run", "--processes", "2"), "for a run of one process"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(("run", str(recipe), "--remote", url, *out))

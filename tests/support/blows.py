@@ -128,6 +128,14 @@ def send(board: memoryview, at: str, number: int, signals: list[int]) -> None:
     send_at(at, number, signals)
 
 
+def send_together(
+    board: memoryview, rank: int, processes: int, port: int, at: str, number: int, signals: list[int]
+) -> None:
+    """Both `join` and `send`."""
+    join(board, rank, processes, port)
+    send_at(at, number, signals)
+
+
 def send_at(at: str, number: int, signals: Sequence[int]) -> None:
     """The same, in the process itself."""
 

@@ -73,18 +73,23 @@ def run_command(
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
 
-    if remote is not None:
-        from fitune.launch.remote import attach
+    several = (gpus or processes or 1) > 1 or bool(gpus and processes)
+    if several:
+        from fitune.cli.several import must_be_one_start, run_several
 
-        told = attach(remote, asked["out"], settings.registry(), processes=gpus or processes)
+        must_be_one_start(gpus, processes)
+    environment = {}
+    if remote is not None:
+        from fitune.launch.remote import FETCHED, attach
+
+        environment = {FETCHED: remote}
+        told = attach(remote, asked["out"], settings.registry(), processes=gpus or processes or 1)
         asked["resume"] = True
         if told is not None:
             say(f"note: {told}", err=True)
-    if (gpus or processes or 1) > 1 or (gpus and processes):
-        from fitune.cli.several import run_several
-
+    if several:
         asked |= {"gpus": gpus, "processes": processes, "keep_going": keep_going}
-        run_several(settings, recipe, overrides, **asked)
+        run_several(settings, recipe, overrides, environment=environment, **asked)
         return
 
     timings = Timings(begun=process_begun(), say=_say_phase if timed else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,14 @@ def run_several(
     gpus: int | None,
     processes: int | None,
     keep_going: bool,
+    environment: Mapping[str, str],
     **asked: Any,
 ) -> None:
-    """Train in several processes. Raises `RunError` where that cannot be."""
+    """Train in several processes, which are given more variables. Raises `RunError` where that cannot be."""
     from fitune.train.several import start_processes
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_of
 
-    if gpus and processes:
-        raise RunError("--gpus and --processes are two ways to say how many processes train. Give one of them")
-    if "WORLD_SIZE" in os.environ:
-        raise RunError(
-            "this is one of several processes that were launched already (WORLD_SIZE is set), and --gpus would start "
-            "more of them in each. Remove --gpus, or the launcher"
-        )
     if gpus:
         _must_have(gpus)
     if keep_going:
@@ -46,9 +40,20 @@ def run_several(
     count = gpus or processes or 1
     command = command_of("fitune", *without(settings.arguments))
     # Who answers here that the recipe's plugins may run, has answered for all.
-    code = start_processes(command, count, cpu=gpus is None, environment={VARIABLE: "1"})
+    code = start_processes(command, count, cpu=gpus is None, environment={**environment, VARIABLE: "1"})
     if code:
         sys.exit(code)
+
+
+def must_be_one_start(gpus: int | None, processes: int | None) -> None:
+    """Raise `RunError` where it is said twice how many processes train."""
+    if gpus and processes:
+        raise RunError("--gpus and --processes are two ways to say how many processes train. Give one of them")
+    if "WORLD_SIZE" in os.environ:
+        raise RunError(
+            "this is one of several processes that were launched already (WORLD_SIZE is set), and --gpus would start "
+            "more of them in each. Remove --gpus, or the launcher"
+        )
 
 
 def without(arguments: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from fitune.checkpoint.files import places
 from fitune.checkpoint.manifest import damage
+from fitune.compose.processes import is_main_process, process_count
 from fitune.errors import RunError, described
 from fitune.plugin.digest import digest_of
 from fitune.plugin.events import CheckpointReport, Run
@@ -37,6 +38,9 @@ HEAD, BEFORE, OBJECTS = "head.json", "before.json", "objects"
 FORMAT = 1
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+
+FETCHED = "FITUNE_REMOTE_FETCHED"
+"""A variable with the place that whoever started this process has fetched from, for all of the run's processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +198,38 @@ def whole_step(directory: Path) -> int:
     return next((step for step, place in places(directory) if damage(place) is None), 0)
 
 
-def attach(url: str, directory: Path | None, registry: Registry, *, processes: int | None = None) -> str | None:
-    """Fetch a run's directory, and have a plugin keep it from then on; what was done, in words. Raises `RunError`."""
+def attach(url: str, directory: Path | None, registry: Registry, *, processes: int = 1) -> str | None:
+    """Fetch a run's directory, and have a plugin keep it from then on; what was done, in words. Raises `RunError`.
+
+    `processes` is how many this one starts: they keep the run then, by the first of them, which alone is told of
+    checkpoints. All of a run's processes share its directory.
+    """
     if directory is None:
         raise RunError("--remote needs a directory that does not change from start to start. Give --out DIR")
-    if max(processes or 1, int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise RunError("--remote is for a run of one process. Leave it out, and copy its directory yourself")
     remote = Remote(url, directory)
-    told = remote.fetch()
-    registry.register(remote, "remote")
+    told = None if os.environ.get(FETCHED) == url else _fetched(remote)
+    if processes == 1:
+        registry.register(remote, "remote")
+    return told
+
+
+def _fetched(remote: Remote) -> str | None:
+    """Fetch what is there; of several processes that others have launched the first does so, and no other reads the
+    directory before. Raises `RunError`, of that process' own or another's.
+    """
+    if process_count() == 1:
+        return remote.fetch()
+    from fitune.compose.devices import make_accelerator
+    from fitune.compose.together import together
+
+    make_accelerator()  # which joins the processes
+    told = None
+    if is_main_process():
+        try:
+            told = remote.fetch()
+        except RunError as error:
+            together().fail(error, None)
+            error.shared = True
+            raise
+    together().meet()
     return told

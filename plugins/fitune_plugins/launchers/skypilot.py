@@ -105,11 +105,6 @@ def task(options: SkyPilotOptions, job: Job) -> dict[str, Any]:
 
 def prepare(options: SkyPilotOptions, job: Job) -> Iterator[str]:
     """Have SkyPilot check the task, where its package is here, and see that its command is."""
-    if job.machine.gpus > 1:
-        raise RunError(
-            f"{job.machine.name}: checkpoints of several processes are not kept in a bucket yet, so a machine that is "
-            "taken back would lose them. Give one card, or --on sagemaker"
-        )
     _bucket(options.bucket)
     values = task(options, job)
     yield _checked(values)
