@@ -1,4 +1,4 @@
-"""A run of several processes on object storage: another machine goes on with what is whole, in replicas and in shards."""
+"""A run of several processes on object storage: another machine goes on with what is whole, replicas or shards."""
 
 from __future__ import annotations
 
