@@ -13,7 +13,8 @@ import pytest
 import fitune.plugin.registry
 from fitune import Adapter, DataStage, MemoryStrategy, NoOptions, PluginError, RunError, hookimpl
 from fitune.plugin.contract import blame
-from fitune.plugin.registry import Plugin, Registry
+from fitune.plugin.provided import Plugin
+from fitune.plugin.registry import Registry
 from support.made_plugins import STRATEGY, giving, install, strategy
 
 HEAD = "from fitune import *\nfrom fitune import hookimpl\n"

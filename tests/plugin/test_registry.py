@@ -12,6 +12,8 @@ import pytest
 import fitune.plugin.registry
 from fitune import Adapter, MemoryStrategy, ModelLoader, PluginError, RunError, hookimpl
 from fitune.plugin.registry import Registry
+from fitune.plugin.trust import Trust
+from fitune.testing import open_registry
 from support.made_plugins import STRATEGY, giving, install, strategy
 
 HEAD = "from fitune import *\nfrom fitune import hookimpl\n"
@@ -83,10 +85,48 @@ def test_a_name_given_by_two_plugins_is_an_error_that_names_both_when_used() -> 
     registry.register(giving(strategy("a")), "two")
     with pytest.raises(PluginError) as error:
         registry.find(MemoryStrategy, "a")
-    assert error.value.message == '2 plugins provide a memory strategy "a": one and two. Uninstall or rename one'
+    assert error.value.message == (
+        '2 plugins provide a memory strategy "a". Say which is meant: use = "one:a" or "two:a"'
+    )
     assert registry.find(MemoryStrategy, "free").name == "free"
-    first = next(p for p in registry.provided if p.plugin == "one")
-    assert registry.conflicts(first) == ["two"]
+    assert registry.names(MemoryStrategy) == ["free", "one:a", "two:a"]
+    for owner in ("one", "two"):
+        assert registry.provider(MemoryStrategy, f"{owner}:a").plugin == owner
+    with pytest.raises(PluginError, match='unknown memory strategy "three:a"'):
+        registry.find(MemoryStrategy, "three:a")
+
+
+def test_names_that_their_owner_does_not_tell_apart_are_an_error_that_names_both_plugins(tmp_path: Path) -> None:
+    registry = Registry(trust=Trust(allow=True))
+    for place in ("a", "b"):
+        file = tmp_path / place / "mine.py"
+        file.parent.mkdir()
+        file.write_text(STRATEGY.format(name="same"))
+        registry.load_file(file)
+    with pytest.raises(PluginError, match=r"mine\.py and .*mine\.py\. Uninstall or rename one"):
+        registry.find(MemoryStrategy, "same")
+
+
+def test_an_installed_plugin_does_not_take_a_built_in_ones_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, "fitune-taking", STRATEGY.format(name="chunked-loss"), entry="taking")
+    registry = Registry.open()
+    assert registry.find(MemoryStrategy, "chunked-loss").summary != "For a test"
+    assert registry.find(MemoryStrategy, "fitune:chunked-loss").summary != "For a test"
+    for spelled in ("fitune-taking:chunked-loss", "Fitune_Taking:chunked-loss"):
+        assert registry.find(MemoryStrategy, spelled).summary == "For a test"
+    assert {"chunked-loss", "fitune-taking:chunked-loss"} <= set(registry.names(MemoryStrategy))
+
+
+def test_a_file_that_a_recipe_names_makes_a_built_in_ones_name_unclear(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(STRATEGY.format(name="chunked-loss"))
+    registry = open_registry()
+    registry.load_file(file)
+    with pytest.raises(PluginError, match='use = "fitune:chunked-loss" or "mine:chunked-loss"'):
+        registry.find(MemoryStrategy, "chunked-loss")
 
 
 def test_a_name_is_taken_within_its_kind_only() -> None:

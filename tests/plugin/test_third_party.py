@@ -142,15 +142,15 @@ def test_two_distributions_that_provide_one_name(tmp_path: Path) -> None:
         install(tmp_path, distribution, STRATEGY.format(name="same"))
     listed = ft("plugins", "--json", site=tmp_path)
     assert listed.returncode == 0
-    found = {e["plugin"]: e["status"] for e in json.loads(listed.stdout) if e["name"] == "same"}
-    assert found == {
-        "fitune-one": "name taken: fitune-one and fitune-two provide it",
-        "fitune-two": "name taken: fitune-two and fitune-one provide it",
-    }
+    found = {e["plugin"]: (e["use"], e["status"]) for e in json.loads(listed.stdout) if e["name"] == "same"}
+    assert found == {"fitune-one": ("fitune-one:same", "ok"), "fitune-two": ("fitune-two:same", "ok")}
     done = ft("check", use(tmp_path / "used", "same"), site=tmp_path)
     assert done.returncode == 2
-    assert '2 plugins provide a memory strategy "same": fitune-one and fitune-two. Uninstall' in done.stderr
+    assert '"same". Say which is meant: use = "fitune-one:same" or "fitune-two:same"' in done.stderr
     assert ft("check", use(tmp_path / "unused"), site=tmp_path).returncode == 0
+    done = ft("run", use(tmp_path / "said", "fitune-two:same"), "--out", tmp_path / "run", site=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'use = "fitune-two:same"' in (tmp_path / "run" / "recipe.toml").read_text()
 
 
 def test_a_file_beside_the_recipe(tmp_path: Path) -> None:

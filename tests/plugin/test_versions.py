@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fitune._version import __version__
-from fitune.plugin.registry import Plugin, Registry
+from fitune.plugin.provided import Plugin
+from fitune.plugin.registry import Registry
 from support.made_plugins import STRATEGY, install
 
 BREAKS = "raise RuntimeError('this was imported')\n"

@@ -182,6 +182,21 @@ def test_another_plugin_is_in_it(good: Table) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tombi", path=str(Path(sys.executable).parent)) is None, reason="needs tombi")
+def test_two_providers_of_a_name_are_told_apart_in_it(good: Table) -> None:
+    class Other:
+        @hookimpl
+        def ft_adapters(self) -> list[Adapter[Any]]:
+            sound: Table = {"summary": "For a test", "options": NoOptions, "attach": id, "save": print}
+            return [Adapter(name="lora", **sound), Adapter(name="single", **sound)]
+
+    found = schema_of(open_registry(Other()))
+    for name, right in (
+        ("plugin-1:lora", True), ("fitune:lora", True), ("lora", False), ("single", True), ("plugin-1:single", True),
+        ("none", True), ("fitune:single", False),
+    ):  # fmt: skip
+        assert (problems(found, {**good, "adapter": {"use": name}}) == []) is right, name
+
+
 def test_an_editors_linter_knows_it(tmp_path: Path) -> None:
     linter = str(Path(sys.executable).parent / "tombi")
     shutil.copy(SHIPPED, tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import click
 
 from fitune.cli.own_plugins import check, new
@@ -12,11 +9,9 @@ from fitune.cli.printing import say, say_json
 from fitune.cli.settings import Settings, switches
 from fitune.errors import PluginError, nearest
 from fitune.plugin.options import describe
-from fitune.plugin.registry import KINDS, Plugin, Provided, Registry
+from fitune.plugin.provided import Plugin, Provided
+from fitune.plugin.registry import KINDS, Registry
 from fitune.runs.history.words import aligned
-
-if TYPE_CHECKING:
-    from fitune.plugin.registry import Provided, Registry
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -59,7 +54,7 @@ def rows(registry: Registry) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for plugin in registry.plugins.values():
         provided = [p for p in registry.provided if p.plugin == plugin.name]
-        found += [_row(plugin, p, registry.conflicts(p)) for p in provided] or [_row(plugin, None, [])]
+        found += [_row(plugin, p, registry.name_of(p)) for p in provided] or [_row(plugin, None, None)]
     kinds = list(KINDS.values())
     return sorted(found, key=lambda r: (kinds.index(str(r["kind"])) if r["kind"] else len(kinds), str(r["name"])))
 
@@ -93,18 +88,16 @@ def details(provided: Provided) -> str:
     return "\n".join(lines if options else [*lines, "", "  no options"])
 
 
-def _row(plugin: Plugin, provided: Provided | None, conflicts: Sequence[str]) -> dict[str, object]:
-    status = "ok"
-    if plugin.cause is not None:
-        status = f"broken: {plugin.cause}"
-    elif conflicts:
-        status = f"name taken: {' and '.join([plugin.name, *conflicts])} provide it"
+def _row(plugin: Plugin, provided: Provided | None, use: str | None) -> dict[str, object]:
+    status = "ok" if plugin.cause is None else f"broken: {plugin.cause}"
     return {
         "name": provided.record.name if provided else None,
+        "use": use,
         "kind": provided.kind if provided else None,
         "summary": provided.record.summary if provided else None,
         "plugin": plugin.name,
         "origin": plugin.origin,
+        "distribution": plugin.distribution,
         "version": plugin.version,
         "path": plugin.path,
         "hooks": list(plugin.hooks),

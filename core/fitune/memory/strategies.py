@@ -15,9 +15,9 @@ from fitune.plugin.strategy import Plan
 
 
 def strategies_of(registry: Registry) -> Iterator[MemoryStrategy[Any]]:
-    """Every memory strategy whose name is that of one plugin alone."""
+    """Every memory strategy that its name alone picks."""
     for provided in registry.provided:
-        if isinstance(provided.record, MemoryStrategy) and not registry.conflicts(provided):
+        if isinstance(provided.record, MemoryStrategy) and registry.name_of(provided) == provided.record.name:
             yield provided.record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -87,6 +88,8 @@ class Train:
     """How the learning rate goes on after the warm-up; transformers' scheduler of that name."""
     warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which the learning rate rises from 0."""
+    warmup_ratio: Annotated[float, Gt(0), Lt(1)] | None = None
+    """In place of `warmup_steps`, their share of all steps of the run, rounded up to whole steps."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """AdamW's decoupled weight decay."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -103,6 +106,10 @@ class Train:
     non_finite: Literal["stop", "skip"] = "stop"
     """What to do where the loss or the norm of its gradient is no finite number: stop the run, or leave the step out.
     Its weights are never changed by such a step, and the rows are kept for inspection."""
+
+    def warmup(self, steps: int) -> int:
+        """Steps of the warm-up in a run of so many."""
+        return self.warmup_steps if self.warmup_ratio is None else math.ceil(self.warmup_ratio * steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +175,8 @@ class Use(Generic[R]):
 
     record: R
     options: Any
+    given: str = ""
+    """How the recipe names the provider, `OWNER:NAME`, where that is not its name alone."""
     weight: float | None = None
     """Of a data source: how often each of its rows occurs in an epoch; None where the table does not say."""
     start: Path | None = None
@@ -180,7 +189,7 @@ class Use(Generic[R]):
         weight = {} if self.weight is None else {"weight": self.weight}
         start = {} if self.start is None else {"from": seen_from(self.start, base)}
         reference = {} if self.reference is None else {"reference": self.reference}
-        return {"use": self.record.name, **weight, **start, **reference, **to_table(self.options, base)}
+        return {"use": self.given or self.record.name, **weight, **start, **reference, **to_table(self.options, base)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ carries its name: pluggy's own loading has no isolation, and its errors do not s
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -15,10 +16,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pluggy
 
@@ -29,6 +30,7 @@ from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
+from fitune.plugin.provided import Plugin, Provided, built_in_plugin, meant, not_clear, spelling
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.single_file import import_file, source_of
 from fitune.plugin.tasks import TaskSuite
@@ -63,28 +65,6 @@ KINDS: dict[type[Any], str] = {
     Launcher: "launcher",
     TaskSuite: "task suite",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
-    """A plugin that was found, whether it works or not."""
-
-    name: str
-    origin: Literal["built-in", "installed", "file", "given"]
-    version: str | None
-    path: str | None
-    hooks: tuple[str, ...] = ()
-    cause: str | None = None
-    """Why it is broken; None if it works."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provided:
-    """A provider record and the plugin that gave it."""
-
-    kind: str
-    record: Provider
-    plugin: str
 
 
 def built_in() -> tuple[str, ...]:
@@ -132,11 +112,17 @@ class Registry:
         entries = _entries() if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
         for dotted in built_in():
-            registry._load(dotted, "built-in", __version__, partial(importlib.import_module, dotted))
+            registry._load(built_in_plugin(dotted, __version__), partial(importlib.import_module, dotted))
         announced = Counter(entry.name for entry, _, _ in entries)
         for entry, distribution, version in entries:
-            name = entry.name if announced[entry.name] == 1 else f"{entry.name} ({distribution})"
-            registry._load(name, "installed", version, partial(load_for_this, entry))
+            plugin = Plugin(
+                name=entry.name if announced[entry.name] == 1 else f"{entry.name} ({distribution})",
+                origin="installed",
+                version=version,
+                distribution=distribution,
+                module=entry.value.partition(":")[0].strip(),
+            )
+            registry._load(plugin, partial(load_for_this, entry))
         return registry
 
     def load_file(self, path: Path) -> None:
@@ -146,25 +132,29 @@ class Registry:
         name = os.path.normpath(path)
         if (plugin := self.plugins.get(name)) is None:
             source = source_of(path, self.trust)
-            plugin = self._load(name, "file", None, partial(import_file, path, source))
+            plugin = Plugin(name=name, origin="file", digest=hashlib.sha256(source).hexdigest())
+            plugin = self._load(plugin, partial(import_file, path, source))
         if plugin.cause is not None:
             raise PluginError(f"plugin {path}: {plugin.cause}") from self._errors.get(name)
 
     def register(self, plugin: object, name: str) -> None:
         """Register an object that is a plugin. Raises `PluginError` if it is broken."""
-        cause = self._load(name, "given", None, lambda: plugin).cause
+        cause = self._load(Plugin(name=name, origin="given"), lambda: plugin).cause
         if cause is not None:
             raise PluginError(f"plugin {name}: {cause}")
 
     def find(self, record_type: type[P], name: str) -> P:
-        """The provider of this type and name. Raises `PluginError` if none or several have it."""
+        """The provider of this type that a name picks in a recipe. Raises `PluginError` if it picks none or several."""
+        return cast(P, self.provider(record_type, name).record)
+
+    def provider(self, record_type: type[Any], name: str) -> Provided:
+        """The same, with the plugin that gave it."""
         kind = KINDS[record_type]
-        found = [p for p in self.provided if p.kind == kind and p.record.name == name]
+        found = meant(self._of_kind(kind), self.plugins, name)
         if len(found) == 1:
-            return cast(P, found[0].record)
+            return found[0]
         if found:
-            plugins = " and ".join(sorted(p.plugin for p in found))
-            raise PluginError(f'{len(found)} plugins provide a {kind} "{name}": {plugins}. Uninstall or rename one')
+            raise PluginError(not_clear(found, self.plugins, name))
         message = f'unknown {kind} "{name}". {nearest(name, self.names(record_type))}'
         broken = [f"{p.name} ({p.cause})" for p in self.plugins.values() if p.cause]
         if broken:
@@ -174,16 +164,31 @@ class Registry:
         raise PluginError(message)
 
     def names(self, record_type: type[Any]) -> list[str]:
-        """The names of all providers of a type, sorted."""
-        return sorted({p.record.name for p in self.provided if p.kind == KINDS[record_type]})
+        """The names by which recipes pick the providers of a type, sorted."""
+        return sorted({self.name_of(one) for one in self._of_kind(KINDS[record_type])})
 
-    def conflicts(self, provided: Provided) -> list[str]:
-        """The other plugins that provide the same name of the same kind."""
-        return [
-            p.plugin
-            for p in self.provided
-            if p is not provided and (p.kind, p.record.name) == (provided.kind, provided.record.name)
-        ]
+    def name_of(self, one: Provided) -> str:
+        """What a recipe writes behind `use` to pick a provider: `OWNER:NAME` where its name alone does not do it."""
+        return spelling(one, self._of_kind(one.kind), self.plugins)
+
+    def spelled(self, record: Provider) -> str:
+        """`OWNER:NAME`, where a recipe picks this record by no less; empty where its name does."""
+        one = self.provided_by(record)
+        return "" if one is None or (name := self.name_of(one)) == record.name else name
+
+    def provided_by(self, record: Provider) -> Provided | None:
+        """Which of all that plugins provide a record is, or works in the place of; None for one of no plugin's."""
+        return next(
+            (
+                o
+                for o in self.provided
+                if any(record is r for r in (o.record, getattr(o.record, "for_preferences", None)))
+            ),
+            None,
+        )
+
+    def _of_kind(self, kind: str) -> list[Provided]:
+        return [one for one in self.provided if one.kind == kind]
 
     def call(self, hook: str, **arguments: object) -> list[tuple[str, Any]]:
         """Call a hook in every plugin that implements it, last registered first: (plugin, result) each.
@@ -237,15 +242,19 @@ class Registry:
                 self._trace(f"{hook} {plugin} {time.perf_counter() - start:.4f} s{ended}")
         return contract.check_given(plugin, hook, result) if hook in contract.RECORDS else result
 
-    def _load(self, name: str, origin: Any, version: str | None, get: Callable[[], object]) -> Plugin:
+    def _load(self, plugin: Plugin, get: Callable[[], object]) -> Plugin:
         """Load one plugin; whatever goes wrong, only this plugin is broken."""
-        shown = name
+        shown = plugin.name
         while shown in self.plugins:  # an entry point may have a built-in's name, or a test give one twice
             shown += "'"
-        plugin = Plugin(name=shown, origin=origin, version=version, path=None)
+        plugin = replace(plugin, name=shown)
         try:
             module = get()
-            plugin = replace(plugin, path=getattr(module, "__file__", None))
+            plugin = replace(
+                plugin,
+                path=getattr(module, "__file__", None),
+                module=plugin.module or (module.__name__ if inspect.ismodule(module) else None),
+            )
             other = self._manager.get_name(module)
             if other is not None:
                 raise PluginError(f'it is the same as plugin "{other}"')

@@ -37,7 +37,7 @@ def close_chain(
     for number, use in enumerate(stages):
         between = None if use.record.takes == gives else _between(registry, gives, use.record.takes)
         if between is not None:
-            chain.append(_plain_use(between))
+            chain.append(_plain_use(registry, between))
             gives = between.gives
         if use.record.takes != gives:
             what = f'"{use.record.name}" takes {use.record.takes}, but what comes to it is {gives}'
@@ -47,7 +47,7 @@ def close_chain(
         chain.append(use)
         gives = use.record.gives
     while (record := _behind(registry, gives, {use.record.name for use in chain})) is not None:
-        chain.append(_plain_use(record))
+        chain.append(_plain_use(registry, record))
         gives = record.gives
     if gives != "batches":
         what = f"the data stages end with {gives}, not with batches"
@@ -96,8 +96,8 @@ def _closing(registry: Registry, where: str) -> list[DataStage[Any]]:
     return list({(stage.takes, stage.gives): stage for stage in reversed(stages)}.values())
 
 
-def _plain_use(record: DataStage[Any]) -> Use[DataStage[Any]]:
-    return Use(record=record, options=record.options())
+def _plain_use(registry: Registry, record: DataStage[Any]) -> Use[DataStage[Any]]:
+    return Use(record=record, options=record.options(), given=registry.spelled(record))
 
 
 def _sources(registry: Registry, sources: Uses, eval_sources: Uses) -> Iterable[tuple[Key, Problem]]:

@@ -108,9 +108,13 @@ class _Reader:
 
     def _train(self) -> Train | None:
         train = self.tables.parse(Train, self.tables.table("train"), ("train",))
-        if train is not None and train.schedule == "constant" and train.warmup_steps:
-            what = '"warmup_steps" has no effect with schedule = "constant"'
-            self.tables.add(("train", "warmup_steps"), Problem(what=what, fix='Use schedule = "constant_with_warmup"'))
+        for key in ("warmup_steps", "warmup_ratio") if train is not None and train.schedule == "constant" else ():
+            if getattr(train, key):
+                what = f'"{key}" has no effect with schedule = "constant"'
+                self.tables.add(("train", key), Problem(what=what, fix='Use schedule = "constant_with_warmup"'))
+        if train is not None and train.warmup_steps and train.warmup_ratio:
+            what = '"warmup_ratio" says what "warmup_steps" says already'
+            self.tables.add(("train", "warmup_ratio"), Problem(what=what, fix="Keep one of them"))
         return train
 
     def _strategies(self, memory: Mapping[str, Any]) -> tuple[Use[MemoryStrategy[Any]], ...] | None:
@@ -191,6 +195,5 @@ class _Reader:
             what = f"no source reads {path.suffix or 'files without a suffix'}: {path}"
             self.tables.add(("data", "path"), Problem(what=what, fix=f"Known suffixes: {', '.join(plain)}"))
             return None
-        record = self.registry.find(DataStage, found[0].name)
-        use = self.tables.with_options(record, {"path": str(path)}, ("data",), look=self.look)
-        return None if use is None else (use,)
+        use = self.tables.with_options(found[0], {"path": str(path)}, ("data",), look=self.look)
+        return None if use is None else (dataclasses.replace(use, given=self.registry.spelled(found[0])),)

@@ -7,10 +7,10 @@ fit together) is left to `ft check`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fitune.plugin.option_schema import schema_of_options
+from fitune.plugin.provided import Provided
 from fitune.plugin.recipe import Checkpoint, Compared, Data, Evaluation, General, Memory, Train, Weight
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.registry import KINDS, Registry
@@ -29,8 +29,8 @@ def schema_of(registry: Registry) -> Schema:
         return _lifted(schema_of_options(options), definitions)
 
     def table(kind: type[Provider], *, source: bool | None = None, **more: Schema) -> Schema:
-        records = [r for r in _of(registry, kind) if source in (None, getattr(r, "takes", None) == "nothing")]
-        return _served([(r.name, r.summary, plain(r.options)) for r in records], more)
+        found = [o for o in _of(registry, kind) if source in (None, getattr(o.record, "takes", None) == "nothing")]
+        return _served([(_names(registry, o), o.record.summary, plain(o.record.options)) for o in found], more)
 
     sources = _array(table(DataStage, source=True, **plain(Weight)["properties"]))
     stages = _array(table(DataStage, source=False))
@@ -52,26 +52,30 @@ def schema_of(registry: Registry) -> Schema:
     return {"$schema": DIALECT, "title": "fitune recipe", **top, "$defs": definitions}
 
 
-def _of(registry: Registry, kind: type[Provider]) -> Iterator[Any]:
-    """The records of a kind, by name, each name once."""
-    seen: set[str] = set()
-    for provided in sorted(registry.provided, key=lambda p: p.record.name):
-        if provided.kind == KINDS[kind] and provided.record.name not in seen:
-            seen.add(provided.record.name)
-            yield provided.record
+def _of(registry: Registry, kind: type[Provider]) -> list[Provided]:
+    """What plugins provide of a kind, by name."""
+    found = (one for one in registry.provided if one.kind == KINDS[kind])
+    return sorted(found, key=lambda one: (one.record.name, registry.plugins[one.plugin].owner))
 
 
-def _served(providers: list[tuple[str, str, Schema]], more: Schema) -> Schema:
+def _names(registry: Registry, one: Provided) -> list[str]:
+    """What a recipe may write to pick it: its name, and with its owner, where it is not fitune's own alone."""
+    owned, plugin = f"{registry.plugins[one.plugin].owner}:{one.record.name}", registry.plugins[one.plugin]
+    alone = sum((one.kind, one.record.name) == (o.kind, o.record.name) for o in registry.provided) == 1
+    return list(dict.fromkeys([registry.name_of(one), *(() if plugin.origin == "built-in" and alone else (owned,))]))
+
+
+def _served(providers: list[tuple[list[str], str, Schema]], more: Schema) -> Schema:
     """A table that a plugin serves: `use` names it, and says which other keys there are."""
     each = []
-    for name, summary, options in providers:
-        use = {"const": name, "description": summary}
+    for names, summary, options in providers:
+        named: Schema = {"const": names[0]} if len(names) == 1 else {"enum": names}
         each.append(
             {
                 **options,
-                "title": name,
+                "title": names[0],
                 "description": summary,
-                "properties": {"use": use, **more, **options.get("properties", {})},
+                "properties": {"use": {**named, "description": summary}, **more, **options.get("properties", {})},
                 "required": ["use", *options.get("required", ())],
             }
         )

@@ -22,6 +22,7 @@ from fitune import testing
 from fitune.errors import FtError, PluginError, described
 from fitune.plugin.launching import Launcher
 from fitune.plugin.options import describe, parse
+from fitune.plugin.provided import Provided
 from fitune.plugin.reading import read_file
 from fitune.plugin.records import (
     Adapter,
@@ -31,7 +32,7 @@ from fitune.plugin.records import (
     ModelLoader,
     Objective,
 )
-from fitune.plugin.registry import GROUP, Provided
+from fitune.plugin.registry import GROUP
 from fitune.plugin.single_file import import_file
 
 ASSERTIONS: Mapping[type[Any], tuple[Any, str]] = {
