@@ -17,6 +17,8 @@ from fitune import DataContext, DataStage, NoOptions
 from fitune.data import cache_key
 from fitune.data.cache_key import contents_of, key_of
 from fitune.errors import DataError, PluginError
+from fitune.plugin import code
+from fitune.plugin.code import code_of
 from fitune.plugin.recipe import Use
 
 
@@ -97,14 +99,13 @@ def test_each_change_gives_another_and_no_two_the_same() -> None:
 def test_the_code_that_prepares_is_part_of_it(wing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the core: those wings and no other, whose changes would prepare all data anew."""
     looked_at: list[str] = []
-    code = cache_key.code_of
 
     def changed(place: str) -> str:
         looked_at.append(place)
-        return "other" if Path(place).name == wing else code(place)
+        return "other" if Path(place).name == wing else code_of(place)
 
     before = key()
-    monkeypatch.setattr(cache_key, "code_of", changed)
+    monkeypatch.setattr("fitune.data.cache_key.code_of", changed)
     assert key() != before
     core = Path(cache_key.__file__).parents[1]
     assert [place for place in looked_at if Path(place).parent == core] == [str(core / "plugin"), str(core / "data")]
@@ -148,7 +149,7 @@ def test_all_code_of_a_package_counts(tmp_path: Path) -> None:
     (package / "inner").mkdir(parents=True)
     for name in ("__init__.py", "inner/stage.py", "inner/chat.jinja", "notes.txt"):
         (package / name).write_text(name)
-    digest = cache_key._package.__wrapped__
+    digest = code._package.__wrapped__
     seen = {digest(str(package))}
     for name in ("inner/stage.py", "inner/chat.jinja", "__init__.py"):
         (package / name).write_text(f"{name} changed")

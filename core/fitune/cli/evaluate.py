@@ -13,6 +13,7 @@ from fitune.cli.printing import say, say_json
 from fitune.cli.settings import (
     Settings,
     base_option,
+    changed_plugins_option,
     checkpoint_option,
     loading_switches,
     run_argument,
@@ -43,6 +44,7 @@ SUITE = "lm-eval"
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Questions of each task, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_option
+@changed_plugins_option
 @loading_switches
 @click.pass_obj
 def eval_command(

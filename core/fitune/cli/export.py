@@ -10,7 +10,15 @@ import click
 
 from fitune.cli.places import model_option
 from fitune.cli.printing import say
-from fitune.cli.settings import Settings, checkpoint_option, loading_switches, run_argument, tell_of, watch
+from fitune.cli.settings import (
+    Settings,
+    changed_plugins_option,
+    checkpoint_option,
+    loading_switches,
+    run_argument,
+    tell_of,
+    watch,
+)
 from fitune.errors import RunError
 from fitune.plugin.units import gib
 
@@ -53,6 +61,7 @@ TYPES = ("f16", "bf16", "q8_0")
 @click.option("--push", is_flag=True, help="Send it to the hub. Without it, what would be sent is shown.")
 @click.option("--private", is_flag=True, help="Make a repository of the hub that others cannot see.")
 @model_option
+@changed_plugins_option
 @loading_switches
 @click.pass_obj
 def export_command(settings: Settings, /, run: Path, form: str, **asked: Any) -> None:

@@ -14,6 +14,7 @@ from fitune.cli.printing import say
 from fitune.cli.settings import (
     Settings,
     base_option,
+    changed_plugins_option,
     checkpoint_option,
     loading_switches,
     run_argument,
@@ -67,6 +68,7 @@ class Asked:
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the chat template.")
 @base_option
 @model_option
+@changed_plugins_option
 @loading_switches
 @click.pass_obj
 def generate_command(

@@ -11,6 +11,7 @@ from fitune.cli.places import model_option
 from fitune.cli.printing import say
 from fitune.cli.settings import (
     Settings,
+    changed_plugins_option,
     checkpoint_option,
     loading_switches,
     run_argument,
@@ -43,6 +44,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Compare on rows of this file.")
 @click.option("--shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest file of weights.")
 @model_option
+@changed_plugins_option
 @loading_switches
 @click.pass_obj
 def merge_command(

@@ -32,6 +32,7 @@ class Settings:
     trace: bool = False
     trusts_remote_code: bool = False
     allows_plugins: bool = False
+    takes_other_plugins: bool = False
     arguments: tuple[str, ...] = ()
     """All that `ft` was given."""
     _registry: Registry | None = field(default=None, repr=False)
@@ -49,6 +50,7 @@ class Settings:
                 trusts_remote_code=self.trusts_remote_code,
                 trust=trust_of(allowed=self.allows_plugins),
             )
+            self._registry.takes_other_plugins = self.takes_other_plugins
         return self._registry
 
 
@@ -114,6 +116,20 @@ checkpoint_option = click.option(
     "--checkpoint",
     metavar="NAME",
     help='A checkpoint of the run, e.g. step-120, "last" or "best".  [default: what the run ended with, else the last]',
+)
+
+
+def _take_other_plugins(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> None:
+    context.ensure_object(Settings).takes_other_plugins = bool(given)
+
+
+changed_plugins_option = click.option(
+    "--allow-changed",
+    multiple=True,
+    type=click.Choice(["plugins"]),
+    expose_value=False,
+    callback=_take_other_plugins,
+    help="Open it though plugins are others than it was trained with.",
 )
 
 base_option = click.option("--base", is_flag=True, help="The model as it was before training, to compare.")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fitune._version import __version__
 from fitune.data.origins import paths_in, paths_of, pattern_of
+from fitune.plugin.code import code_of, place_of
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.digest import digest_of
@@ -73,34 +72,10 @@ def _plugin(use: Use[DataStage[Any]]) -> list[str]:
     return [code_of(place) for place in sorted(set(filter(None, map(place_of, modules))))]
 
 
-def place_of(module: str) -> str | None:
-    """The directory of a module's outermost package, or the file of a module that stands alone."""
-    top = sys.modules.get(module.partition(".")[0])
-    paths = list(getattr(top, "__path__", ()))
-    if paths:
-        return str(paths[0])
-    try:
-        return inspect.getsourcefile(sys.modules[module])
-    except (KeyError, TypeError):  # made while the program runs
-        return None
-
-
 def _own_code() -> list[str]:
     """The core's own code that rows pass through: what plugins give, and what is made of it."""
     wings = Path(__file__).parents[1]
     return [code_of(str(wings / wing)) for wing in ("plugin", "data")]
-
-
-def code_of(place: str) -> str:
-    """A digest of a file, or of all code below a directory."""
-    return _package(place) if Path(place).is_dir() else digest_of(Path(place))
-
-
-@cache  # a process loads a package once, but a recipe's single file anew with each registry
-def _package(place: str) -> str:
-    sources = sorted(path for path in Path(place).rglob("*") if path.suffix in (".py", ".jinja"))
-    named = [f"{source.relative_to(place).as_posix()} {digest_of(source)}" for source in sources]
-    return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 def version_of(package: str) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import importlib.metadata
 import inspect
 import os
 import time
@@ -35,7 +34,7 @@ from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, 
 from fitune.plugin.single_file import import_file, source_of
 from fitune.plugin.tasks import TaskSuite
 from fitune.plugin.trust import Trust
-from fitune.plugin.versions import load_for_this
+from fitune.plugin.versions import entries_of, load_for_this
 
 GROUP = "fitune"
 
@@ -90,6 +89,8 @@ class Registry:
         self.trust = Trust() if trust is None else trust
         self.third_party = False
         """Whether installed plugins were loaded."""
+        self.takes_other_plugins = False
+        """Whether what was trained with other versions of plugins may be opened with these."""
         self._manager = _new_manager()
         self._trace = trace
         self._homes = set(built_in())
@@ -109,7 +110,7 @@ class Registry:
         """A registry of all built-in and, unless `third_party` is false, all installed plugins."""
         registry = cls(trace=trace, trusts_remote_code=trusts_remote_code, trust=trust)
         registry.third_party = third_party
-        entries = _entries() if third_party else []
+        entries = entries_of(GROUP) if third_party else []
         registry._homes |= {entry.value.partition(":")[0].strip() for entry, _, _ in entries}
         for dotted in built_in():
             registry._load(built_in_plugin(dotted, __version__), partial(importlib.import_module, dotted))
@@ -290,16 +291,3 @@ def _new_manager() -> pluggy.PluginManager:
     for specifications in (OfferHooks, ExtendHooks, EventHooks):
         manager.add_hookspecs(specifications)
     return manager
-
-
-def _entries() -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:
-    """The entry points of installed plugins, each with its distribution's name and version, in a fixed order."""
-
-    def origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str | None]:
-        try:
-            return (entry.dist.name, entry.dist.version) if entry.dist else ("?", None)
-        except Exception:  # what an interrupted uninstallation left has no metadata
-            return "?", None
-
-    found = [(entry, *origin(entry)) for entry in importlib.metadata.entry_points(group=GROUP)]
-    return sorted(found, key=lambda e: (e[0].name, e[1]))

@@ -1,4 +1,4 @@
-"""Which fitune an installed plugin was built for, read from its distribution's metadata before any of it runs."""
+"""Installed plugins before any of them runs: what their distributions' metadata say, and which fitune they are for."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def _wanted(distribution: importlib.metadata.Distribution | None) -> str:
         if requirement.name.lower() == OURS and applies and not met:
             return str(requirement.specifier)
     return ""
+
+
+def entries_of(group: str) -> list[tuple[importlib.metadata.EntryPoint, str, str | None]]:
+    """The entry points of this group, each with its distribution's name and version, in a fixed order."""
+
+    def origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str | None]:
+        try:
+            return (entry.dist.name, entry.dist.version) if entry.dist else ("?", None)
+        except Exception:  # what an interrupted uninstallation left has no metadata
+            return "?", None
+
+    found = [(entry, *origin(entry)) for entry in importlib.metadata.entry_points(group=group)]
+    return sorted(found, key=lambda e: (e[0].name, e[1]))

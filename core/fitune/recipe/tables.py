@@ -132,7 +132,8 @@ class Tables:
             self.add((*at, "use"), Problem(what=error.message))
             return None
         core = ("use", "weight") if at[-2:-1] == ("source",) else ("use", *known)
-        return self.with_options(record, without(table, *core), at, look=look)
+        use = self.with_options(record, without(table, *core), at, look=look)
+        return use if use is None or name == record.name else dataclasses.replace(use, given=name)
 
     def with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
         """The record with its options, read from this table and checked; None if there is a problem."""

@@ -55,6 +55,8 @@ class Identity:
     place: str | None = None
     """The run's directory as it last began: paths of the recipe are relative to it, where they can be. None in older
     runs."""
+    plugins: Mapping[str, Mapping[str, str | None]] | None = None
+    """Which plugins it uses (`fitune.runs.used_plugins`); None in older runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +101,13 @@ def _must_be_sound(identity: Identity) -> None:
         "base": (str, type(None)),
         "start": (str, type(None)),
         "place": (str, type(None)),
+        "plugins": (dict, type(None)),
     }
     for name, kind in types.items():
         if not isinstance(getattr(identity, name), kind):
             raise TypeError(f"{name} is of type {type(getattr(identity, name)).__name__}")
+    if not all(isinstance(kept, dict) for kept in (identity.plugins or {}).values()):
+        raise TypeError("plugins holds no tables")
 
 
 def write_identity(run: Path, identity: Identity) -> None:

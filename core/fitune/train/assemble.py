@@ -17,6 +17,7 @@ from fitune.runs.base import UNKNOWN, commit_of
 from fitune.runs.identity import write_identity
 from fitune.runs.layout import CHECKPOINTS
 from fitune.runs.provenance import write_environment, write_recipe
+from fitune.runs.used_plugins import UNKNOWN as UNKNOWN_PLUGINS
 from fitune.train.context import RunContext
 from fitune.train.resume import identity_of
 
@@ -79,12 +80,14 @@ def must_have_steps_left(context: RunContext, parts: Parts) -> None:
 def must_be_same(context: RunContext, parts: Parts) -> None:
     """Note what the run is; one that goes on must be what it was. Raises `RunError`."""
     recipe, directory, resume = context.recipe, context.directory, context.resume
-    identity = identity_of(parts, recipe, context.start)
+    identity = identity_of(parts, recipe, context.registry, context.start)
     context.base = identity.base
     if resume is not None:
         resume.must_be_same(directory, identity)
         if not resume.knows_base():
             context.notices.append(Notice(step=context.position.step, kind="base", what=UNKNOWN))
+        if not resume.knows_plugins(identity):
+            context.notices.append(Notice(step=context.position.step, kind="plugins", what=UNKNOWN_PLUGINS))
         if (what := resume.other_processes(identity)) is not None:
             context.notices.append(Notice(step=context.position.step, kind="processes", what=what))
         if others := resume.other_versions(identity):

@@ -14,9 +14,10 @@ from fitune.plugin.recipe import Recipe
 from fitune.recipe.reader import read_recipe
 from fitune.runs.atomic import sweep
 from fitune.runs.base import base_of
-from fitune.runs.identity import Identity, content_differences, must_be_allowed, must_keep_place
+from fitune.runs.identity import Difference, Identity, content_differences, must_be_allowed, must_keep_place
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import changed_recipe, versions
+from fitune.runs.used_plugins import KEY, Kept, is_third_party, plugin_differences, plugins_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,11 +45,17 @@ class Resume:
         if self.identity is None:
             return
         must_keep_place(run, self.identity, now)
-        must_be_allowed(run, content_differences(self.identity, now), self.allowed)
+        changed = [*content_differences(self.identity, now), *plugin_changes(self.identity, now.plugins or {})]
+        must_be_allowed(run, changed, self.allowed)
 
     def knows_base(self) -> bool:
         """Whether the run kept which base it was trained on; one that never began is trained on none yet."""
         return self.identity is None or self.identity.base is not None
+
+    def knows_plugins(self, now: Identity) -> bool:
+        """Whether the run kept which plugins it began with, or uses none but those that come with fitune."""
+        kept = self.identity is None or self.identity.plugins is not None
+        return kept or not any(map(is_third_party, (now.plugins or {}).values()))
 
     def other_versions(self, now: Identity) -> list[str]:
         """Packages that are of other versions than when the run began."""
@@ -78,6 +85,12 @@ class Resume:
         return None if found.memory.fit else found
 
 
+def plugin_changes(before: Identity, now: Kept) -> list[Difference]:
+    """Plugins that are not what they were when a run began."""
+    found = plugin_differences(before.plugins, now)
+    return [Difference(key=KEY, before=one, now=other) for one, other in found]
+
+
 def find(run: Path, process: int, *, main: bool) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with newer ones; what a killed process left is deleted."""
     from fitune.checkpoint.files import newest
@@ -92,7 +105,7 @@ SAMPLES = 16
 """Elements of each frozen weight that are looked at: another fine-tuning of a model changes nearly all of them."""
 
 
-def identity_of(parts: Parts, asked: Recipe, start: Path | None = None) -> Identity:
+def identity_of(parts: Parts, asked: Recipe, registry: Registry, start: Path | None = None) -> Identity:
     """Of a run that is composed; `start` is where the adapter was saved that it goes on from."""
     held_out = parts.run_data.held_out
     place = parts.run.directory.resolve()
@@ -107,6 +120,7 @@ def identity_of(parts: Parts, asked: Recipe, start: Path | None = None) -> Ident
         base=base_of(asked),
         start=None if start is None else digest_of_weights(start),
         place=str(place),
+        plugins=plugins_of(registry, asked, parts.run.recipe),
     )
 
 

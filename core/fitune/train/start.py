@@ -13,7 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from fitune.checkpoint.final import final_damage
-from fitune.errors import FtError, RunError
+from fitune.errors import FtError, RecipeError, RunError
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
@@ -24,7 +24,8 @@ from fitune.runs.identity import Identity, must_be_allowed, read_identity, recip
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
 from fitune.runs.provenance import changed_recipe
-from fitune.train.resume import Resume
+from fitune.runs.used_plugins import must_have_plugins, plugins_of
+from fitune.train.resume import Resume, plugin_changes
 
 RUNS = Path("runs")
 
@@ -149,10 +150,11 @@ def _going_on(
     changed = []
     if identity is not None:
         changed = recipe_differences(_as_it_reads_now(directory, identity, registry, places), recipe.to_toml())
-    must_be_allowed(directory, changed, allowed)
-    refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
     wrong = final_damage(directory, recipe.adapter.record.directory)
     done = not changed and wrong is None
+    others = [] if done or identity is None else plugin_changes(identity, plugins_of(registry, recipe))
+    must_be_allowed(directory, [*changed, *others], allowed)
+    refit = any(one.key == key or one.key.startswith(f"{key}.") for one in changed for key in CHOSEN_BY)
     trained = directory / recipe.adapter.record.directory
     damaged = f"{trained}: {wrong}" if wrong is not None and os.path.lexists(trained) else None
     resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit, damaged=damaged)
@@ -175,7 +177,11 @@ def _recipe_of(run: Path, registry: Registry, overrides: Sequence[str]) -> Recip
     """As the run was asked for. Raises `RunError` if the directory holds no run."""
     identity: Identity | None = read_identity(run)
     if identity is not None:
-        return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, overrides)
+        try:
+            return read_recipe_text(run / IDENTITY, tomli_w.dumps(identity.recipe), registry, overrides)
+        except RecipeError:
+            must_have_plugins(run, identity.plugins, registry)
+            raise
     if (run / RECIPE).is_file():  # it ended before it had begun to train
         if (changed := changed_recipe(run)) is not None:  # and nothing else tells what it was
             raise RunError(changed)

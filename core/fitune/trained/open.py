@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fitune.checkpoint.final import final_damage
-from fitune.errors import ModelError, RunError, nearest, sentences
+from fitune.errors import ModelError, RecipeError, RunError, nearest, sentences
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
@@ -27,6 +27,7 @@ from fitune.runs.base import UNKNOWN, kept_base, must_be_base
 from fitune.runs.card import CARD
 from fitune.runs.layout import CHECKPOINTS, RECIPE
 from fitune.runs.provenance import changed_recipe
+from fitune.runs.used_plugins import kept_plugins, must_be_trained_with, must_have_plugins, plugins_of
 from fitune.trained.checkpoints import BEST, LAST, best, checkpoints, has_weights, nothing_there, sound
 from fitune.trained.plain import dequantized, unpacked_or_base, unpacks
 from fitune.trained.templates import kept_templates
@@ -83,7 +84,8 @@ def find(
     model: Path | None = None,
 ) -> Trained:
     """What was trained in a run's directory: at its end, or by the name of a checkpoint ("last" for the newest,
-    "best" for that of the best evaluation). `model` is where its base is now, if not where it was.
+    "best" for that of the best evaluation). `model` is where its base is now, if not where it was. Plugins must be
+    those that it was trained with, unless the registry takes others.
 
     The data that the recipe names need not be there. Reads no weight. Raises the errors of `fitune.errors`.
     """
@@ -94,11 +96,11 @@ def find(
     asked = [*overrides, *base]
     templates = list(kept_templates(directory, TomlSource.read(directory / RECIPE, asked)))
     asked += [override for override, _ in templates]
-    recipe = read_recipe(directory / RECIPE, registry, asked, look=False)
+    recipe, others = _read(directory, registry, asked)
     kind = recipe.adapter.record.directory
     found = checkpoints(directory, kind)
     kept = kept_base(directory)
-    unknown = (*(told for _, told in templates), *(() if kept is not None or is_whole(recipe) else (UNKNOWN,)))
+    unknown = (*others, *(told for _, told in templates), *(() if kept is not None or is_whole(recipe) else (UNKNOWN,)))
     if (changed := changed_recipe(directory)) is not None:
         unknown = (*unknown, changed)
     if checkpoint is None and has_weights(directory / kind):
@@ -131,6 +133,18 @@ def find(
         base=kept,
         notices=(*unknown, *notices),
     )
+
+
+def _read(run: Path, registry: Registry, overrides: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe of a run, and what is to be told of plugins that are others than it was trained with."""
+    kept = kept_plugins(run)
+    try:
+        recipe = read_recipe(run / RECIPE, registry, overrides, look=False)
+    except RecipeError:
+        must_have_plugins(run, kept, registry)
+        raise
+    others = must_be_trained_with(run, kept, plugins_of(registry, recipe), allowed=registry.takes_other_plugins)
+    return recipe, (() if others is None else (others,))
 
 
 def must_be_whole(directory: Path, kind: str) -> None:

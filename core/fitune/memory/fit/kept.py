@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from fitune._version import __version__
 from fitune.data.cache import cache_directory, locked
-from fitune.data.cache_key import code_of, place_of, version_of
+from fitune.data.cache_key import version_of
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.rates import origin_of
 from fitune.memory.fit.result import Considered, Fitted
 from fitune.memory.fit.tracing import Tracing, Trial
 from fitune.memory.shapes import Shapes
+from fitune.plugin.code import code_of, place_of
 from fitune.plugin.digest import digest_of
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
