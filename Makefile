@@ -45,5 +45,5 @@ clean: ## Remove what the above made, runs aside
 
 .venv/developer: .venv/user
 	$(PIP) 'pip>=25.1'  # that which comes with Python may not know --group
-	$(PIP) --editable '.[bitsandbytes,gguf,lm-eval,sagemaker,tensorboard]' --group dev
+	$(PIP) --editable '.[bitsandbytes,gguf,lm-eval,sagemaker,schedule-free,tensorboard]' --group dev
 	@touch $@

@@ -18,6 +18,10 @@ CASES: dict[str, list[str]] = {
     "no masters": ['model.dtype="bfloat16"', "train.master_weights=false"],
     "full": ['adapter={use="none"}'],
     "8 bits": ['adapter={use="none"}', 'memory.strategy=[{use="adamw-8bit"}]'],
+    "adafactor": ['memory.strategy=[{use="adafactor"}]'],
+    "lion": ['memory.strategy=[{use="lion", state="bfloat16"}]'],
+    "muon": ['adapter={use="none"}', 'memory.strategy=[{use="muon"}]'],
+    "schedule-free": ['memory.strategy=[{use="schedule-free"}]', 'train.schedule="constant"'],
     "accumulation": ['memory.strategy=[{use="accumulation", steps=2}]', "train.micro_batch=1"],
     "warm-up": ["train.warmup_steps=3", 'train.schedule="linear"'],
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -191,13 +191,18 @@ def compose(
     )
 
 
-def whole_for_writing(parts: Parts) -> contextlib.AbstractContextManager[None]:
-    """A context in which the first process has all of what trains; every process must enter it."""
-    if not parts.run.plan.sharded:
-        return contextlib.nullcontext()
-    said = getattr(unwrapped(parts.run.model).config, "dtype", None)
-    kind = getattr(torch, str(said).removeprefix("torch."), None)  # transformers has it in words once it was saved
-    return put_together(parts.run.model, kind if isinstance(kind, torch.dtype) else None)
+@contextlib.contextmanager
+def whole_for_writing(parts: Parts) -> Iterator[None]:
+    """A context in which the model has what is to be saved, and the first process all of what trains; every process
+    must enter it.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parts.step.averaged())
+        if parts.run.plan.sharded:
+            said = getattr(unwrapped(parts.run.model).config, "dtype", None)
+            kind = getattr(torch, str(said).removeprefix("torch."), None)  # transformers has it in words once saved
+            stack.enter_context(put_together(parts.run.model, kind if isinstance(kind, torch.dtype) else None))
+        yield
 
 
 def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
@@ -207,7 +212,7 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> 
     found = get_scheduler(
         recipe.train.schedule,
         optimizer,
-        num_warmup_steps=recipe.train.warmup_steps,
+        num_warmup_steps=recipe.train.warmup(steps),
         num_training_steps=steps,
     )
     return cast("LambdaLR", found)  # as all schedules are that a recipe can name

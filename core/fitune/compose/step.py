@@ -199,6 +199,27 @@ class Step:
         return self.loss.without_effect() if isinstance(self.loss, ObjectiveLoss) else ()
 
     @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context within which the model has the weights that are evaluated and saved, where strategies have others
+        than those that train. Not within a step.
+        """
+        contexts = []
+        for use, strategy in self.strategies:
+            if (found := call_plugin(use, strategy.averaged)) is not None:
+                contexts.append((use, call_for_context(use, "averaged", lambda given: given, found)))
+        if not contexts:
+            yield
+            return
+        try:
+            with contextlib.ExitStack() as stack:
+                for use, context in contexts:
+                    call_plugin(use, stack.enter_context, context)
+                self.trainables.publish()
+                yield
+        finally:
+            self.trainables.publish()
+
+    @contextlib.contextmanager
     def _around(self) -> Iterator[None]:
         """The strategies' contexts, the first outermost; those that were entered are left if a later one fails."""
         with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from fitune.plugin.registry import GROUP, Registry
 OWN = "fitune"
 """Sent as code, and not installed: what runs there is what has made the forecast here."""
 
-EXTRAS = ("bitsandbytes", "gguf", "s3", "tensorboard")
+EXTRAS = ("bitsandbytes", "gguf", "s3", "schedule-free", "tensorboard")
 """Of fitune's extras, those that a run may use; what of them is here goes with it."""
 
 

@@ -224,6 +224,14 @@ class Strategy:
         """Make the optimizer of these float32 parameters, or None to leave it to others. At most one may."""
         return None
 
+    def averaged(self) -> contextlib.AbstractContextManager[None] | None:
+        """A context within which the masters hold the weights that are evaluated and saved, of an optimizer that trains
+        at others, or None. Within it the model has them too; behind it the masters must be as before, to the bit.
+
+        It is entered between steps, once for each evaluation, checkpoint and save, in every process.
+        """
+        return None
+
     def around_step(self) -> contextlib.AbstractContextManager[None]:
         """A context around the forward and backward passes of each step."""
         return contextlib.nullcontext()

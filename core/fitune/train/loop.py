@@ -91,7 +91,8 @@ def _evaluate(parts: Parts, at: Position) -> EvalReport | None:
     at.begin(parts, "evaluation")
     alone = parts.run.processes == 1  # others would wait for this one
     try:
-        report = parts.evaluator.evaluate(at.step, parts.run.stop.is_asked if alone else lambda: False)
+        with parts.step.averaged():
+            report = parts.evaluator.evaluate(at.step, parts.run.stop.is_asked if alone else lambda: False)
     except EvaluationStopped:
         at.cut_evaluation()
         return None

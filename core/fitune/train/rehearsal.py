@@ -39,8 +39,9 @@ def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
     modules = module_state(parts.run.model)
     batch = _steps(parts)
     evaluators = list(_evaluators(parts))
-    for evaluator in evaluators:
-        evaluator.evaluate(0)
+    with parts.step.averaged():
+        for evaluator in evaluators:
+            evaluator.evaluate(0)
     with whole_for_writing(parts):
         if parts.accelerator.is_main_process:
             _save(parts)

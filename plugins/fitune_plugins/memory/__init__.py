@@ -19,5 +19,9 @@ PLUGINS: tuple[str, ...] = (
     "fitune_plugins.memory.fsdp",  # each of several processes holds a part of the weights
     "fitune_plugins.memory.context_parallel",  # each of several processes holds a part of each row
     "fitune_plugins.memory.adamw_8bit",  # AdamW with 8-bit state
+    "fitune_plugins.memory.adafactor",  # squared gradients by row and column
+    "fitune_plugins.memory.lion",  # updates by sign, with one moment
+    "fitune_plugins.memory.muon",  # orthogonal updates of matrices
+    "fitune_plugins.memory.schedule_free",  # averaged weights in place of a schedule
 )
 """Dotted names of the modules, in the order in which they are loaded."""

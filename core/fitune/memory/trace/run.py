@@ -193,7 +193,9 @@ def follow(
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
         computed = _steps(step, shapes, tracer, known, plan)
         if shapes.evaluation is not None or shapes.prompt:
-            _evaluate(step, called(strategies, generate), recipe.evaluation, shapes, tracer, known)
+            tracer.enter("evaluation")
+            with step.averaged():
+                _evaluate(step, called(strategies, generate), recipe.evaluation, shapes, tracer, known)
     return step, computed
 
 
