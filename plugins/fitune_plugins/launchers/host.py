@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
-from fitune import Job, JobState, JobStatus, RunError
+from fitune import Job, JobState, JobStatus, Launcher, Machine, Problem, RunError
+
+O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
 
 BUNDLE, LOG, RUN = "bundle", "log.txt", "run"
 """What a job's directory holds."""
@@ -116,3 +118,31 @@ class Host(ABC):
         """Raise `RunError` for a job that is not."""
         if self.status(name).state == "absent":
             raise RunError(f"{name}: there is no such job at {self.place(name)}")
+
+
+def launcher_of(
+    host: Callable[[O], Host],
+    *,
+    name: str,
+    summary: str,
+    options: type[O],
+    machine: Callable[[O, str | None], Machine],
+    prepare: Callable[[O, Job], Iterable[str]],
+    words: Callable[[O, Job], Sequence[str]],
+    check: Callable[[O], Iterable[Problem]] = lambda options: (),
+) -> Launcher[O]:
+    """The launcher of machines that are reached so; `words` are more of them for `start.py`'s `begin`."""
+    return Launcher(
+        name=name,
+        summary=summary,
+        options=options,
+        machine=machine,
+        prepare=prepare,
+        submit=lambda options, job: host(options).submit(job, words(options, job)),
+        status=lambda options, name: host(options).status(name),
+        logs=lambda options, name: host(options).logs(name),
+        stop=lambda options, name: host(options).stop(name),
+        fetch=lambda options, name, into: host(options).fetch(name, into),
+        jobs=lambda options: host(options).jobs(),
+        check=check,
+    )

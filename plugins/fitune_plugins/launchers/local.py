@@ -13,7 +13,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from fitune import Job, Launcher, Machine, RunError, hookimpl
-from fitune_plugins.launchers.host import BUNDLE, LOG, RUN, Host
+from fitune_plugins.launchers.host import BUNDLE, LOG, RUN, Host, launcher_of
 
 MACHINE = "this machine"
 
@@ -91,11 +91,6 @@ def prepare(options: LocalOptions, job: Job) -> Iterator[str]:
     yield f"{job.name}: a process of its own, which outlives this terminal, in {here.place(job.name)}"
 
 
-def submit(options: LocalOptions, job: Job) -> None:
-    """Begin it, with the Python and the packages that are here."""
-    Here(options).submit(job, [])
-
-
 def _copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
@@ -106,16 +101,12 @@ def _copy(source: str, target: str) -> None:
 @hookimpl
 def ft_launchers() -> Iterable[Launcher[LocalOptions]]:
     """Offer `local`."""
-    yield Launcher(
+    yield launcher_of(
+        Here,
         name="local",
         summary="This machine, in the background, with the packages that are here",
         options=LocalOptions,
         machine=machine,
         prepare=prepare,
-        submit=submit,
-        status=lambda options, name: Here(options).status(name),
-        logs=lambda options, name: Here(options).logs(name),
-        stop=lambda options, name: Here(options).stop(name),
-        fetch=lambda options, name, into: Here(options).fetch(name, into),
-        jobs=lambda options: Here(options).jobs(),
+        words=lambda options, job: [],
     )

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitune import Job, Launcher, Machine, Problem, RunError, hookimpl
-from fitune_plugins.launchers.host import BUNDLE, LOG, RUN, Host
+from fitune import Job, Launcher, Machine, Problem, RunError, hookimpl, sentences
+from fitune_plugins.launchers.host import BUNDLE, LOG, RUN, Host, launcher_of
 
 CANNOT = 255
 """The exit code of ssh itself."""
@@ -94,6 +94,18 @@ class There(Host):
         code, printed, _ = self.run(shlex.split(ASKS))
         return [line.strip() for line in printed.splitlines() if line.strip()] if code == 0 else []
 
+    def must_be_quiet(self) -> None:
+        """Raise `RunError` if the host prints something to whoever runs a command there: neither rsync nor anything
+        else that is read from it could be told from that.
+        """
+        _, printed, _ = self.run(["true"])
+        if printed:
+            said = " ".join(printed.split())[:60]
+            raise RunError(
+                f'{self.options.host} prints "{said}" whatever is run there, which rsync and tar cannot take. Have its '
+                "~/.bashrc, or what else prints it, do so for terminals alone: [[ $- == *i* ]] || return, at its top"
+            )
+
     def _call(self, command: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
         """Run a program here. Raises `RunError` where ssh itself fails."""
         try:
@@ -102,10 +114,9 @@ class There(Host):
             raise RunError(f"there is no program {command[0]} here. Install it") from None
         if done.returncode == CANNOT and command[0] == "ssh":
             said = " ".join(done.stderr.decode(errors="replace").split()) or "ssh failed"
-            raise RunError(
-                f"{self.options.host} cannot be reached: {said}. It must be possible to log in without a password: try "
-                f"ssh {self.options.host}"
-            )
+            by_hand = shlex.join(["ssh", *self.options.ssh, self.options.host])
+            why = f"{self.options.host} cannot be reached: {said.rstrip('.')}"
+            raise RunError(sentences(why, f"It must be possible to log in without a password: try {by_hand}"))
         return done
 
     def _pipe(self, source: list[str], target: list[str]) -> None:
@@ -138,44 +149,47 @@ def machine(options: SshOptions, instance: str | None) -> Machine:
         return Machine(
             name=options.host, gpu="" if options.gpu == "none" else options.gpu, gpus=int(options.gpu != "none")
         )
-    cards = There(options).cards()
+    there = There(options)
+    there.must_be_quiet()
+    cards = there.cards()
     return Machine(name=options.host, gpu=cards[0] if cards else "", gpus=len(cards[:1]))
 
 
 def prepare(options: SshOptions, job: Job) -> Iterator[str]:
     """Look whether the host is there, and has a Python that can run what is sent."""
     there = There(options)
-    asked = "import sys, venv; print('.'.join(map(str, sys.version_info[:2])))"
+    there.must_be_quiet()
+    asked = "import sys; print('.'.join(map(str, sys.version_info[:2])))"
     version = there.must([options.python, "-c", asked], f"{options.host}: {options.python} cannot be run").strip()
     if tuple(map(int, version.split("."))) < (3, 10):
         raise RunError(
             f"{options.host}: {options.python} is Python {version}, and fitune needs 3.10. Give --option "
             "python=python3.12"
         )
+    if job.install and there.run([options.python, "-c", "import venv, ensurepip"])[0] != 0:  # as Debian splits it
+        raise RunError(
+            f"{options.host}: {options.python} cannot make virtual environments, where packages go. Install its venv "
+            f"there, e.g. apt install python{version}-venv, or give --no-install where all packages are there"
+        )
     yield f"{job.name}: on {options.host}, Python {version}, in {there.place(job.name)}"
 
 
-def submit(options: SshOptions, job: Job) -> None:
-    """Send it and begin it, in a virtual environment that all jobs of that host share."""
-    there = There(options)
-    venv = ["--install", "--venv", there.place("venv")] if job.install else []
-    there.submit(job, [*venv, "--python", options.python])
+def words(options: SshOptions, job: Job) -> list[str]:
+    """For its beginning there: in a virtual environment that all jobs of that host share."""
+    venv = ["--install", "--venv", There(options).place("venv")] if job.install else []
+    return [*venv, "--python", options.python]
 
 
 @hookimpl
 def ft_launchers() -> Iterable[Launcher[SshOptions]]:
     """Offer `ssh`."""
-    yield Launcher(
+    yield launcher_of(
+        There,
         name="ssh",
         summary="A host that one can log in to, in the background",
         options=SshOptions,
         machine=machine,
         prepare=prepare,
-        submit=submit,
-        status=lambda options, name: There(options).status(name),
-        logs=lambda options, name: There(options).logs(name),
-        stop=lambda options, name: There(options).stop(name),
-        fetch=lambda options, name, into: There(options).fetch(name, into),
-        jobs=lambda options: There(options).jobs(),
+        words=words,
         check=check,
     )

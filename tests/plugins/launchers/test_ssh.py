@@ -51,9 +51,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in (here, there, home):
         place.mkdir()
     write(here / "ssh", SSH)
-    # a copy of rsync that this machine may have is no part of it
-    plain = [place for place in os.environ["PATH"].split(os.pathsep) if not (Path(place) / "rsync").exists()]
-    monkeypatch.setenv("PATH", os.pathsep.join([str(here), *plain]))
+    write(there / "rsync", "#!/bin/sh\nexit 127\n")  # whatever this machine has
+    monkeypatch.setenv("PATH", os.pathsep.join([str(here), os.environ["PATH"]]))
     monkeypatch.setenv("FAKE_HOME", str(home))
     monkeypatch.setenv("FAKE_BIN", str(there))
     return home
@@ -110,7 +109,7 @@ def test_a_host_that_cannot_be_reached_is_told(home: Path, launcher: Launcher[An
         lambda: launcher.status(down, "fitune-a-0"),
         lambda: launcher.stop(down, "fitune-a-0"),
     ):
-        with pytest.raises(RunError, match=r"down cannot be reached: .*Connection refused.*try ssh down"):
+        with pytest.raises(RunError, match=r"down cannot be reached: .*Connection refused.*try ssh -p 2222 down"):
             call()
 
 
