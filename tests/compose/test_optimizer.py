@@ -83,6 +83,31 @@ def test_gradients_sum_in_float32_with_masters(masters: bool) -> None:
         assert trainables.parameters[0].grad is None  # freed after each micro-batch
 
 
+def test_gradients_are_added_in_lists_of_equal_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of columns too, as LoRA's B has them in fast layers: torch adds lists whose strides differ tensor by tensor."""
+    model = nn.ParameterList(
+        nn.Parameter(one.to(torch.bfloat16)) for one in (torch.randn(8, 3), torch.randn(5, 4).t(), torch.randn(6))
+    )
+    trainables = Trainables(model, masters=True)
+    seen: list[bool] = []
+    for name in ("_foreach_copy_", "_foreach_add_"):
+        whole = getattr(torch, name)
+
+        def kept(left: list[Tensor], right: list[Tensor], whole: Any = whole) -> Any:
+            seen.extend(one.stride() == other.stride() for one, other in zip(left, right, strict=True))
+            return whole(left, right)
+
+        monkeypatch.setattr(torch, name, kept)
+    gradients = [torch.randn_like(p) for p in trainables.parameters]  # with the parameters' strides
+    for _ in range(2):
+        for parameter, gradient in zip(trainables.parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        trainables.gather()
+    assert seen == [True] * 6
+    for master, gradient in zip(trainables.masters, gradients, strict=True):
+        torch.testing.assert_close(cast(Tensor, master.grad), 2 * gradient.float())
+
+
 @pytest.mark.parametrize("max_norm", [0.0, 0.1, 1e6])
 def test_clipping_is_that_of_torch(max_norm: float) -> None:
     model, random = _model(torch.float32), torch.Generator().manual_seed(3)

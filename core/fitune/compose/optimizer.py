@@ -180,14 +180,25 @@ def _buckets(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Iterator[lis
 
 
 def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
-    """Add gradients to float32 sums; the copy of a bucket's is exact, so the sum is what adding each would give."""
+    """Add gradients to float32 sums; the copy of a bucket's is exact, so the sum is what adding each would give.
+
+    The copy has the gradients' strides: lists of tensors whose strides differ take a launch for each tensor.
+    """
     if len(sums) == 1:
         sums[0].add_(gradients[0])
         return
     wide = torch.empty(sum(g.numel() for g in gradients), dtype=torch.float32, device=sums[0].device)
-    parts = [part.view_as(g) for part, g in zip(wide.split([g.numel() for g in gradients]), gradients, strict=True)]
+    pieces = wide.split([g.numel() for g in gradients])
+    parts = [_laid_out_as(g, piece) for piece, g in zip(pieces, gradients, strict=True)]
     torch._foreach_copy_(parts, gradients)
     torch._foreach_add_(sums, parts)
+
+
+def _laid_out_as(like: Tensor, piece: Tensor) -> Tensor:
+    """The elements of `piece` in the shape of `like`, and row by row or column by column as there."""
+    if like.dim() == 2 and like.t().is_contiguous():
+        return piece.view(like.shape[1], like.shape[0]).t()
+    return piece.view_as(like)
 
 
 def _flat_buffers(buckets: Sequence[Sequence[Tensor]]) -> deque[Tensor]:
