@@ -80,8 +80,11 @@ class Wrong(Strategy):
 
 @hookimpl
 def ft_memory_strategies():
-    yield MemoryStrategy(name="wrong", summary="s", options=NoOptions, make=Wrong, exact=True)
+    yield MemoryStrategy(name="wrong", summary="s", options=NoOptions, make=Wrong, exact=True,
+                         makes=({makes}))
 """
+
+SAYS = '"optimizer",'
 
 BROKEN_STRATEGIES = {
     "it cannot be forecast": """
@@ -109,9 +112,28 @@ BROKEN_STRATEGIES = {
 
 @pytest.mark.parametrize("broken", BROKEN_STRATEGIES)
 def test_what_is_broken_of_a_strategy_is_said(tmp_path: Path, broken: str) -> None:
-    plugin = made(STRATEGY.format(body=BROKEN_STRATEGIES[broken]))
+    body = BROKEN_STRATEGIES[broken]
+    plugin = made(STRATEGY.format(body=body, makes=SAYS if "make_optimizer" in body else ""))
     with pytest.raises(AssertionError, match=broken):
         testing.assert_strategy(plugin, "wrong", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "makes", "told"),
+    [
+        ("    def make_optimizer(self, parameters, settings):\n        pass\n", "", "it can make the optimizer, so"),
+        ("    pass\n", SAYS, r'its record says makes=\("optimizer",\), and it does not'),
+        (
+            "    def plan(self, plan):\n        import dataclasses\n"
+            "        return dataclasses.replace(plan, loss=lambda model, batch: 0)\n",
+            "",
+            "it can compute the loss in its own way",
+        ),
+    ],
+)  # fmt: skip
+def test_a_strategy_says_what_it_makes(tmp_path: Path, body: str, makes: str, told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        testing.assert_strategy(made(STRATEGY.format(body=body, makes=makes)), "wrong", tmp_path)
 
 
 SOURCE = """

@@ -31,6 +31,7 @@ from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
+from fitune.plugin.relations import ROLES
 from fitune.plugin.tasks import TaskSuite
 
 
@@ -187,8 +188,22 @@ def _wrong(record: Any) -> str | None:
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
-    wrong = _wrong_of_its_kind(record)
+    wrong = _wrong_of_others(record) or _wrong_of_its_kind(record)
     return wrong and f"{what} {wrong}"
+
+
+def _wrong_of_others(record: Any) -> str | None:
+    """What is wrong with what it says of other providers (`fitune.plugin.relations`)."""
+    for field in ("conflicts_with", "requires"):
+        said = getattr(record, field, {})
+        named = isinstance(said, Mapping) and (text for two in said.items() for text in two)
+        if not (named and all(isinstance(text, str) and text for text in named)):
+            return f"has a {field} that is no mapping of names, each to why"
+        if record.name in said:
+            return f"names itself in {field}"
+    makes = getattr(record, "makes", ())
+    unknown = [role for role in makes if role not in ROLES] if isinstance(makes, tuple) else [makes]
+    return f'makes "{unknown[0]}". {nearest(str(unknown[0]), ROLES)}' if unknown else None
 
 
 def _wrong_of_its_kind(record: Any) -> str | None:

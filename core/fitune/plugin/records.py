@@ -17,6 +17,7 @@ from fitune.errors import Problem
 from fitune.plugin.dataflow import DataContext, Flow, Stage, Takes
 from fitune.plugin.launching import Launcher
 from fitune.plugin.objective import Criterion, no_reference
+from fitune.plugin.relations import Related, Role
 from fitune.plugin.strategy import StoredQuantization, Strategy
 from fitune.plugin.tasks import TaskSuite
 
@@ -41,7 +42,7 @@ def no_problems(options: Any) -> Iterable[Problem]:
 
 # --------------------------------------------------------------------------------------------------------- providers
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLoader(Generic[O]):
+class ModelLoader(Related, Generic[O]):
     """Loads a tokenizer and a causal language model: `[model] use = "NAME"`."""
 
     name: str
@@ -71,7 +72,7 @@ class ModelLoader(Generic[O]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter(Generic[O]):
+class Adapter(Related, Generic[O]):
     """Decides which parameters train: `[adapter] use = "NAME"`."""
 
     name: str
@@ -106,7 +107,7 @@ class Adapter(Generic[O]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective(Generic[O]):
+class Objective(Related, Generic[O]):
     """What is minimised, and what it is measured by: `[objective] use = "NAME"`."""
 
     name: str
@@ -162,7 +163,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryStrategy(Generic[O]):
+class MemoryStrategy(Related, Generic[O]):
     """Changes what a run keeps in memory, and where: `[[memory.strategy]] use = "NAME"`."""
 
     name: str
@@ -174,6 +175,9 @@ class MemoryStrategy(Generic[O]):
     """Whether a run learns the same with it, but for rounding; None where that is not known."""
     fit: Fit | None = None
     """How `[memory] fit` may choose it; None if it may not."""
+    makes: tuple[Role, ...] = ()
+    """What of a run it makes, of which there is one alone: "optimizer" (`make_optimizer`), "loss" (`Plan.loss`,
+    `Plan.log_probs`) or "quantization" (`Plan.quantization`). Two that make the same are refused."""
     before: tuple[str, ...] = ()
     """Names of strategies that work behind this one wherever a run has both, in whatever order the recipe, or a fit,
     names them: say so where the other order would change what is computed, or kept."""
@@ -219,7 +223,7 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataStage(Generic[O]):
+class DataStage(Related, Generic[O]):
     """One step from files to batches: `[[data.source]]` (takes nothing) or `[[data.stage]] use = "NAME"`."""
 
     name: str
@@ -250,7 +254,7 @@ class DataStage(Generic[O]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener(Generic[O]):
+class Listener(Related, Generic[O]):
     """Is told what happens in a run: `[[listener]] use = "NAME"`. It is at work in the main process alone."""
 
     name: str

@@ -15,6 +15,7 @@ from fitune.plugin.registry import Registry
 from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import fit_problems, name_problem
+from fitune.recipe.conflicts import conflict_problems
 from fitune.recipe.listeners import with_defaults
 from fitune.recipe.objective import objective_problems, read_adapter, read_objective
 from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
@@ -72,7 +73,7 @@ class _Reader:
         self.tables.raise_problems()
         recipe = Recipe(path=self.source.path, **parts)
         found = fit_problems(recipe, self.registry, self.source.values)
-        for key, problem in (*found, *objective_problems(recipe)):
+        for key, problem in (*found, *objective_problems(recipe), *conflict_problems(recipe, self.registry)):
             self.tables.add(key, problem)
         for _, told in self.registry.call("ft_check", recipe=recipe):
             for problem in told or ():

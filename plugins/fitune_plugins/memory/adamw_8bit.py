@@ -83,6 +83,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AdamW8bitOptions]]:
         name="adamw-8bit",
         summary="AdamW with 8-bit state (bitsandbytes): 2 bytes a parameter, not 8, in tensors of 4096 and more",
         exact=False,
+        makes=("optimizer",),
         fit=Fit(asked=True, settings=({}, {"paged": True})),
         options=AdamW8bitOptions,
         make=AdamW8bit,

@@ -97,6 +97,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
         options=ChunkedLossOptions,
         make=ChunkedLoss,
         exact=True,
+        makes=("loss",),
         fit=Fit(
             free=True,
             settings=({}, {"tokens": 128}),

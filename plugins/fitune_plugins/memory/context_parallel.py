@@ -77,18 +77,6 @@ class ContextParallel(Strategy):
 
 
 @hookimpl
-def ft_check(recipe: Recipe) -> Iterable[Problem]:
-    """Refuse objectives that look at documents as a whole."""
-    used, objective = any(use.record.name == NAME for use in recipe.strategies), recipe.objective.record.name
-    if used and objective != OBJECTIVE:
-        yield Problem(
-            key="objective.use",
-            what=f'"{objective}" looks at documents as a whole, of which "{NAME}" gives each process a part',
-            fix=f'Remove the [[memory.strategy]] "{NAME}", or use = "{OBJECTIVE}"',
-        )
-
-
-@hookimpl
 def ft_memory_strategies() -> Iterable[MemoryStrategy[ContextParallelOptions]]:
     """Offer the strategy."""
     yield MemoryStrategy(
@@ -97,4 +85,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ContextParallelOptions]]:
         options=ContextParallelOptions,
         make=ContextParallel,
         exact=True,
+        requires={OBJECTIVE: "others look at documents as a whole, of which each process has a part"},
     )

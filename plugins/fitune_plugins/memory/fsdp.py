@@ -104,16 +104,9 @@ def ft_check(recipe: Recipe) -> Iterable[Problem]:
     number = next((at for at, use in enumerate(recipe.strategies) if isinstance(use.options, FsdpOptions)), None)
     if number is None:
         return
-    names = {use.record.name for use in recipe.strategies}
-    for name in sorted(names & REFUSED.keys()):
-        yield Problem(
-            key=f"memory.strategy.{number}.use",
-            what=f'"fsdp" cannot be used with "{name}": {REFUSED[name]}',
-            fix="Remove one of the two",
-        )
     if recipe.adapter.record.name != "none":
         return
-    for name in sorted(names.intersection(BLOCKWISE)):
+    for name in sorted({use.record.name for use in recipe.strategies}.intersection(BLOCKWISE)):
         yield Problem(
             key=f"memory.strategy.{number}.use",
             what=f'"fsdp" shards the optimizer\'s state, and that of "{name}" lies in blocks that a checkpoint could '
@@ -137,5 +130,6 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[FsdpOptions]]:
         options=FsdpOptions,
         make=Fsdp,
         exact=True,
+        conflicts_with=REFUSED,
         fit=Fit(settings=({"reshard_after_forward": False}, {})),
     )

@@ -119,17 +119,6 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[NoOptions]]:
         options=NoOptions,
         make=lambda options: HostEmbeddings(),
         exact=True,
+        conflicts_with={"none": "it trains every weight, and the input embeddings would not be on the card"},
         fit=Fit(asked=True, suits=_untied),
     )
-
-
-@hookimpl
-def ft_check(recipe: Recipe) -> Iterable[Problem]:
-    """Refuse to train what is not on the card."""
-    uses = [use.record.name for use in recipe.strategies]
-    if NAME in uses and recipe.adapter.record.name == "none":
-        yield Problem(
-            key="adapter.use",
-            what=f'"none" trains every weight, but the strategy "{NAME}" moves the input embeddings off the card',
-            fix='Name an adapter, e.g. "lora", or remove the strategy',
-        )

@@ -105,12 +105,6 @@ def ft_check(recipe: Recipe) -> Iterable[Problem]:
             what=f'"nf4" quantises, but the checkpoint is quantised already ({already})',
             fix="Remove the strategy, or load a checkpoint that is not quantised",
         )
-    if recipe.adapter.record.name == "none":
-        yield Problem(
-            key="adapter.use",
-            what='"none" trains every weight, but the strategy "nf4" makes them 4-bit ones, which have no gradient',
-            fix='Name an adapter, e.g. "lora", or remove the strategy',
-        )
     if recipe.model.record.load_quantized is None:
         yield Problem(
             key="model.use",
@@ -126,6 +120,8 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[Nf4Options]]:
         name="nf4",
         summary="Base model's linear layers in 4-bit NormalFloat (QLoRA, bitsandbytes): a quarter of bfloat16's memory",
         exact=False,
+        makes=("quantization",),
+        conflicts_with={"none": "it trains every weight, and 4-bit ones have no gradient"},
         fit=Fit(asked=True),
         options=Nf4Options,
         make=Nf4,

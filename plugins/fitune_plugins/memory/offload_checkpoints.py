@@ -168,16 +168,6 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[OffloadCheckpointsOptions]
         options=OffloadCheckpointsOptions,
         make=OffloadCheckpoints,
         exact=True,
+        requires={NEEDS: "it moves the inputs of layers that are checkpointed"},
         fit=Fit(needs=NEEDS, asked=True),
     )
-
-
-@hookimpl
-def ft_check(recipe: Recipe) -> Iterable[Problem]:
-    """It works on layers that are checkpointed already."""
-    names = [use.record.name for use in recipe.strategies]
-    if NAME not in names or NEEDS in names[: names.index(NAME)]:
-        return
-    what = f'"{NAME}" needs "{NEEDS}" before it'
-    fix = f'Put a [[memory.strategy]] with use = "{NEEDS}" before it'
-    yield Problem(key=f"memory.strategy.{names.index(NAME)}.use", what=what, fix=fix)

@@ -91,4 +91,4 @@ def test_objectives_of_whole_documents_are_refused(recipe_path: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         main(["check", str(recipe_path), *(part for one in sets for part in ("--set", one))])
     assert ended.value.code == 2
-    assert '"dpo" looks at documents as a whole, of which "context-parallel"' in capsys.readouterr().err
+    assert '"context-parallel" needs "sft": others look at documents as a whole' in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_embeddings_that_train_are_refused(how: str) -> None:
 
 def test_full_fine_tuning_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, {"adapter": {"use": "none"}})
-    with pytest.raises(RecipeError, match='"none" trains every weight, but the strategy "host-embeddings"'):
+    with pytest.raises(RecipeError, match='"host-embeddings" cannot be used with "none": it trains every weight'):
         parts_of(recipe, USE)
 
 

@@ -206,8 +206,8 @@ def _refused(recipe: Path, *overrides: str) -> str:
 def test_full_fine_tuning_is_refused(tmp_path: Path) -> None:
     strategy = {"memory": {"strategy": [{"use": "nf4"}]}, "adapter": {"use": "none"}}
     message = _refused(write_recipe(tmp_path / "recipe", strategy))
-    assert '[adapter] use: "none" trains every weight, but the strategy "nf4" makes them 4-bit ones' in message
-    assert "which have no gradient. Name an adapter" in message
+    assert '[memory.strategy] use: "nf4" cannot be used with "none": it trains every weight' in message
+    assert "and 4-bit ones have no gradient. Remove one of the two" in message
 
 
 def test_a_loader_that_cannot_quantize_is_refused(recipe_path: Path, tmp_path: Path) -> None:

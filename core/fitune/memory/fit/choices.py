@@ -13,6 +13,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Fit, MemoryStrategy, must_be_asked
 from fitune.plugin.registry import Registry
 from fitune.plugin.strategy import Plan
+from fitune.recipe.conflicts import conflict_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -104,5 +105,6 @@ def composed(
         memory=replace(recipe.memory, fit=False, allow=()),
         train=replace(recipe.train, micro_batch=micro_batch, batch_tokens=None),
     )
+    must_be_right(problem for _, problem in conflict_problems(made, registry))
     must_be_right(problem for _, found in registry.call("ft_check", recipe=made) for problem in found or ())
     return made

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fitune.plugin.records import MemoryStrategy
-from fitune.testing.contracts.trial import Options, Trial, losses, must_go_on_to_the_bit
+from fitune.plugin.relations import ROLES, Role
+from fitune.plugin.strategy import Plan, Strategy
+from fitune.testing.contracts.trial import Options, Trial, losses, must_go_on_to_the_bit, must_not_fail
 
 ROUNDING = 1e-3
 """By how much losses in float32 may differ, relative, where a strategy says that it is exact."""
@@ -15,6 +18,7 @@ def strategy_keeps_its_contract(plugin: object, name: str, directory: Path, opti
     """Raise `AssertionError`, which says what of the contract is broken."""
     trial = Trial(plugin=plugin, directory=directory, changes={"memory": {"strategy": [{"use": name, **options}]}})
     record = trial.find(MemoryStrategy, name)
+    _says_what_it_makes(record, trial.read("read").strategies[0].options)
     found = losses(must_go_on_to_the_bit(trial))
     if record.exact and not record.accumulates:  # which changes what a step is
         wanted = losses(Trial(plugin=plugin, directory=directory).ran("without"))
@@ -24,3 +28,20 @@ def strategy_keeps_its_contract(plugin: object, name: str, directory: Path, opti
             f"place of {wanted}"
         )
     trial.forecast()
+
+
+def _says_what_it_makes(record: MemoryStrategy[Any], options: Any) -> None:
+    """Raise `AssertionError` where it makes what a run has once, and its record does not say so, or the other way."""
+    strategy = must_not_fail("make fails", lambda: record.make(options))
+    plan = must_not_fail("plan fails", lambda: strategy.plan(Plan(gpu=True)))
+    makes: dict[Role, bool] = {
+        "optimizer": type(strategy).make_optimizer is not Strategy.make_optimizer,
+        "loss": plan.loss is not None or plan.log_probs is not None,
+        "quantization": plan.quantization is not None,
+    }
+    for role, does in makes.items():
+        assert not does or role in record.makes, (
+            f"it can {ROLES[role].replace('their', 'its')}, so its record must say so, for two that do cannot be in a "
+            f'recipe: makes=("{role}",)'
+        )
+        assert does or role not in record.makes, f'its record says makes=("{role}",), and it does not'

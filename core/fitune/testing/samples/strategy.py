@@ -50,4 +50,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[SampleOptions]]:
         options=SampleOptions,
         make=Sample,
         exact=False,
+        makes=("optimizer",),
     )

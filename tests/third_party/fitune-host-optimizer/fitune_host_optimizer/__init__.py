@@ -79,6 +79,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[HostOptimizerOptions]]:
         summary="Keep AdamW's state in host memory and update there: 8 bytes less on the GPU a trained parameter",
         options=HostOptimizerOptions,
         make=HostOptimizer,
+        makes=("optimizer",),
     )
 
 

@@ -1,0 +1,80 @@
+"""Whether all that a recipe names goes together, by what the records say of each other (`fitune.plugin.relations`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from fitune.errors import Problem
+from fitune.plugin.recipe import Recipe, Use
+from fitune.plugin.registry import Registry
+from fitune.plugin.relations import ROLES
+from fitune.recipe.source import Key
+
+TABLES: Mapping[str, str] = {
+    "model loader": "[model]",
+    "adapter": "[adapter]",
+    "objective": "[objective]",
+    "memory strategy": "a [[memory.strategy]]",
+    "data stage": "a [[data.stage]]",
+    "listener": "a [[listener]]",
+}
+"""Where a recipe names a provider, by its kind."""
+
+Named = Sequence[tuple[Key, Use[Any]]]
+
+
+def conflict_problems(recipe: Recipe, registry: Registry) -> Iterator[tuple[Key, Problem]]:
+    """Each with its key: pairs that exclude each other, what is missing, and what is made twice."""
+    named = list(_named(recipe))
+    yield from _conflicts(named)
+    yield from _missing(named, registry)
+    yield from _twice(recipe)
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[Key, Use[Any]]]:
+    """All that a recipe uses, strategies first: they say most of others."""
+    tables: tuple[tuple[Key, Sequence[Use[Any]]], ...] = (
+        (("memory", "strategy"), recipe.strategies),
+        (("data", "source"), recipe.sources),
+        (("data", "stage"), recipe.stages),
+        (("eval", "source"), recipe.eval_sources),
+        (("listener",), recipe.listeners),
+    )
+    for at, uses in tables:
+        yield from (((*at, number, "use"), use) for number, use in enumerate(uses))
+    yield ("adapter", "use"), recipe.adapter
+    yield ("objective", "use"), recipe.objective
+    yield ("model", "use"), recipe.model
+
+
+def _conflicts(named: Named) -> Iterator[tuple[Key, Problem]]:
+    told: set[frozenset[str]] = set()
+    for key, use in named:
+        for _, other in named:
+            pair = frozenset((use.record.name, other.record.name))
+            why = use.record.conflicts_with.get(other.record.name)
+            if why is not None and other is not use and pair not in told:
+                told.add(pair)
+                what = f'"{use.record.name}" cannot be used with "{other.record.name}": {why}'
+                yield key, Problem(what=what, fix="Remove one of the two")
+
+
+def _missing(named: Named, registry: Registry) -> Iterator[tuple[Key, Problem]]:
+    there = {use.record.name for _, use in named}
+    for key, use in named:
+        for name, why in use.record.requires.items():
+            if name not in there:
+                kinds = [one.kind for one in registry.provided if one.record.name == name and one.kind in TABLES]
+                fix = f'Write {TABLES[kinds[0]]} with use = "{name}"' if kinds else f'Install what has "{name}"'
+                yield key, Problem(what=f'"{use.record.name}" needs "{name}": {why}', fix=f"{fix}, or remove it")
+
+
+def _twice(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
+    numbered = enumerate(recipe.strategies)
+    for (_, one), (number, other) in combinations(numbered, 2):
+        for role in ROLES:
+            if role in one.record.makes and role in other.record.makes:
+                what = f'"{one.record.name}" and "{other.record.name}" both {ROLES[role]}'
+                yield ("memory", "strategy", number, "use"), Problem(what=what, fix="Keep one of them")
