@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from fitune import Batch, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Batch, MemoryStrategy, ModelError, Plan, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

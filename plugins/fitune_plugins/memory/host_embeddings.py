@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fitune import Fit, MemoryStrategy, ModelError, NoOptions, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, NoOptions, Plan, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, hookimpl
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Strategy, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
