@@ -23,6 +23,7 @@ lint: .venv/developer ## Check format, lint, types, arrows between the wings, de
 	$(BIN)/deptry core plugins
 	$(BIN)/python docs/make_hooks.py --check
 	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python docs/make_migration.py --check
 
 format: .venv/developer ## Format the code
 	$(BIN)/ruff format

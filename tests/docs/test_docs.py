@@ -35,6 +35,7 @@ NOT_RUN = {
     "docs/founding-case.md": 0,
     "docs/hooks.md": 0,
     "docs/launch.md": 1,
+    "docs/migration.md": 0,
     "docs/plugins.md": 1,
     "docs/preference.md": 1,
     "docs/python.md": 0,

@@ -10,7 +10,8 @@ import pytest
 
 from fitune.errors import RecipeError
 from fitune.plugin.options import describe
-from fitune.recipe.foreign import CORE, MEANT
+from fitune.recipe.foreign.known import ALL, SETS
+from fitune.recipe.foreign.told import CORE, MEANT
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.light import write_light
@@ -54,20 +55,27 @@ def test_what_nobody_has_is_told_as_before(recipe: Path) -> None:
     assert ". Known: " in told(recipe, "train.zzzzqqqq=1")
 
 
-@pytest.mark.parametrize("name", MEANT)
-def test_what_is_named_is_there(name: str) -> None:
+def test_what_is_named_is_there() -> None:
     """Each plugin, table and key that an answer names."""
-    registry, said = open_registry(), MEANT[name]
-    for used in re.findall(r'use = "([a-z0-9-]+)"', said):
-        assert used in {provided.record.name for provided in registry.provided}
-    for table, key in re.findall(r"(?<!\[)\[(\w+)\] (\w+)", said):
-        if table in CORE:
-            assert key in {field.name for field in dataclasses.fields(CORE[table])}
-        elif key != "use":
-            kind = {"model": "model loader", "adapter": "adapter"}[table]
-            records = [provided.record for provided in registry.provided if provided.kind == kind]
-            assert any(key in {option.name for option in describe(record.options)} for record in records)
-    for used, option in re.findall(r'use = "([a-z0-9-]+)", (\w+) = ', said):
-        record = next(provided.record for provided in registry.provided if provided.record.name == used)
-        assert option in {one.name for one in describe(record.options)}
-    assert name not in {field.name for options in CORE.values() for field in dataclasses.fields(options)}
+    registry = open_registry()
+    records = {provided.record.name: provided.record for provided in registry.provided}
+    options = {name: {option.name for option in describe(record.options)} for name, record in records.items()}
+    of_kind: dict[str, set[str]] = {"model": set(), "adapter": {"from"}, "objective": {"reference"}}
+    kinds = {"model loader": "model", "adapter": "adapter", "objective": "objective"}
+    for provided in registry.provided:
+        if provided.kind in kinds:
+            of_kind[kinds[provided.kind]] |= options[provided.record.name]
+    for table, core in CORE.items():
+        of_kind[table] = {field.name for field in dataclasses.fields(core)}
+    for name, known in {**SETS, **ALL}.items():
+        assert set(re.findall(r'use = "([a-z0-9-]+)"', known.says)) <= set(records), name
+        for table, key in re.findall(r"(?<!\[)\[(\w+)\] (\w+)", known.says):
+            assert key == "use" or key in of_kind[table], (name, known.says)
+        for used, option in re.findall(r'use = "([a-z0-9-]+)", (\w+) = ', known.says):
+            assert option in options[used], (name, known.says)
+
+
+def test_a_key_of_ones_own_is_not_taken_for_another_tools() -> None:
+    own = {field.name for options in CORE.values() for field in dataclasses.fields(options)}
+    assert "learning_rate" in ALL
+    assert not own & set(MEANT)

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from fitune import Example, MemoryForecast, MemoryReport, Origin
+from fitune.plugin.recipe import Train
 from fitune.testing import write_tiny_model, write_tiny_tokenizer
 from fitune.train.bad_rows import MOST, keep_rows
 from fitune.train.guards import (
@@ -284,8 +285,8 @@ def test_it_is_told_once_for_each_composition() -> None:
     watcher, check = Watcher(), cast("StepCheck", SimpleNamespace(finite=True, made=True, norms=()))
 
     def told(number: int, forecast: MemoryForecast) -> list[str]:
-        recipe = SimpleNamespace(train=SimpleNamespace(warmup_steps=9))
-        parts = cast("Parts", SimpleNamespace(run=SimpleNamespace(forecast=forecast, recipe=recipe)))
+        recipe = SimpleNamespace(train=Train(warmup_steps=9))
+        parts = cast("Parts", SimpleNamespace(run=SimpleNamespace(forecast=forecast, recipe=recipe, steps=20)))
         report = step(number, memory=MemoryReport(kind="gpu", peak=3 * GIB))
         return [notice.kind for notice in watcher.observe(parts, report, check, [])]
 

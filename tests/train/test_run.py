@@ -165,11 +165,11 @@ def test_epochs_count_as_they_are_written() -> None:
     assert found == [4, 5, 11, 101, 1]
 
 
-def test_the_learning_rate_rises_and_falls(recipe_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("warmup", ["train.warmup_steps=2", "train.warmup_ratio=0.3"])
+def test_the_learning_rate_rises_and_falls(recipe_path: Path, tmp_path: Path, warmup: str) -> None:
     train_run(
-        recipe_path, tmp_path / "run", "train.steps=6", "train.warmup_steps=2", "train.schedule=linear",
-        "train.learning_rate=0.04",
-    )  # fmt: skip
+        recipe_path, tmp_path / "run", "train.steps=6", warmup, "train.schedule=linear", "train.learning_rate=0.04"
+    )
     rates = [line["learning_rate"] for line in metrics(tmp_path / "run")]
     assert rates == pytest.approx([0.0, 0.02, 0.04, 0.03, 0.02, 0.01])
 

@@ -14,6 +14,7 @@ import click
 from fitune._version import __version__
 from fitune.cli.bench import bench_command
 from fitune.cli.check import check_command
+from fitune.cli.convert import convert_command
 from fitune.cli.data import data_command
 from fitune.cli.evaluate import eval_command
 from fitune.cli.explain_oom import explain_oom_command
@@ -32,7 +33,7 @@ from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
-from fitune.compose.processes import PeerLost, is_main_process, process_index, reads_errors, tell_launcher
+from fitune.compose.processes import PeerLost, StartAgain, is_main_process, process_index, reads_errors, tell_launcher
 from fitune.errors import FtError, described, nearest, sentences
 from fitune.plugin.own_python import leave_kernels_out
 
@@ -51,6 +52,7 @@ COMMANDS: tuple[click.Command, ...] = (
     runs_command,
     report_command,
     recipes_command,
+    convert_command,
     schema_command,
     launch_command,
     help_command,
@@ -114,8 +116,10 @@ def _main(arguments: Sequence[str] | None) -> None:
         cli.main(args=given, prog_name="ft", obj=settings, standalone_mode=False)
     except FtError as error:
         main_process = is_main_process()
-        # Who has started the processes tells of one that is gone; and of one that the first has not heard of.
+        # Who has started the processes tells of one that is gone, and of one that the first has not heard of; and of
+        # one that asks for another start, when that goes on.
         known = (isinstance(error, PeerLost) or not main_process) and reads_errors()
+        known = known or isinstance(error, StartAgain)
         printed = settings.debug or not (known or (error.shared and not main_process))
         tell_launcher(error.message, printed=printed)
         if settings.debug:

@@ -14,7 +14,7 @@ from fitune.plugin.records import DataStage, Listener, MemoryStrategy, ModelLoad
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
-from fitune.recipe.checks import fit_problems, name_problem
+from fitune.recipe.checks import evaluation_problems, fit_problems, name_problem
 from fitune.recipe.conflicts import conflict_problems
 from fitune.recipe.listeners import with_defaults
 from fitune.recipe.objective import objective_problems, read_adapter, read_objective
@@ -72,7 +72,7 @@ class _Reader:
         parts |= self._data(data, evaluation, parts["data"], takes)
         self.tables.raise_problems()
         recipe = Recipe(path=self.source.path, **parts)
-        found = fit_problems(recipe, self.registry, self.source.values)
+        found = (*fit_problems(recipe, self.registry, self.source.values), *evaluation_problems(recipe))
         for key, problem in (*found, *objective_problems(recipe), *conflict_problems(recipe, self.registry)):
             self.tables.add(key, problem)
         for _, told in self.registry.call("ft_check", recipe=recipe):

@@ -14,7 +14,7 @@ from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
 from fitune.plugin.registry import KINDS, Registry
 from fitune.recipe.checks import KEY, is_file, untrusted
-from fitune.recipe.foreign import told_better
+from fitune.recipe.foreign.told import told_better
 from fitune.recipe.source import Key, TomlSource
 
 MOST = 50

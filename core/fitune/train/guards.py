@@ -250,7 +250,7 @@ class Watcher:
             yield "no gradient", f"{what.partition(':')[0]}: {unsound}" if unsound else what
         if (what := self._spikes.observe(report.loss)) is not None:
             yield "loss spike", what
-        if check.made and report.step > parts.run.recipe.train.warmup_steps:
+        if check.made and report.step > parts.run.recipe.train.warmup(parts.run.steps):
             for what in self._preferences.observe(report.metrics, parts.units(rows)):
                 yield "preferences", what
 

@@ -72,6 +72,11 @@ CASES = (
         ],
     ),
     case(
+        "two warm-ups",
+        [(STEPS, "warmup_steps = 10\nwarmup_ratio = 0.1")],
+        ['r.toml:23: [train] warmup_ratio: "warmup_ratio" says what "warmup_steps" says already. Keep one of them'],
+    ),
+    case(
         "[[..]] for a table",
         [(TRAIN, "[[train]]")],
         ['r.toml:21: [train]: "train" is an array of tables. Write [train], not [[train]]'],
