@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,15 +32,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return bytewise("gpt-2")
 
 
-def _rows(tokenizer: Any, begin: tuple[int, ...] = ()) -> list[Example]:
-    rows = [np.array([*begin, *tokenizer(text)["input_ids"]], dtype=np.int32) for text in TEXTS]
+def _rows(tokenizer: Any, begin: tuple[int, ...] = (), texts: Sequence[str] = TEXTS) -> list[Example]:
+    rows = [np.array([*begin, *tokenizer(text)["input_ids"]], dtype=np.int32) for text in texts]
     return [Example(input_ids=ids, labels=ids.copy(), origin=Origin(file="f", row=1)) for ids in rows]
 
 
-def _write(directory: Path, name: str, tokenizer: Any, kind: Type = "f16", begin: tuple[int, ...] = ()) -> Path:
+def _write(
+    directory: Path,
+    name: str,
+    tokenizer: Any,
+    kind: Type = "f16",
+    begin: tuple[int, ...] = (),
+    texts: Sequence[str] = TEXTS,
+) -> Path:
     form = Gguf(name="tiny", type=kind)
     model = model_of(name, len(tokenizer) + 3)
-    form.write(Merged(model=model, tokenizer=tokenizer, dialogue=None, rows=_rows(tokenizer, begin)), directory)
+    form.write(Merged(model=model, tokenizer=tokenizer, dialogue=None, rows=_rows(tokenizer, begin, texts)), directory)
     return directory / form.file
 
 
@@ -105,12 +112,22 @@ def test_the_way_of_cutting_is_found_by_what_it_does(tmp_path: Path, name: str) 
 def test_pieces_with_scores(tmp_path: Path, old: bool) -> None:
     """Llama 2 and Mistral: no merges are written, but scores, from which the same ones follow."""
     tokenizer = sentencepiece(old=old)
-    file = _write(tmp_path, "mistral", tokenizer, begin=(int(tokenizer.bos_token_id),))
+    texts = TEXTS if old else TEXTS[1:]
+    file = _write(tmp_path, "mistral", tokenizer, begin=(int(tokenizer.bos_token_id),), texts=texts)
     assert (_field(file, "tokenizer.ggml.model"), _field(file, "tokenizer.ggml.merges")) == ("llama", None)
-    assert _field(file, "tokenizer.ggml.add_space_prefix") is True
+    assert _field(file, "tokenizer.ggml.add_space_prefix") is old  # llama.cpp's are behind special tokens too
     assert _field(file, "tokenizer.ggml.add_bos_token") is True
     types = _field(file, "tokenizer.ggml.token_type")
     assert [types[tokenizer.convert_tokens_to_ids(one)] for one in ("<unk>", "<0x41>", "<s>")] == [2, 6, 3]
+
+
+def test_blanks_that_llama_cpp_cannot_put(tmp_path: Path) -> None:
+    """Before a text's beginning, which one row has, and not behind special tokens, which another one has."""
+    tokenizer = sentencepiece(old=False)
+    with pytest.raises(ModelError, match="in both places, or in neither"):
+        _write(tmp_path, "mistral", tokenizer)
+    plain = _write(tmp_path, "mistral", tokenizer, texts=TEXTS[:1])
+    assert _field(plain, "tokenizer.ggml.add_space_prefix") is True
 
 
 def test_texts_begin_with_the_mark_that_was_trained_with(tmp_path: Path) -> None:

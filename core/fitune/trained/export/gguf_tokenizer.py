@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fitune.errors import ModelError
 from fitune.plugin.dataflow import Example
 from fitune.trained.export.gguf_family import OTHERWISE
+from fitune.trained.export.gguf_spaces import adds_space
 from fitune.trained.export.gguf_splits import name_of
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def vocabulary_of(
         template=dialogue.template if dialogue is not None else own_template(tokenizer),
     )
     if model.get("byte_fallback"):
-        return replace(shared, model="llama", scores=_scores(tokens, merges), add_space=_adds_space(tokenizer))
+        return replace(shared, model="llama", scores=_scores(tokens, merges), add_space=adds_space(tokenizer, rows))
     return replace(shared, pre=_pre(whole, parts, merges), merges=tuple(merges))
 
 
@@ -129,12 +130,6 @@ def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> bool
     """Whether texts begin with the mark of beginning, as those that were trained on do."""
     mark = tokenizer.bos_token_id
     return mark is not None and bool(rows) and all(int(row.input_ids[0]) == mark for row in rows)
-
-
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it puts a blank before a text."""
-    whole: Any = tokenizer
-    return str(whole.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]).startswith("▁")
 
 
 def _scores(tokens: Sequence[str | None], merges: Sequence[str]) -> tuple[float, ...]:
