@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fitune import Adapter, Batch, NoOptions, RehearsalReport, RunError, hookimpl
+from fitune import Adapter, Batch, NoOptions, PluginError, RehearsalReport, RunError, hookimpl
 from fitune.checkpoint.module_state import changed, module_state
 from fitune.checkpoint.state import capture, random_state
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.parts import Parts
 from fitune.plugin.events import EvalReport, StepReport
 from fitune.testing import write_recipe, write_tiny_data
+from fitune.train import rehearsal as rehearsal_module
 from fitune.train import run as run_module
 from fitune.train.loop import train
 from fitune.train.rehearsal import rehearse
@@ -121,18 +122,31 @@ def test_without_held_out_rows_nothing_is_evaluated(recipe_path: Path) -> None:
     assert not _rehearsed(parts_of(recipe_path)).evaluated
 
 
+def no_room(model: PreTrainedModel, directory: Path) -> None:
+    """Write a half."""
+    (directory / "half").write_text("half", encoding="utf-8")
+    raise OSError(28, "No space left on device")
+
+
+def nothing(model: PreTrainedModel, directory: Path) -> None:
+    """Write nothing."""
+
+
+def failing(model: PreTrainedModel, directory: Path) -> None:
+    """Raise what is nobody's to understand."""
+    raise ZeroDivisionError
+
+
 class BrokenSave:
     """A plugin: adapter `broken`, which cannot be saved."""
+
+    def __init__(self, save: Callable[[PreTrainedModel, Path], None] = no_room) -> None:
+        self.save = save
 
     @hookimpl
     def ft_adapters(self) -> Iterable[Adapter[NoOptions]]:
         """Offer it."""
-
-        def write(model: PreTrainedModel, directory: Path) -> None:
-            (directory / "half").write_text("half", encoding="utf-8")
-            raise OSError(28, "No space left on device")
-
-        yield Adapter(name="broken", summary="Fails", options=NoOptions, attach=lambda o, model: model, save=write)
+        yield Adapter(name="broken", summary="Fails", options=NoOptions, attach=lambda o, model: model, save=self.save)
 
 
 class Told:
@@ -173,7 +187,11 @@ def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "on_gpu", lambda parts: True)
 
 
-def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_path: Path, on_any_device: None) -> None:
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_disk_without_room_is_found_before_the_first_step(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.setattr(run_module, "on_gpu", lambda parts: gpu)
     told = Told()
     with pytest.raises(RunError, match=r"cannot be saved in .*run: No space left on device.*Make room"):
         train_run(recipe, tmp_path / "run", 'adapter={use="broken"}', plugins=[BrokenSave(), told])
@@ -181,6 +199,37 @@ def test_a_disk_without_room_is_found_before_the_first_step(recipe: Path, tmp_pa
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "environment.json", "identity.json", "metrics.jsonl", "recipe.toml", "run.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("save", "what"), [(nothing, "save wrote no safetensors"), (failing, "save failed: ZeroDivisionError")]
+)
+def test_an_adapter_that_does_not_save_is_found_before_the_first_step(
+    recipe: Path, tmp_path: Path, save: Callable[[PreTrainedModel, Path], None], what: str
+) -> None:
+    told = Told()
+    with pytest.raises(PluginError, match=rf'^adapter "broken": {what}.*This was tried before any more is trained'):
+        train_run(recipe, tmp_path / "run", 'adapter={use="broken"}', plugins=[BrokenSave(save), told])
+    assert told.events == ["started"]
+
+
+def test_nothing_is_saved_before_the_first_step_where_a_recipe_says_so(recipe: Path, tmp_path: Path) -> None:
+    told = Told()
+    with pytest.raises(RunError, match="could not be written: No space left on device"):
+        train_run(recipe, tmp_path / "run", 'adapter={use="broken"}', "memory.rehearse=false",
+                  plugins=[BrokenSave(), told])  # fmt: skip
+    assert told.events[-1] == "evaluated 3"
+
+
+def test_a_save_that_draws_random_numbers_changes_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(rehearsal_module, "_save", lambda parts: drawn.append((torch.rand(3), random.random())))
+    for name, *more in (("run",), ("without", "memory.rehearse=false")):
+        train_run(recipe, tmp_path / name, "adapter.dropout=0.3", *more)
+    assert len(drawn) == 1
+    assert losses(tmp_path / "run") == losses(tmp_path / "without")
 
 
 def test_an_evaluation_that_fails_is_found_before_the_first_step(

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from fitune.checkpoint.module_state import module_state, set_module_state
-from fitune.checkpoint.state import TrainingState, restore
+from fitune.checkpoint.state import TrainingState, random_state, restore, set_random_state
 from fitune.compose.devices import measure_memory
 from fitune.compose.evaluate import Evaluator, split_answer
 from fitune.compose.parts import Parts, whole_for_writing
 from fitune.compose.together import together
 from fitune.data.sampler import longest
-from fitune.errors import RunError, cause
+from fitune.errors import PluginError, RunError, cause
 from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.events import RehearsalReport
 from fitune.train.save import write
@@ -42,10 +42,7 @@ def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
     with parts.step.averaged():
         for evaluator in evaluators:
             evaluator.evaluate(0)
-    with whole_for_writing(parts):
-        if parts.accelerator.is_main_process:
-            _save(parts)
-    together().meet()
+    rehearse_save(parts)
     memory = measure_memory(parts.accelerator.device)
     restore(parts, state)
     set_module_state(parts.run.model, modules)
@@ -56,6 +53,19 @@ def rehearse(parts: Parts, state: TrainingState) -> RehearsalReport:
         seconds=time.perf_counter() - start,
         memory=memory,
     )
+
+
+def rehearse_save(parts: Parts) -> None:
+    """Save what would be trained, and remove it: what an adapter cannot save, or a disk has no room for, is found now.
+    It is all that a rehearsal without a GPU does, where memory is not scarce and steps are slow.
+    """
+    device = parts.accelerator.device
+    random = random_state(device)
+    with whole_for_writing(parts):
+        if parts.accelerator.is_main_process:
+            _save(parts)
+    together().meet()
+    set_random_state(random, device)
 
 
 def _steps(parts: Parts) -> Batch:
@@ -106,11 +116,15 @@ def _evaluator(whole: Evaluator, rows: Sequence[Example], *, loss: bool) -> Eval
 
 
 def _save(parts: Parts) -> None:
-    """Save into a directory within the run's, and remove it. Raises `RunError` where that cannot be done."""
+    """Save into a directory within the run's, and remove it. Raises `RunError` where that cannot be done, and
+    `PluginError` where the adapter is at fault.
+    """
     directory: Path | None = None
     try:
         directory = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=parts.run.directory))
         write(parts, directory)
+    except PluginError as error:
+        raise PluginError(f"{error.message}. This was tried before any more is trained. Mend the plugin") from error
     except Exception as error:
         raise RunError(
             f"what this run trains cannot be saved in {parts.run.directory}: {cause(error)}. This was tried before "

@@ -34,7 +34,7 @@ from fitune.train.loop import is_done, train
 from fitune.train.out_of_memory import OutOfMemory
 from fitune.train.position import Position
 from fitune.train.recovery import recovery_of, shortage_of
-from fitune.train.rehearsal import rehearse
+from fitune.train.rehearsal import rehearse, rehearse_save
 from fitune.train.resume import Resume, find
 from fitune.train.save import save
 from fitune.train.signals import asked_by_signals
@@ -125,7 +125,9 @@ def go_back(context: RunContext) -> None:
 def rehearse_run(context: RunContext, parts: Parts) -> None:
     """Rehearse, if the recipe says so; then tell that the run goes on, if it had to be composed again."""
     position = context.position
-    if context.recipe.memory.rehearse and on_gpu(parts):
+    if context.recipe.memory.rehearse and not on_gpu(parts):
+        rehearse_save(parts)
+    elif context.recipe.memory.rehearse:
         position.doing = "rehearsal"
         assert context.loaded is not None
         context.state = context.state or capture(parts, position.step, context.loaded)

@@ -71,6 +71,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[AdafactorOptions]]:
         name=NAME,
         summary="Adafactor (transformers): squared gradients by row and column, next to no optimizer state",
         exact=False,
+        makes=("optimizer",),
         options=AdafactorOptions,
         make=Adafactor,
     )

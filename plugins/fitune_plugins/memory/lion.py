@@ -66,6 +66,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[LionOptions]]:
         name="lion",
         summary="Lion: updates by sign, with one moment of 4 bytes a number that trains, or of 2, not 8",
         exact=False,
+        makes=("optimizer",),
         options=LionOptions,
         make=Lion,
     )

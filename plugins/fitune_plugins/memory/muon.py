@@ -84,6 +84,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[MuonOptions]]:
         name=NAME,
         summary="Muon (torch) for matrices, AdamW for embeddings, heads and vectors: 4 bytes a number of state, not 8",
         exact=False,
+        makes=("optimizer",),
         options=MuonOptions,
         make=Muon,
     )

@@ -111,6 +111,7 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ScheduleFreeOptions]]:
         name="schedule-free",
         summary="AdamW that averages weights in place of a schedule (schedulefree); the average is what is saved",
         exact=False,
+        makes=("optimizer",),
         options=ScheduleFreeOptions,
         make=ScheduleFree,
         check=_is_there,
