@@ -103,6 +103,9 @@ class Train:
     master_weights: bool = True
     """Keep a float32 copy of trainable parameters of lower precision in the optimizer, so that small updates are
     not rounded away."""
+    result: Literal["last", "best"] = "last"
+    """What a run ends with: what was trained after its last step, or after that of its best evaluation (`[checkpoint]
+    best`)."""
     non_finite: Literal["stop", "skip"] = "stop"
     """What to do where the loss or the norm of its gradient is no finite number: stop the run, or leave the step out.
     Its weights are never changed by such a step, and the rows are kept for inspection."""
@@ -131,6 +134,11 @@ class Evaluation:
     fraction: Annotated[float, Gt(0), Lt(1)] | None = None
     """Share of the training sources' rows that is held out in place of an `[[eval.source]]`. Equal rows fall on one
     side, so that no held-out row is trained on."""
+    patience: Annotated[int, Ge(1)] | None = None
+    """Evaluations in a row without a better one after which training ends early; without it, it goes on to its last
+    step. The best is that of the highest exact match, or else of the lowest loss."""
+    min_delta: Annotated[float, Ge(0)] = 0.0
+    """By more than this an evaluation must be better for `patience` to be counted anew."""
     examples: Annotated[int, Ge(0)] = 3
     """Held-out prompts whose answers before and after training are printed side by side."""
 
