@@ -51,6 +51,10 @@ class Progress:
     best: float | None = None
     """Of the evaluations: the highest exact match, or else the lowest loss."""
     best_step: int | None = None
+    reference: float | None = None
+    """What an evaluation must be better than for patience to be counted anew."""
+    waited: int = 0
+    """Evaluations in a row that were not."""
     seconds: float = 0.0
     """Of training, over all starts of the run."""
     guards: Mapping[str, Any] | None = None

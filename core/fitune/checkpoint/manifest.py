@@ -14,8 +14,9 @@ from typing import Any
 
 from fitune.plugin.digest import digest_of
 from fitune.plugin.reading import json_of, read_file
+from fitune.runs.layout import MANIFEST
 
-NAME = "manifest.json"
+NAME = MANIFEST
 
 FORMAT = 1
 

@@ -73,6 +73,30 @@ def _of_accumulation(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
         yield ("train", "accumulation"), Problem(what=what, fix="Keep one of them")
 
 
+def evaluation_problems(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
+    """Of ending early, and with the best, which take evaluations on the way; each with its key."""
+    settings = recipe.evaluation
+    evaluated = bool(recipe.eval_sources) or settings.fraction is not None
+    asked: list[tuple[Key, str]] = [(("eval", "patience"), '"patience"')] if settings.patience is not None else []
+    if recipe.train.result == "best":
+        asked.append((("train", "result"), '"result" = "best"'))
+    for at, what in asked:
+        if not evaluated:
+            fix = 'Add an [[eval.source]], or "fraction", and every'
+            yield at, Problem(what=f"{what} has no effect without held-out data", fix=fix)
+        elif settings.every is None:
+            fix = "Set [eval] every to a number of steps"
+            yield at, Problem(what=f"{what} has no effect where only the last step is evaluated", fix=fix)
+    if settings.min_delta and settings.patience is None:
+        yield (
+            ("eval", "min_delta"),
+            Problem(what='"min_delta" has no effect without "patience"', fix="Set it, or remove"),
+        )
+    if recipe.train.result == "best" and not recipe.checkpoint.best:
+        what = '"result" = "best" is taken from the checkpoint that [checkpoint] best = false does not keep'
+        yield ("train", "result"), Problem(what=what, fix="Set best to true")
+
+
 def _of_batch(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[Key, Problem]]:
     tokens, length = recipe.train.batch_tokens, recipe.train.length
     if tokens is None:

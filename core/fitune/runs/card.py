@@ -21,7 +21,7 @@ from fitune.plugin.units import gib
 from fitune.recipe.renamed import place_of_run
 from fitune.recipe.secrets import redacted_values
 from fitune.runs.atomic import write_file
-from fitune.runs.layout import ENVIRONMENT, MEMORY, RECIPE, read_json, read_toml
+from fitune.runs.layout import ENVIRONMENT, MANIFEST, MEMORY, RECIPE, read_json, read_toml
 from fitune.runs.lines import readable_metrics
 
 CARD = "README.md"
@@ -56,6 +56,7 @@ class _Facts:
         self.environment = read_json(directory / ENVIRONMENT)
         self.memory = read_json(directory / MEMORY)
         self.metrics = readable_metrics(directory)
+        self.saved = read_json(target / MANIFEST).get("step")
         self.is_adapter = (target / "adapter_config.json").is_file()
         self.gives_scores = gives_scores(target)
         self.license = _license(recipe.get("model"), self.environment.get("model_commit"), directory)
@@ -172,6 +173,8 @@ def _data(facts: _Facts) -> Iterator[str]:
         last = steps[-1]
         passes = f", {last['epoch']:g} passes over the data" if isinstance(last.get("epoch"), int | float) else ""
         lines.append(f"- {last.get('step')} steps{passes}")
+        if isinstance(facts.saved, int) and facts.saved != last.get("step"):
+            lines.append(f"- what is here was trained in {facts.saved} of them: the best of the evaluations")
     if evaluations:
         rows, targets = evaluations[-1].get("rows"), evaluations[-1].get("target_tokens")
         lines.append(f"- {rows} held-out rows, {targets} tokens that a loss is taken over")
@@ -195,7 +198,7 @@ def _results(facts: _Facts) -> Iterator[str]:
     ):
         found = [line for line in lines if isinstance(line.get(key), int | float)]
         if found:
-            first, last = found[0], found[-1]
+            first, last = found[0], next((line for line in found if line.get("step") == facts.saved), found[-1])
             rows.append(f"| {what} | {first[key]:.4f} (step {first['step']}) | {last[key]:.4f} (step {last['step']}) |")
     if rows:
         yield "## Results, measured\n"

@@ -24,6 +24,9 @@ ENVIRONMENT = "environment.json"
 RECORD = "run.json"
 """What became of it, over all of its starts."""
 
+MANIFEST = "manifest.json"
+"""In a checkpoint, and in what a run ends with: its files, their sizes and digests, and after which step it is."""
+
 METRICS = "metrics.jsonl"
 """A line for each step, and each evaluation."""
 

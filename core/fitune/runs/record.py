@@ -36,6 +36,10 @@ Ending = Literal["done", "stopped", "failed", "interrupted"]
 """How a start of a run ended; "interrupted" is what the next one finds of a process that was killed."""
 
 
+EARLY = "ended early"
+"""The kind of notice of a run that ends for want of better evaluations."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
     """One start of a run: the first, or one that goes on."""
@@ -119,6 +123,10 @@ class RunRecord:
     """Of the last evaluation."""
     best: HeldOut | None = None
     """Of the best evaluation after training began: the highest exact match, or else the lowest loss."""
+    early: bool = False
+    """Whether it ended before its last step, for want of better evaluations."""
+    saved: Count | None = None
+    """After how many steps what it ended with was trained."""
     memory: MemoryRecord | None = None
     forecast: ForecastRecord | None = None
     error: str | None = None

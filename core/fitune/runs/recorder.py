@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from fitune.errors import FtError, Interrupted, cause, one_line
-from fitune.plugin.events import EvalReport, MemoryForecast, MemoryReport, Recovery, Run, StepReport
+from fitune.plugin.events import EvalReport, MemoryForecast, MemoryReport, Notice, Recovery, Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Listener
 from fitune.plugin.timings import Timings
 from fitune.runs.json_lines import Complaints, finite
-from fitune.runs.layout import RECORD
+from fitune.runs.layout import MANIFEST, RECORD, read_json
 from fitune.runs.lines import read_metrics, until
 from fitune.runs.record import (
+    EARLY,
     ForecastRecord,
     HeldOut,
     MemoryRecord,
@@ -93,6 +94,7 @@ class RecordFile:
             loss=finite(step.loss),
             tokens=self._record.tokens + step.tokens,
             memory=_most(self._record.memory, step.memory),
+            early=False,
         )
         self._note_phases()
         if self._clock() - self._written >= EVERY:
@@ -105,6 +107,18 @@ class RecordFile:
             found, best = HeldOut.of(report), self._record.best
             self._change(held_out=found, best=found if found.beats(best) else best)
             self._write()
+
+    @hookimpl
+    def ft_noticed(self, notice: Notice) -> None:
+        """Note that it ends early."""
+        if notice.kind == EARLY:
+            self._change(early=True)
+
+    @hookimpl
+    def ft_saved(self, directory: Path) -> None:
+        """Note of which step it is."""
+        step = read_json(directory / MANIFEST).get("step")
+        self._change(saved=step if isinstance(step, int) else None)
 
     @hookimpl
     def ft_checkpoint_saved(self) -> None:
@@ -216,6 +230,7 @@ def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord
         record,
         started=before.started,
         seconds=before.seconds,
+        early=before.early,
         tokens=before.tokens,
         memory=before.memory,
         starts=(*starts, *record.starts),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitune.checkpoint.files import Progress, place_of, places, write
+from fitune.checkpoint.manifest import damage
 from fitune.checkpoint.module_state import ModuleState
 from fitune.checkpoint.state import TrainingState, capture
 from fitune.compose.parts import Parts
@@ -56,10 +57,11 @@ class Keeper:
         if self.saved is not None and parts.accelerator.is_main_process:
             self._thin_out(parts)  # a process that was killed may not have come to it
 
-    def observe(self, report: EvalReport) -> None:
-        """Remember the best evaluation."""
+    def observe(self, report: EvalReport, min_delta: float = 0.0) -> None:
+        """Remember the best evaluation, and how many there were in a row that were not better by so much."""
         found, at, best = HeldOut.of(report), self.progress.best_step, self.progress.best
         by_answers = found.exact_match is not None
+        self.progress = _patient(self.progress, found, min_delta)
         if at is None:
             before = None
         else:
@@ -67,6 +69,27 @@ class Keeper:
         if found.beats(before):
             value = found.exact_match if by_answers else found.loss
             self.progress = replace(self.progress, best=value, best_step=report.step)
+
+    def gave_up(self, parts: Parts) -> bool:
+        """Whether there were as many evaluations in a row without a better one as the recipe has patience for."""
+        patience = parts.run.recipe.evaluation.patience
+        return patience is not None and self.progress.waited >= patience
+
+    def result(self, parts: Parts, at: Position) -> tuple[Path | None, Notice | None]:
+        """The checkpoint that holds what the run ends with, where that is not what was trained last; and what is to be
+        told of it.
+        """
+        best = self.progress.best_step
+        if parts.run.recipe.train.result == "last" or best is None or best == at.step:
+            return None, None
+        place = place_of(parts.run.directory, best)
+        if (wrong := damage(place)) is not None:
+            what = (
+                f"the checkpoint of the best evaluation, {place}, cannot be used: {wrong}. What is saved is that of the"
+            )
+            return None, Notice(step=at.step, kind="not the best", what=f"{what} last step, {at.step}")
+        what = f"what is saved is that of step {best}, of the best evaluation, and not of the last step, {at.step}"
+        return place, Notice(step=at.step, kind="best", what=what)
 
     def late(self, parts: Parts) -> bool:
         """Whether so many minutes have passed that it is time for a checkpoint."""
@@ -80,7 +103,7 @@ class Keeper:
             return None
         if stop:
             return "stop"
-        if step == parts.run.steps and settings.at_end:
+        if (step == parts.run.steps or self.gave_up(parts)) and settings.at_end:
             return "end"
         if settings.steps is not None and step % settings.steps == 0:
             return "steps"
@@ -147,3 +170,14 @@ class Keeper:
                     discard(place)
                     removed.append(place)
         return tuple(removed)
+
+
+def _patient(progress: Progress, found: HeldOut, min_delta: float) -> Progress:
+    """With an evaluation counted; one before training, and one without a measure that is a number, better none."""
+    if found.step == 0:
+        return progress
+    value, sign = (found.loss, 1) if found.exact_match is None else (found.exact_match, -1)
+    before = progress.reference
+    if value is not None and (before is None or sign * (before - value) > min_delta):
+        return replace(progress, reference=value, waited=0)
+    return replace(progress, waited=progress.waited + 1)

@@ -17,6 +17,7 @@ from fitune.data.sampler import shares, windows
 from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.events import EvalReport, Notice, StepReport
 from fitune.plugin.recipe import Evaluation
+from fitune.runs.record import EARLY
 from fitune.train.events import Report
 from fitune.train.guards import Watcher
 from fitune.train.keeper import Keeper
@@ -38,12 +39,14 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
             evaluated = _evaluate(parts, at)
             if evaluated is not None:
                 if keeper is not None:
-                    keeper.observe(evaluated)
+                    keeper.observe(evaluated, parts.run.recipe.evaluation.min_delta)
                 yield evaluated
+                if keeper is not None and keeper.gave_up(parts) and at.step < parts.run.steps:
+                    yield _early(parts, at, keeper)
         stop, late = _wishes(parts, keeper)
         if keeper is not None and (why := keeper.due(parts, at, stop=stop, late=late)) is not None:
             yield keeper.keep(parts, at, why)
-        if stop or at.step == parts.run.steps:
+        if stop or at.step == parts.run.steps or (keeper is not None and keeper.gave_up(parts)):
             return
         at.begin(parts, "step")
         epoch, window = next(rows_of_steps)
@@ -66,9 +69,19 @@ def _is_due(settings: Evaluation, at: Position, steps: int) -> bool:
     return at.step == steps or (settings.every is not None and at.step % settings.every == 0)
 
 
-def is_done(parts: Parts, at: Position) -> bool:
+def _early(parts: Parts, at: Position, keeper: Keeper) -> Notice:
+    """What is told where training ends for want of better evaluations."""
+    settings, best = parts.run.recipe.evaluation, keeper.progress.best_step
+    by = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
+    of = "what was before" if best is None else f"the one after step {best}"
+    last = "evaluation was" if settings.patience == 1 else f"{settings.patience} evaluations were"
+    what = f"the last {last} not better{by} than {of} ([eval] patience)"
+    return Notice(step=at.step, kind=EARLY, what=f"{what}: training ends after {at.step} of {parts.run.steps} steps")
+
+
+def is_done(parts: Parts, at: Position, keeper: Keeper) -> bool:
     """Whether nothing is left to do but to save."""
-    return at.step == parts.run.steps and not (
+    return (at.step == parts.run.steps or keeper.gave_up(parts)) and not (
         parts.evaluator and _is_due(parts.run.recipe.evaluation, at, parts.run.steps)
     )
 

@@ -146,7 +146,7 @@ def train_run(context: RunContext, parts: Parts) -> None:
             if isinstance(report, StepReport):
                 context.timings.done(FIRST_STEP)
             context.events.notify(parts.run, report)
-    if not is_done(parts, context.position):
+    if not is_done(parts, context.position, context.keeper):
         raise context.keeper.interrupted(parts, context.position)
 
 
@@ -157,9 +157,12 @@ def _alone(parts: Parts) -> contextlib.AbstractContextManager[None]:
 
 def save_run(context: RunContext, parts: Parts) -> None:
     """Save what was trained."""
+    best, notice = context.keeper.result(parts, context.position)
     with whole_for_writing(parts):
         if parts.accelerator.is_main_process:
-            saved = save(parts)
+            saved = save(parts, context.position.step, best)
+            if notice is not None:
+                context.events.notify(parts.run, notice)
             context.events.saved(parts.run, saved)
     together().meet()  # one that could not save tells why
     parts.accelerator.end_training()

@@ -139,6 +139,10 @@ def _figures(story: Story) -> Iterator[tuple[str, str]]:
     yield "held out", held_out_text(run.held_out)
     if record is not None and record.best is not None:
         yield "best", held_out_text(record.best)
+    if record is not None and record.early:
+        yield "ended", "early: evaluations were no better ([eval] patience)"
+    if record is not None and record.saved is not None and record.saved != record.steps_made:
+        yield "saved", f"what was trained in {record.saved:,} steps"
     yield from _memory(story)
     spent = duration_text(run.seconds)
     yield "time", spent if record is None or len(record.starts) < 2 else f"{spent} in {len(record.starts)} starts"

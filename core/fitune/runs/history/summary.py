@@ -197,7 +197,7 @@ def _of_record(directory: Path, record: RunRecord, held: bool) -> Summary:
     bare = [directory / kind for kind in TRAINED if (directory / kind).is_dir()] if not saved else []
     notes: tuple[str, ...] = ()
     if state == "running" and not held:  # killed; or done, and killed before it could say so
-        state = "done" if saved and record.steps_made == record.steps else "interrupted"
+        state = "done" if saved and (record.early or record.steps_made == record.steps) else "interrupted"
     elif state == "done" and bare:
         state = "interrupted"
         notes = (f"{bare[0]} holds no weights: ft run {directory} writes them again, from its checkpoint",)
