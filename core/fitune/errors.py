@@ -95,9 +95,10 @@ class Interrupted(RunError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the known name nearest to `name`, or all of them if none is near."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    folded = {choice.casefold(): choice for choice in reversed(choices)}
+    close = difflib.get_close_matches(name.casefold(), sorted(folded), n=1, cutoff=0.5)
     if close:
-        return f'Did you mean "{close[0]}"?'
+        return f'Did you mean "{folded[close[0]]}"?'
     return f"Known: {', '.join(choices)}" if choices else "No name is known here"
 
 

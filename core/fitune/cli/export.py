@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fitune.cli.numbers import Finite
 from fitune.cli.places import model_option
 from fitune.cli.printing import say
 from fitune.cli.settings import (
@@ -47,7 +48,7 @@ TYPES = ("f16", "bf16", "q8_0")
 @click.option("--data", metavar="FILE", type=click.Path(path_type=Path), help="Compare on rows of this file.")
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="X",
     help="Largest relative difference, and distance of the share from 1.  [default: by type]",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fitune.cli.numbers import Finite
 from fitune.cli.places import model_option
 from fitune.cli.printing import say
 from fitune.cli.settings import (
@@ -52,14 +53,14 @@ class Asked:
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.0,
     show_default=True,
     help="0 takes the likeliest token; higher is more random.",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=Finite(min=0, max=1, min_open=True),
     default=1.0,
     show_default=True,
     help="Draw from the likeliest tokens that together have this probability.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fitune.cli.numbers import Finite
 from fitune.cli.printing import say, say_json
 from fitune.cli.settings import (
     Settings,
@@ -62,19 +64,26 @@ def launch_command() -> None:
     """Run a recipe on another machine, and bring it back. `ft launch RECIPE` is `ft launch send RECIPE`."""
 
 
+def _one(context: click.Context, option: click.Parameter, values: Sequence[str]) -> str | None:
+    """The only value. A second one would be taken for a second machine."""
+    if len(values) > 1:
+        raise click.BadParameter(f"{' and '.join(values)}: a job is one machine. Name one.", context, option)
+    return values[0] if values else None
+
+
 @launch_command.command()
 @recipe_argument
 @set_option
 @on_option
-@click.option("--instance", metavar="NAME", help="The kind of machine, e.g. ml.g5.4xlarge.")
-@click.option("--spot", is_flag=True, help="Take a machine that may be taken back at any time, at a lower price.")
 @click.option(
-    "--max-cost", type=click.FloatRange(0, min_open=True), metavar="USD", help="Stop it before it costs more."
+    "--instance", metavar="NAME", multiple=True, callback=_one, help="The kind of machine, e.g. ml.g5.4xlarge."
 )
-@click.option("--hours", type=click.FloatRange(0, min_open=True), metavar="N", help="Stop it after so many hours.")
+@click.option("--spot", is_flag=True, help="Take a machine that may be taken back at any time, at a lower price.")
+@click.option("--max-cost", type=Finite(0, min_open=True), metavar="USD", help="Stop it before it costs more.")
+@click.option("--hours", type=Finite(0, min_open=True), metavar="N", help="Stop it after so many hours.")
 @click.option(
     "--price",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     metavar="USD",
     help="What an hour costs.  [default: what the launcher knows]",
 )
@@ -107,7 +116,7 @@ def send(
     chosen = choose(registry, on, options, file)
     directory = send_to(recipe, registry, overrides, chosen, Asked(**asked), say, watch())
     if directory is not None:
-        say(f"sent: {directory}. Next: ft launch status {directory}")
+        say(f"sent: {directory}. Next: ft launch status {shlex.quote(str(directory))}")
 
 
 @launch_command.command()
@@ -171,7 +180,7 @@ def fetch(settings: Settings, run: Path) -> None:
 
     for line in told(run, bring(sent(run, settings.registry())).launched):
         say(line)
-    say(f"fetched: {run}. Next: ft runs show {run}")
+    say(f"fetched: {run}. Next: ft runs show {shlex.quote(str(run))}")
 
 
 @launch_command.command("list")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fitune.cli.numbers import Finite
 from fitune.cli.places import model_option
 from fitune.cli.printing import say
 from fitune.cli.settings import (
@@ -34,7 +35,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the weights.")
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="X",
     help="Largest relative difference, and distance of the share from 1.  [default: by type]",
 )

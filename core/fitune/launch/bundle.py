@@ -54,12 +54,12 @@ def make_bundle(recipe: Recipe, registry: Registry, directory: Path, arguments: 
         for name in CODE:
             _copy_package(name, directory / "code" / name)
         return seal(directory, recipe.general.name, arguments)
-    except OSError as error:
-        where = error.filename or directory
-        raise RunError(f"what is to be sent cannot be gathered: {where}: {error.strerror or error}") from error
     except shutil.Error as error:
         (source, _, why), *_ = error.args[0]
         raise RunError(f"what is to be sent cannot be gathered: {source}: {why}") from error
+    except OSError as error:
+        where = error.filename or directory
+        raise RunError(f"what is to be sent cannot be gathered: {where}: {error.strerror or error}") from error
 
 
 def seal(directory: Path, name: str, arguments: Sequence[str] = ()) -> int:
@@ -108,9 +108,7 @@ class _Files:
 
     def _copied(self, path: Path, into: Path) -> Path:
         if path.is_dir():
-            shutil.copytree(
-                path, into / path.name, copy_function=_copy, ignore=shutil.ignore_patterns(".git", ".lock*")
-            )
+            _copy_tree(path, into / path.name)
         elif path.is_file():
             into.mkdir(parents=True)
             _copy(path, into / path.name)
@@ -136,10 +134,26 @@ def _plain_parts(path: Path) -> Iterator[str]:
         yield part
 
 
+def _copy_tree(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
+    """Copy a directory, and what links in it lead to. Raises `OSError`, for links that go round in circles too."""
+    real = source.resolve()
+    if real in above:
+        raise OSError(None, "it leads back to a directory that it lies in", str(source))
+    target.mkdir(parents=True)
+    for place in sorted(source.iterdir()):
+        if place.name == ".git" or place.name.startswith(".lock"):
+            continue
+        if place.is_dir():
+            _copy_tree(place, target / place.name, (*above, real))
+        else:
+            _copy(place, target / place.name)
+
+
 def _copy(source: str | Path, target: str | Path) -> None:
     """Copy a file; link one that is large. Raises `OSError`."""
     if not Path(source).is_file():  # a pipe would be waited for
-        raise OSError(None, "it is no file", str(source))
+        what = "it is no file" if Path(source).exists() else "it is a link that leads nowhere"
+        raise OSError(None, what, str(source))
     if Path(source).stat().st_size >= LINKED:
         try:
             os.link(Path(source).resolve(), target)

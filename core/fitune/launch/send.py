@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +28,11 @@ from fitune.runs.launched import LAUNCH, Launched, utc_now, write_launched
 from fitune.train.start import Start, make_directory, remove_if_empty, start_of
 
 Say = Callable[[str], None]
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+OF_HERE = frozenset({"HOME", "LD_LIBRARY_PATH", "PATH", "PWD", "PYTHONHOME", "PYTHONPATH", "SHELL", "TMPDIR", "USER"})
+"""Variables with which a program does not find its own on another machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,8 @@ def send(
     if path.is_dir():
         raise RunError(f"{path} is a directory. Give a recipe: ft launch sends a run that is yet to begin")
     start = start_of(path, registry, overrides, out=asked.out, resume=False, allowed=())
+    if start.named:  # all that follows takes longer
+        remove_if_empty(make_directory(start)[1])
     environment = _environment(asked.environment)
     launcher, name = chosen.launcher, chosen.launcher.name
     with _blamed(name):
@@ -114,16 +123,16 @@ def _submit(start: Start, chosen: Chosen, job: Job, found: Estimate) -> Path:
         with _blamed(chosen.launcher.name):
             chosen.launcher.submit(chosen.options, job)
     except FtError as error:
-        state = _state_of(chosen, job.name)
+        state, run = _state_of(chosen, job.name), shlex.quote(str(start.directory))
         if state is not None and state.state != "absent":
             write_launched(start.directory, launched.now(state))
             raise RunError(
-                f"{error.message}. The job is there all the same: ft launch status {start.directory}, or end it with "
-                f"ft launch stop {start.directory}"
+                f"{error.message}. The job is there all the same: ft launch status {run}, or end it with ft launch "
+                f"stop {run}"
             ) from error
         if state is None:
             raise RunError(
-                f"{error.message}. Whether the job is there cannot be told now: ft launch status {start.directory}"
+                f"{error.message}. Whether the job is there cannot be told now: ft launch status {run}"
             ) from error
         (start.directory / LAUNCH).unlink()
         remove_if_empty(made)
@@ -187,8 +196,19 @@ def _must_allow_spot(chosen: Chosen, recipe: Recipe, spot: bool) -> None:
 
 
 def _environment(names: Sequence[str]) -> dict[str, str]:
-    """Variables as they are here. Raises `RunError` for one that is not."""
+    """Variables as they are here. Raises `RunError` for one that is not, or that tells where things are here."""
     for name in names:
+        if "=" in name:  # a secret may stand behind it
+            raise RunError(
+                f"--environment takes the name of a variable alone, and its value from here: --environment "
+                f"{name.partition('=')[0]}"
+            )
+        if VARIABLE.fullmatch(name) is None:
+            raise RunError(
+                f'--environment "{name}": that is no name of a variable. Use letters, digits and underscores'
+            )
+        if name in OF_HERE:
+            raise RunError(f"--environment {name}: it says where things are on this machine. Leave it out")
         if name not in os.environ:
             raise RunError(f"--environment {name}: there is no such variable here. Set it, or leave it out")
     return {name: os.environ[name] for name in names}

@@ -41,8 +41,9 @@ def machine(options: SageMakerOptions, instance: str | None) -> Machine:
 
 def prepare(options: SageMakerOptions, job: Job) -> Iterator[str]:
     """Look at the account, the role, the bucket, the image and the quota."""
-    request(options, job, "")  # what cannot be asked for at all
+    values = request(options, job, "")  # what cannot be asked for at all
     asks = clients(options)
+    checks.lengths(asks, values)
     checks.account(asks, options)
     checks.bucket(asks, options)
     yield from checks.role(asks, options)

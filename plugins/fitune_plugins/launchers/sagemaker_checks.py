@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fitune import Job, RunError
@@ -103,6 +103,32 @@ def image(clients: Clients, options: SageMakerOptions) -> Iterator[str]:
         return
     if not said.get("images"):
         raise RunError(f"there is no image {options.image}. Give another tag: --option image=URI")
+
+
+def lengths(clients: Clients, values: Mapping[str, Any]) -> None:
+    """Raise `RunError` for a part of a request that is longer than SageMaker takes, by botocore's model of it, which
+    botocore itself does not look at. What it holds is not told: it may be secret.
+    """
+    model = clients.of("sagemaker").meta.service_model
+    for name, count, most in _too_long(model.operation_model("CreateTrainingJob").input_shape, values, ""):
+        raise RunError(f"{name} of the training job has a length of {count:,}, and SageMaker takes {most:,} at most")
+
+
+def _too_long(shape: Any, value: Any, name: str) -> Iterator[tuple[str, int, int]]:
+    """Parts that are: name, length, the most."""
+    most = shape.metadata.get("max")
+    if shape.type_name in ("string", "list", "map") and most is not None and len(value) > most:
+        yield name, len(value), most
+    if shape.type_name == "structure":
+        for key, inner in value.items():
+            yield from _too_long(shape.members[key], inner, f"{name}.{key}".lstrip("."))
+    elif shape.type_name == "list":
+        for inner in value:
+            yield from _too_long(shape.member, inner, name)
+    elif shape.type_name == "map":
+        for key, inner in value.items():
+            yield from _too_long(shape.key, key, f"{name}.{key[:40]}")
+            yield from _too_long(shape.value, inner, f"{name}.{key[:40]}")
 
 
 def _code(error: RunError) -> str:

@@ -33,7 +33,7 @@ def request(options: SageMakerOptions, job: Job, sha256: str) -> dict[str, Any]:
     assert job.seconds is not None
     if job.seconds > LONGEST:
         raise RunError(
-            f"the limit is {job.seconds / 3600:.0f} h, and SageMaker lets a job run for {LONGEST // 3600} h at most. "
+            f"the limit is {job.seconds / 3600:g} h, and SageMaker lets a job run for {LONGEST // 3600} h at most. "
             "Give fewer --hours, and go on from its checkpoints afterwards"
         )
     stopping = {"MaxRuntimeInSeconds": job.seconds}
