@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, nearest, sentences, unwrapped
+from fitune_plugins.adapters import peft_files
+from fitune_plugins.adapters.lora_init import as_at_first, doubled, fill_split, is_split, save_difference, split
 from fitune_plugins.adapters.lora_merge import merge
 from fitune_plugins.adapters.lora_peft import Settings, wrap
 from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, of_layers, told
+from fitune_plugins.adapters.lora_whole import find_whole, whole_names
 from fitune_plugins.text_files import json_of
 
 if TYPE_CHECKING:
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-WEIGHTS = "adapter_model.safetensors"
+SPLITS = ("pissa", "olora")
+"""What adapters begin with that changes the weights of the base (`lora_init.py`)."""
+
+RANDOM = ("gaussian", "orthogonal")
+"""What peft makes of its own, beside its default."""
 
 WRITTEN = {
     "r": "r",
@@ -74,6 +81,14 @@ class LoraOptions:
     dora: bool = False
     """Train how large the rows of adapted weights are beside where they point (arXiv 2402.09353): one more number a
     row, and more memory and time in each adapted layer. Not for experts."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """What the adapters begin with. "default" is random A and B of zeros; "gaussian" and "orthogonal" are random too,
+    and add nothing at first. "pissa" begins with the principal components of the weights (arXiv 2404.02948), "olora"
+    with their QR decomposition (arXiv 2406.01775): the base keeps the rest, the first A and B stay on the card beside
+    those that train, and what is saved is a plain adapter of twice the rank. Not for quantised weights, nor experts."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that train whole and are saved with the adapter, or ends of names, e.g. `["embed_tokens",
+    "lm_head"]`; where these two are one, either means both."""
     dtype: Literal["base", "float32"] = "base"
     """What adapters compute in. "base" is the model's own type, with a float32 copy in the optimizer (see
     `[train] master_weights`); "float32" costs more activations: 1.4 GiB (q, v) to 6 GiB (all linear) on a 7B model
@@ -90,11 +105,14 @@ def settings_of(options: LoraOptions) -> Settings:
         use_dora=options.dora,
         rank_pattern={one.targets: one.r for one in options.ranks},
         alpha_pattern={one.targets: one.alpha for one in options.ranks if one.alpha is not None},
+        init_lora_weights=options.init if options.init in RANDOM else True,
     )
 
 
 def _check(options: LoraOptions) -> Iterable[Problem]:
-    """Whether one name was meant, or a misspelled preset: a regular expression of letters alone matches no layer."""
+    """Whether one name was meant, or a misspelled preset: a regular expression of letters alone matches no layer; and
+    whether what the adapters begin with can be made.
+    """
     targets = options.targets
     if options.layers is not None and len({*options.layers}) < max(1, len(options.layers)):
         fix = "Name each layer once, or leave the key out for all"
@@ -102,14 +120,33 @@ def _check(options: LoraOptions) -> Iterable[Problem]:
     if isinstance(targets, str) and targets not in PRESETS and re.fullmatch(r"[\w-]+", targets):
         fix = sentences(nearest(targets, PRESETS), f'A layer of that name is named in a list: ["{targets}"]')
         yield Problem(key="targets", what=f'"targets" is "{targets}", which is no word for several layers', fix=fix)
+    if options.init in SPLITS and options.dora:
+        what = f'"init" = "{options.init}" takes a part of the weights away, whose lengths "dora" trains'
+        yield Problem(key="init", what=what, fix="Keep one of them")
+    odd = [rank for rank in (options.r, *(one.r for one in options.ranks)) if rank % 2]
+    if options.init == "orthogonal" and odd:
+        yield Problem(key="init", what=f'"init" = "orthogonal" needs even ranks, and one is {odd[0]}', fix="Change it")
+
+
+def saved_settings(options: LoraOptions) -> Settings:
+    """What the adapter that a run saves has."""
+    settings = settings_of(options)
+    return doubled(settings) if options.init in SPLITS else settings
 
 
 def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
+    adapted = _wrapped(options, settings_of(options), model)
+    if options.init == "pissa" or options.init == "olora":
+        split(cast("PeftModel", adapted), options.init)
+    return adapted
+
+
+def _wrapped(options: LoraOptions, settings: Settings, model: PreTrainedModel) -> PreTrainedModel:
     targets = of_layers(find_targets(options.targets, model), options.layers, model)
     float32 = options.dtype == "float32"
-    adapted = wrap(model, targets, settings_of(options), float32=float32)
+    adapted = wrap(model, targets, settings, float32=float32, whole=find_whole(options.modules_to_save, model))
     if not float32:
-        _match_quantized(adapted)
+        peft_files.match_quantized(adapted)
     return cast("PreTrainedModel", adapted)
 
 
@@ -124,39 +161,24 @@ def _told(options: LoraOptions, model: PreTrainedModel) -> Iterable[str]:
             own = name.replace(".base_layer", "")
             parameter = getattr(module, "parameter_name", None)
             adapted.add(own if parameter is None else f"{own}.{parameter}")
-    return told(options.targets, adapted, inner)
-
-
-def _match_quantized(model: PeftModel) -> None:
-    """Give the adapters of quantised layers the model's own type: peft, which finds integers there, left float32."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    dtype = cast("PreTrainedModel", model.get_base_model()).dtype
-    for layer in model.modules():
-        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
-        weight = getattr(base, "weight", None)
-        # Experts, say, are one parameter without a layer; layers of GPTQ and AWQ have no weight, or no tensor for one.
-        if not hasattr(base, "qweight") and (weight is None or weight.is_floating_point()):
-            continue
-        for parameter in layer.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+    yield from told(options.targets, adapted, inner)
+    if whole := whole_names(inner):
+        yield f"lora: trains whole: {', '.join(whole)}"
+    if options.init in SPLITS:
+        twice = saved_settings(options).r
+        yield f'lora: "{options.init}" begins with a part of the base; what is saved is a plain adapter of rank {twice}'
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:
-    # "auto" would ask the hub whether the embeddings were resized, and would write an adapted head's frozen weight
-    # too. fitune never resizes them, and the base model has that weight.
-    adapted: Any = model
-    adapted.create_or_update_model_card = lambda output_dir: None  # of blanks, in every checkpoint; runs have their own
-    try:
-        adapted.save_pretrained(str(directory), save_embedding_layers=False)
-    finally:
-        del adapted.create_or_update_model_card
+    if is_split(model):
+        save_difference(model, directory)
+    else:
+        peft_files.save(model, directory)
 
 
 def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    adapted = _attach(options, model)
-    _fill(options, adapted, directory)
+    adapted = _wrapped(options, saved_settings(options), model)
+    peft_files.fill(adapted, _read(options, directory), directory)
     adapted.requires_grad_(False)
     adapted.eval()
     return adapted
@@ -164,58 +186,27 @@ def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreT
 
 def _fill(options: LoraOptions, adapted: PreTrainedModel, directory: Path) -> None:
     """Put what was saved into an adapter that is on its model. Raises `ModelError`."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    fill = fill_split if is_split(adapted) else peft_files.fill
+    fill(adapted, _read(options, directory), directory)
 
-    weights = _read(directory)
+
+def _read(options: LoraOptions, directory: Path) -> dict[str, Tensor]:
+    weights = peft_files.read(directory)
     _must_be_of(options, directory)
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    wrong = sorted(
-        {*wanted.keys() ^ weights.keys()}
-        | {name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape}
-    )
-    if wrong:
-        raise ModelError(
-            f"{directory / WEIGHTS} is not of this recipe's [adapter] on this model: {len(wrong)} tensors are missing, "
-            f"of another shape, or known to one of them alone, e.g. {wrong[0]}"
-        )
-    set_peft_model_state_dict(adapted, weights)
+    return weights
 
 
 @contextlib.contextmanager
 def _off(model: PreTrainedModel) -> Iterator[None]:
-    """Compute without adapters. peft's own context also changes what trains, of each parameter, twice."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
+    splits = is_split(model)
+    with peft_files.off(model, layers=not splits), as_at_first(model) if splits else contextlib.nullcontext():
         yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-
-
-def _read(directory: Path) -> dict[str, Tensor]:
-    """The tensors that were saved. Raises `ModelError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = directory / WEIGHTS
-    if not file.is_file():
-        other = ", and a .bin file, which may run code, is not read" if any(directory.glob("*.bin")) else ""
-        raise ModelError(f"{directory} holds no {WEIGHTS}{other}. Give another checkpoint")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        what = " ".join(str(error).split())
-        raise ModelError(f"{file} is damaged, or cannot be read: {what}. Give another checkpoint") from error
 
 
 def _must_be_of(options: LoraOptions, directory: Path) -> None:
     """The settings that no tensor tells must be those that were trained with. Raises `ModelError`."""
     file = directory / "adapter_config.json"
-    asked, usual = settings_of(options).written(), Settings(r=0, lora_alpha=0).written()
+    asked, usual = saved_settings(options).written(), Settings(r=0, lora_alpha=0).written()
     try:
         saved = json_of(file)
         found = {name: saved.get(name, usual[name]) for name in WRITTEN}

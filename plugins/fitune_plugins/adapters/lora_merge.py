@@ -1,4 +1,4 @@
-"""The weights of low-rank adapters, added to those of the layers that they adapt: W + scaling * B A, in float32.
+"""The weights of adapters, put into those of the layers that they adapt: of LoRA W + scaling * B A, in float32.
 
 peft's own merge computes in the type of the weights: in bfloat16, much of what was learnt is below the last digit of
 what it is added to. Here each layer is merged in float32, by peft, and cast once; one layer at a time is that large.
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def merge(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model inside peft's wrapper, its adapters merged; adapted layers get the type. Raises `ModelError`."""
-    from peft.tuners.lora.layer import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and hasattr(module, "base_layer"):
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
             _untie(model, module.get_base_layer())
             _merge_layer(name, cast("nn.Module", module), dtype)
     with warnings.catch_warnings():

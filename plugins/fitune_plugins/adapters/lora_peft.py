@@ -18,14 +18,14 @@ from fitune import ModelError, added_modules, nearest
 from fitune_plugins.adapters.lora_imports import without_bitsandbytes
 from fitune_plugins.adapters.lora_places import plain_modules
 from fitune_plugins.adapters.lora_targets import Targets
+from fitune_plugins.adapters.lora_whole import Whole
+from fitune_plugins.adapters.peft_files import ADAPTER
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
-
-ADAPTER = "default"
 
 LENGTHS = (1, 2, 3)
 """Parts of a name that its end may have."""
@@ -43,6 +43,7 @@ class Settings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     """Ranks of some layers, by ends of their names; of several that fit, the last counts."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    init_lora_weights: bool | str = True
 
     def written(self) -> dict[str, Any]:
         """As peft takes them, and writes them down."""
@@ -50,10 +51,12 @@ class Settings:
         return {name: _patterns(value) if isinstance(value, Mapping) else value for name, value in own.items()}
 
 
-def wrap(model: PreTrainedModel, targets: Targets, settings: Settings, *, float32: bool) -> PeftModel:
-    """The model with adapters on these layers, all else frozen. Raises `ModelError`."""
+def wrap(
+    model: PreTrainedModel, targets: Targets, settings: Settings, *, float32: bool, whole: Whole | None = None
+) -> PeftModel:
+    """The model with adapters on these layers, and modules that train whole; all else frozen. Raises `ModelError`."""
     with without_bitsandbytes():
-        return _wrapped(model, targets, settings, float32=float32)
+        return _wrapped(model, targets, settings, whole or Whole(), float32=float32)
 
 
 def _must_suit(targets: Targets, settings: Settings) -> None:
@@ -75,7 +78,7 @@ def _must_suit(targets: Targets, settings: Settings) -> None:
             raise ModelError(f'[adapter] ranks: no adapted layer is called "{name}". {nearest(name, known)}')
 
 
-def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, float32: bool) -> PeftModel:
+def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, whole: Whole, *, float32: bool) -> PeftModel:
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
@@ -83,16 +86,24 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
     added = added_modules(model)
     if both := [name for name in targets.modules if name in added]:
         raise ModelError(f'[adapter] targets: "{both[0]}" is new, and trains whole. Leave it out')
-    misread = [name for name in targets.modules if _is_misread(name, model)]
+    insides = tuple(f"{name}." for name in whole.modules)
+    if both := [name for name in (*targets.modules, *targets.parameters) if f"{name}.".startswith(insides)]:
+        raise ModelError(
+            f'[adapter] targets: "{both[0]}" trains whole, by modules_to_save. Leave it out of one of them'
+        )
+    saved = [*added, *(name for name in whole.modules if name not in added)]
+    misread = _misread(targets.modules, model)
     read = [name for name in targets.modules if name not in misread]
     every, parameters = plain_modules(model), [name for name, _ in model.named_parameters()]
     weights = [f"{name}.weight" for name in misread]
+    tying: dict[str, Any] = {"ensure_weight_tying": True} if whole.tied else {}
     config = LoraConfig(
         **settings.written(),
         target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
         target_parameters=shortened(targets.parameters, parameters) or None,
         fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
-        modules_to_save=list(added) or None,
+        modules_to_save=[*saved] or None,
+        **tying,
         task_type="SEQ_CLS" if "ForSequenceClassification" in type(model).__name__ else "CAUSAL_LM",
     )
     with warnings.catch_warnings():
@@ -106,7 +117,7 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, *, fl
         except ValueError as error:  # e.g. a target that is no layer with weights
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
     _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
-    config.modules_to_save = list(added) or None  # peft has put others beside them
+    config.modules_to_save = saved or None  # peft has put others beside them
     return adapted
 
 
@@ -132,6 +143,19 @@ def shortened(names: Iterable[str], every: Iterable[str]) -> list[str]:
 
 def _end(name: str, parts: int) -> str:
     return ".".join(name.split(".")[-parts:])
+
+
+def _misread(names: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """Those that peft would take for others'. A layer's number decides nothing, and asking takes 10 ms."""
+    known: dict[str, bool] = {}
+    found = []
+    for name in names:
+        kind = ".".join("0" if part.isdecimal() else part for part in name.split("."))
+        if kind not in known:
+            known[kind] = _is_misread(name, model)
+        if known[kind]:
+            found.append(name)
+    return found
 
 
 def _is_misread(name: str, model: PreTrainedModel) -> bool:

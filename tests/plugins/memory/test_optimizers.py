@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from fitune.testing.contracts.trial import Trial, must_go_on_to_the_bit
 from fitune.train.loop import train as steps_of
 from fitune_plugins.memory.lion import Lion, LionOptions
 from support.architectures import recipe_of
+from support.nothing import nothing
 from support.real_steps import both_logs, events
 from support.tiny import adapter, losses, metrics, parts_of, train
 
@@ -44,13 +44,6 @@ def _recipe(directory: Path, case: str, **how: Any) -> Recipe:
     return read_recipe(directory / "recipe.toml", open_registry(), [_strategy(case), CONSTANT])
 
 
-def _nothing() -> ModuleType:
-    """A plugin beside the built-in ones, which are there anyway: it hears of runs alone."""
-    made = ModuleType("nothing")
-    exec("from fitune import hookimpl\n@hookimpl\ndef ft_run_finished(run):\n    pass\n", made.__dict__)
-    return made
-
-
 def _parameters() -> list[nn.Parameter]:
     random = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(shape, generator=random)) for shape in ((24, 16), (16, 40), (16,))]
@@ -68,13 +61,13 @@ def _steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter],
     ("name", "options"), [("adafactor", {}), ("lion", {}), ("lion", {"state": "bfloat16"}), ("muon", {})]
 )
 def test_contracts(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    assert_strategy(_nothing(), name, tmp_path, options)
+    assert_strategy(nothing(), name, tmp_path, options)
 
 
 def test_contract_of_schedule_free(tmp_path: Path) -> None:
     """Its recipe needs a schedule, which `assert_strategy` has no place for."""
     changes = {"memory": {"strategy": [{"use": "schedule-free"}]}, "train": {"steps": 4, "schedule": "constant"}}
-    trial = Trial(plugin=_nothing(), directory=tmp_path, changes=changes)
+    trial = Trial(plugin=nothing(), directory=tmp_path, changes=changes)
     must_go_on_to_the_bit(trial)
     trial.forecast()
 

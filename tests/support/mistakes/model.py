@@ -35,7 +35,7 @@ CASES = (
     case(
         "memory strategy as an adapter",
         [(LORA, 'use = "chunked-loss"')],
-        ['r.toml:8: [adapter] use: "chunked-loss" is a memory strategy, not an adapter. Name one of: lora, none'],
+        ['r.toml:8: [adapter] use: "chunked-loss" is a memory strategy, not an adapter. Name one of: ia3, lora, none'],
     ),
     case(
         "integer for an array",
@@ -76,11 +76,11 @@ CASES = (
         [below(LORA, "alpha = -inf")],
         ['r.toml:9: [adapter] alpha: "alpha" is -inf. It takes: finite number > 0'],
     ),
-    case("no use", [(LORA, "r = 4")], ['r.toml:7: [adapter]: "use" is missing. Name one of: lora, none']),
+    case("no use", [(LORA, "r = 4")], ['r.toml:7: [adapter]: "use" is missing. Name one of: ia3, lora, none']),
     case(
         "use is not a string",
         [(LORA, "use = 4")],
-        ['r.toml:8: [adapter] use: "use" is 4, not a string. Name one of: lora, none'],
+        ['r.toml:8: [adapter] use: "use" is 4, not a string. Name one of: ia3, lora, none'],
     ),
     case(
         "[[..]] for a provider's table",

@@ -54,14 +54,14 @@ CASES = (
     case(
         "no [adapter]",
         [('[adapter]\nuse = "lora"\n', "")],
-        ["r.toml: the table [adapter] is missing. Add it, with use = one of: lora, none"],
+        ["r.toml: the table [adapter] is missing. Add it, with use = one of: ia3, lora, none"],
     ),
     case(
         "empty file",
         [(LIGHT, "")],
         [
             'r.toml: "name" is missing. Add it; it takes: string',
-            "r.toml: the table [adapter] is missing. Add it, with use = one of: lora, none",
+            "r.toml: the table [adapter] is missing. Add it, with use = one of: ia3, lora, none",
             "r.toml: the table [model] is missing. Add it, with use = one of: deepseek-7b, gguf, hf",
             "r.toml: no data to train on. Add a [[data.source]]",
         ],

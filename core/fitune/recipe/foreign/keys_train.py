@@ -183,7 +183,7 @@ LLAMA_FACTORY: dict[str, Known] = {
     "mixture_of_depths": lacking("no layers are left out"),
     "loraplus_lr_ratio": lacking("all parameters have one learning rate"),
     "moe_aux_loss_coef": lacking("experts' balance has no part in the loss"),
-    "early_stopping_steps": lacking("a run ends after its steps; [checkpoint] best keeps the best"),
+    "early_stopping_steps": read("[eval] patience, with every"),
     "disable_shuffling": lacking("each epoch has an order of its own, by seed"),
     "compute_accuracy": read("[eval] exact_match, which counts whole answers"),
 }
