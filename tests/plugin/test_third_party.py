@@ -60,14 +60,15 @@ def use(directory: Path, *names: str, **top: object) -> Path:
     return write_recipe(directory, {"memory": {"strategy": [{"use": name} for name in names]}, **top})
 
 
-def test_the_table_lists_strategy_version_and_summary_and_the_broken_ones_with_their_causes(site: Path) -> None:
+def test_the_table_lists_strategy_command_and_version_and_the_broken_ones_with_their_causes(site: Path) -> None:
     done = ft("plugins", site=site)
     assert done.returncode == 0, done.stderr
     good, _, bad = done.stdout.partition("\nBROKEN\n")
-    (row,) = (words for words in lines(good) if "host-optimizer" in words)
-    assert row[:5] == ["memory", "strategy", "host-optimizer", "host-optimizer", "1.2.3"]
-    assert " ".join(row[5:]).startswith("Keep AdamW's state in host memory")
-    assert lines(bad) == [[name, version, *cause.split()] for name, (version, cause) in BROKEN.items()]
+    told = " ".join(good.split())
+    assert " host-optimizer Keep AdamW's state in host memory" in told
+    assert "(fitune-host-optimizer 1.2.3)" in told
+    assert "commands host-memory" in told
+    assert " ".join(bad.split()) == " ".join(f"{name} {version}: {cause}" for name, (version, cause) in BROKEN.items())
 
 
 def test_json_lists_them_too(site: Path) -> None:
@@ -78,7 +79,10 @@ def test_json_lists_them_too(site: Path) -> None:
         "host-optimizer": ("1.2.3", "ok"),
         **BROKEN,
     }
-    strategy = found["host-optimizer"]
+    (strategy, command) = sorted(
+        (e for e in entries if e["status"] == "ok"), key=lambda e: str(e["kind"]), reverse=True
+    )
+    assert (command["kind"], command["name"]) == ("command", "host-memory")
     assert strategy["kind"] == "memory strategy"
     assert strategy["hooks"] == ["ft_commands", "ft_memory_strategies", "ft_run_started"]
     assert strategy["path"] == str(site / "fitune_host_optimizer" / "__init__.py")

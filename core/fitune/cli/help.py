@@ -41,7 +41,7 @@ def _inside(context: click.Context, name: str) -> click.Context:
 @click.pass_obj
 def list_command(settings: Settings, as_json: bool) -> None:
     """List the plugins that are installed: the same as ft plugins."""
-    from fitune.cli.plugins import rows, table
+    from fitune.cli.list_plugins import rows, table
 
     registry = settings.registry()
     if as_json:

@@ -13,6 +13,8 @@ from fitune.cli.settings import switches
 from fitune.errors import PluginError
 from fitune.runs.history.words import aligned
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
 
 @click.command()
 @click.argument("name")
@@ -20,8 +22,9 @@ from fitune.runs.history.words import aligned
               "or command.")  # fmt: skip
 @click.option("--single-file", is_flag=True, help="A file to put beside a recipe, in place of a package.")
 @click.option("--to", type=click.Path(path_type=Path), help="Where it is written: fitune-NAME, or NAME.py, by default.")
+@json_option
 @switches
-def new(name: str, kind: str, single_file: bool, to: Path | None) -> None:
+def new(name: str, kind: str, single_file: bool, to: Path | None, as_json: bool) -> None:
     """Write a plugin called NAME to begin with: a package, with tests that pass as it is made."""
     from fitune.testing import scaffold
 
@@ -29,18 +32,27 @@ def new(name: str, kind: str, single_file: bool, to: Path | None) -> None:
         file = to or Path(f"{name.replace('-', '_')}.py")
         text = scaffold.single_file(name, kind)
         _write_new(file, text)
+        if as_json:
+            say_json({"files": [str(file)]})
+            return
         say(f'{file}\nnext  name it in a recipe: plugins = ["./{file.name}"]    ft plugins check {file}')
         return
     directory = to or Path(f"fitune-{name}")
+    files: list[str] = []
     for made in scaffold.write(scaffold.package(name, kind), directory):
-        say(str(made))
+        files.append(str(made))
+        if not as_json:
+            say(str(made))
+    if as_json:
+        say_json({"files": files})
+        return
     say(f"next  pip install -e '{directory}[test]'    pytest {directory}    ft plugins check {directory}")
 
 
 @click.command()
 @click.argument("place")
 @click.option("--set", "given", multiple=True, metavar="NAME.KEY=VALUE", help="An option of one that it provides.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @switches
 def check(place: str, given: tuple[str, ...], as_json: bool) -> None:
     """Hold all that a plugin provides to the contract of its kind, on a tiny model. PLACE is its Python file, its

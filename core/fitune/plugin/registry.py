@@ -198,6 +198,12 @@ class Registry:
         """
         return [(name, self._call(name, hook, function, arguments)) for name, function in self._functions(hook)]
 
+    def call_of(self, plugin: str, hook: str, **arguments: object) -> None:
+        """Like `call`, of one plugin alone, where it implements the hook."""
+        for name, function in self._functions(hook):
+            if name == plugin:
+                self._call(name, hook, function, arguments)
+
     def call_every(self, hook: str, **arguments: object) -> list[FtError]:
         """Like `call`, but an error keeps no other plugin from being called: the errors."""
         errors: list[FtError] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from fitune.data.sampler import longest
 from fitune.errors import PluginError, RunError, cause
 from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.events import RehearsalReport
+from fitune.runs.atomic import begin
 from fitune.train.save import write
 
 
@@ -121,7 +121,7 @@ def _save(parts: Parts) -> None:
     """
     directory: Path | None = None
     try:
-        directory = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=parts.run.directory))
+        directory = begin(parts.run.directory / "rehearsal")  # which a run that goes on deletes, after a kill
         write(parts, directory)
     except PluginError as error:
         raise PluginError(f"{error.message}. This was tried before any more is trained. Mend the plugin") from error
