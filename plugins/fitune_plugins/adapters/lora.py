@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 SPLITS = ("pissa", "olora")
 """What adapters begin with that changes the weights of the base (`lora_init.py`)."""
 
+UNSPLIT = {
+    "nf4": "has quantised them by then",
+    "fsdp": "reads them in one process alone, where each needs the first adapters",
+}
+"""Strategies beside which they cannot be made, and why."""
+
 RANDOM = ("gaussian", "orthogonal")
 """What peft makes of its own, beside its default."""
 
@@ -237,6 +243,16 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
         told=_told,
         check=_check,
     )
+
+
+@hookimpl
+def ft_check(recipe: Recipe) -> Iterable[Problem]:
+    """Refuse first weights that are taken from weights which nobody has by then."""
+    options = recipe.adapter.options
+    if isinstance(options, LoraOptions) and options.init in SPLITS:
+        for name in (use.record.name for use in recipe.strategies if use.record.name in UNSPLIT):
+            what = f'"init" = "{options.init}" takes a part of the weights away, and "{name}" {UNSPLIT[name]}'
+            yield Problem(key="adapter.init", what=what, fix='Set it to "default", or remove the strategy')
 
 
 @hookimpl

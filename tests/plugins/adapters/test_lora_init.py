@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from fitune.train.save import save
 from fitune_plugins.adapters.lora import LoraOptions, ft_adapters
 from support.architectures import recipe_of
 from support.nothing import nothing
+from support.objectives import write_preference_recipe
 from support.real_steps import both_logs, events
-from support.tiny import parts_of
+from support.tiny import losses, parts_of
+from support.tiny import train as train_run
 
 IDS = torch.arange(1, 40)[None]
 (LORA,) = ft_adapters()
@@ -157,6 +160,23 @@ def test_what_is_traced_is_what_is_done(tmp_path: Path, init: str) -> None:
 def test_what_cannot_be_begun_with_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         read_recipe(write_recipe(tmp_path, {"adapter": options}), open_registry())
+
+
+@pytest.mark.parametrize("strategy", ["nf4", "fsdp"])
+def test_where_nobody_has_the_weights_it_is_refused(tmp_path: Path, strategy: str) -> None:
+    changes = {"adapter": {"init": "pissa"}, "memory": {"strategy": [{"use": strategy}]}}
+    with pytest.raises(RecipeError, match=f'"init" = "pissa" takes a part of the weights away, and "{strategy}"'):
+        read_recipe(write_recipe(tmp_path, changes), open_registry())
+
+
+@pytest.mark.parametrize("adapter", [{"init": "pissa"}, {"init": "olora"}, {"modules_to_save": ["lm_head"]}])
+def test_the_reference_is_the_model_before_training(tmp_path: Path, adapter: dict[str, object]) -> None:
+    """Of DPO, which begins with a loss of log 2 if both are one."""
+    path = write_preference_recipe(tmp_path, {"adapter": {"targets": "all-linear", **adapter}})
+    train_run(path, tmp_path / "run", 'objective={use="dpo", reference="adapter-off"}', "train.steps=3")
+    found = losses(tmp_path / "run")
+    assert found[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert found[-1] < found[0] - 0.01
 
 
 def test_what_has_no_components_is_refused(tmp_path: Path) -> None:
