@@ -236,8 +236,8 @@ def test_a_recording_that_fails_leaves_all_as_it_was(recorder: CudaRecorder) -> 
     expected = [compute().item() for _ in range(3)]
     torch.manual_seed(1)
     found = [recorder.apart(compute).item()]
-    for wrong in (lambda: compute().item(), lambda: [][0]):
-        with pytest.raises(CannotRecord):
+    for wrong, why in ((lambda: compute().item(), "captur"), (lambda: [][0], "list index out of range")) * 2:
+        with pytest.raises(CannotRecord, match=why):
             recorder.record(wrong)  # type: ignore[arg-type]
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
     found.append(recorder.apart(compute).item())

@@ -106,6 +106,8 @@ class CudaRecorder(NoRecorder):
         self._pool: Any = None
         self._release: Callable[[], object] = _nothing
         self._stream: Any = None
+        self._unended: list[Any] = []
+        """Graphs whose recording torch could not end."""
         self._tensors: list[Place] = []
         """Where all tensors of the model were when something was last recorded; empty while nothing is."""
         self._stale = False
@@ -149,7 +151,7 @@ class CudaRecorder(NoRecorder):
                     failed.append(error)
                     raise
         except Exception as error:
-            self._mend(now, state)
+            self._mend(now, state, graph)
             cause = failed[0] if failed else error
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from None
@@ -219,17 +221,29 @@ class CudaRecorder(NoRecorder):
             elif OF_ITSELF not in str(one.message):
                 warnings.warn_explicit(str(one.message), one.category, one.filename, one.lineno, registry=self._told)
 
-    def _mend(self, now: Any, state: Tensor) -> None:
+    def _mend(self, now: Any, state: Tensor, graph: Any) -> None:
         """Leave nothing of a recording that failed: torch may leave its stream, its pool and its generator as they were
         in the midst of it.
         """
         torch.cuda.set_stream(now)
-        with contextlib.suppress(RuntimeError):  # where torch has ended it
+        try:
             torch._C._cuda_endAllocateToPool(self.index, self._pool)
+        except RuntimeError:
+            pass  # torch has ended it
+        else:
             torch._C._cuda_releasePool(self.index, self._pool)
+            self._retire(graph)
         fresh = torch.Generator(device=self.device)
         fresh.set_state(state)
         torch.cuda.default_generators[self.index].graphsafe_set_state(fresh)
+
+    def _retire(self, graph: Any) -> None:
+        """Go on with another pool: to torch's allocator of pinned memory this one is being recorded to for ever, which
+        nothing ends, and it asks the graph about itself at each later recording.
+        """
+        self._unended.append(graph)
+        self._release()
+        self._pool, self._release = None, _nothing
 
 
 def _nothing() -> None:

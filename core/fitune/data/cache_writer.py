@@ -127,4 +127,6 @@ def _lists(arrays: Sequence[NDArray[np.int32]]) -> pa.ListArray:
 
     offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
     np.cumsum([len(a) for a in arrays], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays), type=pa.int32()))
+    values = np.concatenate(arrays).astype(np.int32, copy=False)
+    parts = [pa.Array.from_buffers(pa.int32(), len(one), [None, pa.py_buffer(one)]) for one in (offsets, values)]
+    return pa.ListArray.from_arrays(*parts)  # `pa.array` of numpy's would import pandas, which takes seconds

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from fitune.data.cache import cache_directory
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import budget_card, find_card
+from fitune.memory.fit import refit, tracing
 from fitune.memory.fit import resolve as resolve_module
-from fitune.memory.fit import tracing
+from fitune.memory.fit.kept import keep, keep_told, kept_told
+from fitune.memory.fit.refit import Composition
 from fitune.memory.fit.resolve import card_of_fit, resolve, rows_of
-from fitune.memory.fit.result import Fitted
+from fitune.memory.fit.result import Considered, Fitted
 from fitune.memory.forecast import forecast
 from fitune.memory.trace.twins import twins_of
+from fitune.plugin.events import MemoryForecast
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.units import GIB
 from fitune.recipe.reader import read_recipe
@@ -54,6 +59,13 @@ def recipe(directory: Path, *overrides: str, strategies: tuple[str, ...] = ("chu
     """Which names the strategy that takes longest to try."""
     recipe_of(directory, "llama", *strategies, length=4096, rows=1, changes=CHANGES)
     return read_recipe(directory / "recipe.toml", open_registry(), overrides)
+
+
+def composition_of(recipe: Recipe) -> Composition:
+    """As a run has it; the data are those of `shapes`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit, "shapes_of_data", lambda recipe, data: shapes(recipe))
+        return refit.fitted(recipe, open_registry(), cast(Any, None))
 
 
 def fitted(recipe: Recipe) -> Fitted:
@@ -199,6 +211,36 @@ def test_a_choice_that_is_kept_is_taken_without_counting_layers(
     again = fitted(asked)
     assert names(again) == names(first)
     assert any("by an earlier search" in note for note in again.notes)
+
+
+def test_a_run_takes_what_is_kept_with_its_figures(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a trace: under the same key it would give the same."""
+    asked = recipe(directory, f'memory.fit="{ROOMY}"', "train.learning_rate=3e-4")
+    found = [composition_of(asked) for _ in range(2)]
+    assert found[1].forecast == found[0].forecast
+    assert found[1].tables == found[0].tables
+    assert found[1].lines[:2] == found[0].lines[:2]
+    monkeypatch.setattr(tracing, "trace", lambda *given, **named: pytest.fail("a run was traced"))
+    assert composition_of(asked) == found[1]
+    with pytest.raises(pytest.fail.Exception, match="a run was traced"):
+        composition_of(recipe(directory, f'memory.fit="{ROOMY}"', "train.learning_rate=4e-4"))
+
+
+@pytest.mark.parametrize("damage", [[], {"ledger": [["weights"]]}, {"ledger": [], "card": "a", "fits": True}])
+def test_figures_that_are_damaged_are_not_taken(damage: object) -> None:
+    chosen = Considered(
+        tables=(), micro_batch=1, accumulation=1, seconds=1.0, allocated=1, reserved=2, margin=3, fits=True,
+        confirmed=True,
+    )  # fmt: skip
+    told = MemoryForecast(card="a", allocated=1, reserved=2, needed=2, margin=3, fits=True, ledger=(("weights", 1),))
+    keep("key", chosen, [])
+    assert kept_told("key") is None
+    keep_told("key", told)
+    assert kept_told("key") == (chosen, told)
+    (file,) = (cache_directory() / "fits").glob("key.json")
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**entry, "told": damage}), encoding="utf-8")
+    assert kept_told("key") is None
 
 
 def test_a_card_without_speeds_is_told_of(directory: Path) -> None:

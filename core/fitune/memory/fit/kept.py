@@ -1,8 +1,9 @@
 """What a search has chosen, kept in the user's cache: the next start of the same run does not search again.
 
 The key is a digest of all that a choice depends on: the recipe, the model's configuration, the rows, the card and its
-speeds, the code and the versions of what is installed. What is kept is names and options alone. It is composed and
-traced in full depth as the search does at its end, and only what still fits is taken.
+speeds, the code and the versions of what is installed. What is kept is names and options, and the forecast's figures
+for a run, which takes them as they are: under the same key a trace would give the same. `kept` composes and traces it
+in full depth as the search does at its end, for who asks for more than figures, and takes only what still fits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from fitune.memory.fit.tracing import Tracing, Trial
 from fitune.memory.shapes import Shapes
 from fitune.plugin.code import code_of, place_of
 from fitune.plugin.digest import digest_of
+from fitune.plugin.events import MemoryForecast
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.runs.atomic import write_file
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 """Packages whose version may change what a composition takes."""
+
+AS_BEFORE = "chosen by an earlier search for the same run, which is kept; ft plan --fit searches anew"
 
 LARGEST = 2**20
 """Bytes of a file, at most."""
@@ -76,6 +80,29 @@ def keep(key: str, chosen: Considered, others: Sequence[Considered]) -> None:
         return
 
 
+def keep_told(key: str, told: MemoryForecast) -> None:
+    """Keep the figures of the choice that is kept under this key."""
+    path = _file(key)
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        write_file(path, json.dumps({**entry, "told": asdict(told)}) + "\n")
+    except (OSError, TypeError, ValueError):
+        return
+
+
+def kept_told(key: str) -> tuple[Considered, MemoryForecast] | None:
+    """A choice that was kept with its figures; None where there is none."""
+    entry, values = _read(_file(key)), _table(_file(key)).get("told")
+    if entry is None or not isinstance(values, dict):
+        return None
+    try:
+        ledger = tuple((str(what), int(size)) for what, size in values["ledger"])
+        told = MemoryForecast(**{**values, "ledger": ledger})
+    except (TypeError, ValueError, KeyError):
+        return None
+    return (entry[0], told) if told.fits and set(values) == {one.name for one in fields(told)} else None
+
+
 def kept(key: str, recipe: Recipe, tracing: Tracing, card: Card, names: Collection[str]) -> Fitted | None:
     """What was chosen before, traced anew; None where there is nothing, it does not fit any more, or it has a strategy
     that is none of these names.
@@ -98,8 +125,7 @@ def kept(key: str, recipe: Recipe, tracing: Tracing, card: Card, names: Collecti
     if not forecast.passes or seen.reserved > card.usable - forecast.margin:
         return None
     chosen = replace(chosen, allocated=int(seen.allocated), reserved=int(seen.reserved), seconds=seen.seconds)
-    note = "chosen by an earlier search for the same run, which is kept; ft plan --fit searches anew"
-    return Fitted(recipe=made, forecast=forecast, chosen=chosen, others=others, card=card, notes=(note,))
+    return Fitted(recipe=made, forecast=forecast, chosen=chosen, others=others, card=card, notes=(AS_BEFORE,))
 
 
 def _file(key: str) -> Path:
@@ -108,13 +134,22 @@ def _file(key: str) -> Path:
 
 def _read(path: Path) -> tuple[Considered, tuple[Considered, ...]] | None:
     """An entry; None for one that is missing, or of another form."""
+    entry = _table(path)
+    try:
+        return _considered(entry["chosen"]), tuple(_considered(one) for one in entry["others"])
+    except (TypeError, KeyError, AttributeError):
+        return None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """What a file has; nothing of one that is missing, too large or no table."""
     try:
         if path.stat().st_size > LARGEST:
-            return None
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        return _considered(entry["chosen"]), tuple(_considered(one) for one in entry["others"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+            return {}
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _considered(values: dict[str, Any]) -> Considered:

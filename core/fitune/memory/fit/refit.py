@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fitune.data.prepare import Prepared
 from fitune.data.run_data import RunData
-from fitune.errors import RunError
+from fitune.errors import FtError, RunError
+from fitune.memory.fit.choices import composed
+from fitune.memory.fit.kept import AS_BEFORE, keep_told, kept_told
 from fitune.memory.shapes import shapes_of_data
 from fitune.memory.strategies import accumulating
 from fitune.plugin.dataflow import DataContext
@@ -20,7 +22,8 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.units import MIB, gib
 
 if TYPE_CHECKING:
-    from fitune.memory.forecast import Forecast
+    from fitune.memory.cards.cards import Card
+    from fitune.memory.fit.result import Fitted
     from fitune.plugin.registry import Registry
 
 
@@ -80,11 +83,18 @@ def fitted(recipe: Recipe, registry: Registry, run_data: RunData) -> Composition
 
     Raises `RunError` if nothing fits.
     """
-    from fitune.memory.fit.resolve import resolve
+    from fitune.memory.fit.resolve import card_of_fit, key_here, resolve
 
-    found = resolve(recipe, registry, partial(shapes_of_data, data=run_data))
+    shapes, card = partial(shapes_of_data, data=run_data), card_of_fit(recipe)
+    key = None if card is None else key_here(recipe, registry, shapes, card)
+    if card is not None and key is not None and (known := _known(key, recipe, registry, card)) is not None:
+        return known
+    found = resolve(recipe, registry, shapes)
     if found is not None:
-        return _composition(found)
+        composition = _composition(found)
+        if key is not None and composition.forecast is not None:
+            keep_told(key, composition.forecast)
+        return composition
     if recipe.train.batch_tokens is not None:
         record = accumulating(registry)
         strategy = f' and the strategy "{record.name}"' if record else ""
@@ -145,8 +155,21 @@ def _step(budget: int) -> int:
     return int(max(0.03 * budget, min(512 * MIB, 0.1 * budget)))
 
 
-def _composition(found: Any) -> Composition:
-    forecast: Forecast = found.forecast
+def _known(key: str, recipe: Recipe, registry: Registry, card: Card) -> Composition | None:
+    """What an earlier start of the same run has chosen; None where none has, or it cannot be composed any more."""
+    if (entry := kept_told(key)) is None:
+        return None
+    chosen, told = entry
+    accumulation = None if recipe.train.batch_tokens is None else chosen.accumulation
+    try:
+        made = composed(recipe, registry, chosen.tables, chosen.micro_batch, accumulation)
+    except FtError:
+        return None
+    return Composition(recipe=made, forecast=told, lines=_lines(made, told, card, (AS_BEFORE,)))
+
+
+def _composition(found: Fitted) -> Composition:
+    forecast = found.forecast
     told = MemoryForecast(
         card=forecast.card.title,
         allocated=forecast.allocated,
@@ -161,15 +184,17 @@ def _composition(found: Any) -> Composition:
             ("fragmentation and cache", forecast.cached),
         ),
     )
-    recipe: Recipe = found.recipe
+    return Composition(recipe=found.recipe, forecast=told, lines=_lines(found.recipe, told, forecast.card, found.notes))
+
+
+def _lines(recipe: Recipe, told: MemoryForecast, card: Card, notes: Sequence[str]) -> tuple[str, ...]:
     names = ", ".join(_named(use.table()) for use in recipe.strategies) or "no strategy"
-    spare = forecast.card.usable - forecast.margin - forecast.reserved
-    lines = (
-        f"chosen for {forecast.card.title}: {names}",
-        f"forecast {gib(forecast.reserved)} reserved, {gib(forecast.margin)} margin, {gib(spare)} to spare",
-        *found.notes,
+    spare = card.usable - told.margin - told.reserved
+    return (
+        f"chosen for {told.card}: {names}",
+        f"forecast {gib(told.reserved)} reserved, {gib(told.margin)} margin, {gib(spare)} to spare",
+        *notes,
     )
-    return Composition(recipe=recipe, forecast=told, lines=lines)
 
 
 def _named(table: dict[str, object]) -> str:

@@ -50,6 +50,11 @@ def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | 
     return fit(recipe, registry, shapes, card, again=False)
 
 
+def key_here(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> str:
+    """What the choice of `resolve` is kept under."""
+    return key_of_fit(recipe, registry, built(recipe).config, shapes(recipe), card)
+
+
 def card_of_fit(recipe: Recipe) -> Card | None:
     """The card that a recipe is fitted to."""
     wanted = recipe.memory.fit
