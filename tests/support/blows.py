@@ -108,6 +108,12 @@ def join(board: memoryview, rank: int, processes: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
 
 
+def join_again(board: memoryview, rank: int, processes: int, port: int, again: str) -> None:
+    """The same, where whoever started them starts them again if one leaves word in this file."""
+    join(board, rank, processes, port)
+    os.environ["FITUNE_START_AGAIN"] = again
+
+
 def _changes(event: str, arguments: tuple[Any, ...], directory: str) -> bool:
     """Whether an audit event is a change of a file or directory in this one."""
     if event == "open":

@@ -252,13 +252,17 @@ def cut_answers(report: EvalReport) -> list[str]:
 def recovery_text(recovery: Recovery) -> str:
     """Why and with what a run goes on, in lines."""
     rows = "rows in a forward pass: {} before, {} now".format(*recovery.micro_batch)
+    kept = f"the {recovery.step} steps are kept, and the next is made on its own data"
+    if recovery.again:
+        kept = f"goes on from step {recovery.step}, that of the newest checkpoint: {recovery.again} are made again"
+    made = recovery.step + recovery.again
     lines = [
-        f"out of GPU memory in the {recovery.phase} after {recovery.step} steps: {recovery.error.split(' GPU ')[0]}",
+        f"out of GPU memory in the {recovery.phase} after {made} steps: {recovery.error.split(' GPU ')[0]}",
         f"  ran out  {', '.join(recovery.before) or 'no strategy'}",
         f"  goes on  {', '.join(recovery.after) or 'no strategy'}",
         *([f"  {rows}"] if recovery.micro_batch[0] != recovery.micro_batch[1] else []),
         *([] if recovery.forecast is None else [f"  forecast {forecast_text(recovery.forecast)}"]),
-        f"  the {recovery.step} steps are kept, and the next is made on its own data  [{recovery.seconds:.0f} s]",
+        f"  {kept}  [{recovery.seconds:.0f} s]",
     ]
     return "\n".join(lines)
 

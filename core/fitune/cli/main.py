@@ -23,6 +23,7 @@ from fitune.cli.generate import generate_command
 from fitune.cli.help import help_command, list_command
 from fitune.cli.launch import launch_command
 from fitune.cli.merge import merge_command
+from fitune.cli.new import new_command
 from fitune.cli.plan import plan_command
 from fitune.cli.plugins import plugins_command
 from fitune.cli.printing import filtered_streams, say
@@ -52,6 +53,7 @@ COMMANDS: tuple[click.Command, ...] = (
     runs_command,
     report_command,
     recipes_command,
+    new_command,
     convert_command,
     schema_command,
     launch_command,

@@ -71,7 +71,7 @@ def run_command(
     from fitune.plugin.timings import Timings, process_begun
     from fitune.train.begin import begin
     from fitune.train.signals import ignore_hangup
-    from fitune.train.start import start_of
+    from fitune.train.start import start_again, start_of
 
     several = (gpus or processes or 1) > 1 or bool(gpus and processes)
     if several:
@@ -97,7 +97,7 @@ def run_command(
     if keep_going:
         ignore_hangup()
     registry = settings.registry()
-    start = start_of(recipe, registry, overrides, **asked)
+    start = start_again(registry) or start_of(recipe, registry, overrides, **asked)
     timings.done("recipe")
     with lenient_output():
         watch = Progress(TextConsole()) if is_main_process() else UNWATCHED

@@ -43,8 +43,8 @@ Strategies: TypeAlias = "tuple[tuple[Use[MemoryStrategy[Any]], Strategy], ...]"
 """The recipe's memory strategies at work, in its order, each with the table that it comes from."""
 
 AMID_A_LAYER = (
-    "memory that runs out in one process amid a layer ends the run, since the others wait for it there: [memory] "
-    "recoveries has no effect, and the run goes on from its last checkpoint"
+    "memory that runs out in one process amid a layer ends all processes, since the others wait for it there. ft run "
+    "--gpus starts them again with less, from the newest checkpoint; under another launcher the run ends"
 )
 """What is told where processes wait for each other so."""
 

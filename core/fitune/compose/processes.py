@@ -49,6 +49,25 @@ class PeerLost(RunError):
         super().__init__(f"another process of the run has ended, and this one cannot go on without it ({said})")
 
 
+class StartAgain(RunError):
+    """Memory ran out in this process while the others waited for it amid a layer: whoever started them starts all of
+    them again.
+    """
+
+    exit_code = 75
+    """As sysexits.h numbers a failure that another try may mend."""
+
+
+AGAIN_FILE = "FITUNE_START_AGAIN"
+"""Variable with the file in which whoever starts processes again looks for what they are to go on with."""
+
+
+def again_file() -> Path | None:
+    """The file in which a process leaves word that all are to be started again; None where nobody would do that."""
+    name = os.environ.get(AGAIN_FILE)
+    return Path(name) if name else None
+
+
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable with the file in which torch's launchers look for why a process has ended."""
 

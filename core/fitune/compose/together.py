@@ -56,6 +56,11 @@ class Together:
         """Whether others learn of what fails here."""
         return self._group is not None and not self._cut_off
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether others may wait for this process where it cannot tell them anything."""
+        return self._cut_off
+
     def meet(self, *wishes: bool) -> tuple[bool, ...]:
         """Wait for all; gives for each wish whether any process has it. All must give as many.
 

@@ -146,6 +146,9 @@ class Recovery:
     """Of the run as it goes on, where one could be made."""
     seconds: float
     """From running out to being ready to go on."""
+    again: int = 0
+    """Steps that had been made beyond these, and are made again: where memory runs out amid a layer that processes
+    share, they are started again, and go on from the newest checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     """Compose the last of the compositions, with what was learnt before; a forecaster is for the first alone."""
-    composition, first = context.compositions[-1], len(context.compositions) == 1
+    composition, first = context.compositions[-1], not context.begun
+    context.begun = True
     if composition.forecast is not None:  # it was made for the choice
         forecaster = Foreseen(composition.forecast)
     elif not first:
@@ -48,6 +49,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     context.compositions[-1] = Composition(
         recipe=composition.recipe, forecast=parts.run.forecast, lines=composition.lines
     )
+    context.directory = parts.run.directory  # the first process may have given it a name
     context.run_data, context.loaded = parts.run_data, module_state(parts.run.model)
     if first:
         must_have_steps_left(context, parts)
@@ -59,7 +61,7 @@ def assemble(context: RunContext, forecaster: Forecaster | None) -> Parts:
     if parts.accelerator.is_main_process:
         with _written(context):
             write_recipe(composition.recipe, context.directory)
-    if first and context.shortage is None:
+    if first:
         context.events.started(parts.run)
         for notice in context.notices:
             context.events.notify(parts.run, notice)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from fitune.compose.devices import free_memory
+from fitune.compose.devices import free_memory, make_accelerator
 from fitune.compose.model import planned
+from fitune.compose.processes import is_main_process, process_count
 from fitune.compose.together import together
 from fitune.data.run_data import gather
-from fitune.errors import FtError
+from fitune.errors import FtError, RunError
 from fitune.memory.fit.refit import Composition, Refitter, fitted
 from fitune.train.context import RunContext
-from fitune.train.ending import out_of_memory_error
+from fitune.train.ending import out_of_memory_error, too_often
+from fitune.train.handover import Handover, composition_of, table_of
 from fitune.train.out_of_memory import OutOfMemory, room_on
 
 
@@ -37,8 +43,7 @@ def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | N
         raise out_of_memory_error(context, shortage, why)
     used = context.compositions
     if len(used) > context.recipe.memory.recoveries:
-        why = f"It went on {len(used) - 1} times ([memory] recoveries)"
-        raise out_of_memory_error(context, shortage, why)
+        raise out_of_memory_error(context, shortage, too_often(context))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     context.parts = None
     free_memory(device)
@@ -46,6 +51,34 @@ def choose_again(context: RunContext, shortage: OutOfMemory, refit: Refitter | N
     assert context.run_data is not None
     try:
         room = together().least(room_on(device, shortage.said))  # all go on with the same
-        return refit(context.recipe, used, context.run_data, room)
+        return _found_by_first(context, partial(refit, context.recipe, used, context.run_data, room))
     except FtError as error:
         raise out_of_memory_error(context, shortage, error.message) from None
+
+
+def go_on_with(context: RunContext, handed: Handover, refit: Refitter | None) -> Composition:
+    """What processes that are started again go on with. Raises `RunError` where they cannot."""
+    make_accelerator()  # the processes' group, in which they agree
+    context.run_data = gather(context.recipe, context.watch)
+    used, context.shortage = handed.shortage(context.registry)
+    context.compositions.extend(used)
+    return choose_again(context, context.shortage, refit)
+
+
+def _found_by_first(context: RunContext, find: Callable[[], Composition]) -> Composition:
+    """What the first process finds, in all of them: it alone knows what a composition was forecast to take. Raises
+    `RunError` in all where it finds nothing.
+    """
+    if process_count() == 1:
+        return find()
+    found, told = None, ""
+    if is_main_process():
+        try:
+            found = find()
+            told = json.dumps({"found": table_of(found)})
+        except FtError as error:
+            told = json.dumps({"failed": error.message})
+    table = json.loads(together().texts(told)[0])
+    if "failed" in table:
+        raise RunError(table["failed"])
+    return found or composition_of(table["found"], context.directory, context.registry)

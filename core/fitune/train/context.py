@@ -47,6 +47,8 @@ class RunContext:
     notices: list[Notice] = field(default_factory=list)
     """To be told once the run has started."""
 
+    begun: bool = False
+    """Whether it was composed in this process, or that was tried."""
     compositions: list[Composition] = field(default_factory=list)
     """All that were used; the last is at work."""
     parts: Parts | None = None

@@ -60,12 +60,17 @@ def out_of_memory_error(context: RunContext, shortage: OutOfMemory, why: str) ->
     return error
 
 
-def without_recovery(context: RunContext, said: str) -> RunError:
-    """What ends a run that may not go on: what was asked for, and what tells what a recipe can do about it."""
+def too_often(context: RunContext) -> str:
+    """Why a run does not go on that did so as often as it may, without a full stop."""
+    return f"It went on {len(context.compositions) - 1} times ([memory] recoveries)"
+
+
+def without_recovery(context: RunContext, said: str, why: str = "") -> RunError:
+    """What ends a run that may not go on, and why: what was asked for, and what tells what a recipe can do about it."""
     if context.parts is None:
         return RunError(f"out of GPU memory while loading: {said} What would make it fit: ft plan RECIPE --levers")
     fix = f"What would make it fit: ft explain-oom {context.directory}"
-    return RunError(f"out of GPU memory in training: {said} {fix}")
+    return RunError(f"out of GPU memory in training: {said} {sentences(why, fix)}")
 
 
 def not_deterministic(error: BaseException) -> RunError | None:

@@ -45,6 +45,8 @@ class OutOfMemory:
     """Whether everything is as it was before."""
     since: float
     """When it was, in seconds of `time.perf_counter`."""
+    step: int = 0
+    """Steps that had been made by then, where the processes were started again for it."""
 
 
 def said_by(error: BaseException | None) -> str | None:
@@ -62,9 +64,11 @@ def said_by(error: BaseException | None) -> str | None:
     return None
 
 
-def log(error: BaseException, directory: Path) -> None:
-    """Leave the message in the run's directory; where that cannot be, it is told anyway."""
-    if is_main_process():
+def log(error: BaseException, directory: Path, *, alone: bool = False) -> None:
+    """Leave the message in the run's directory; where that cannot be, it is told anyway. The first process does so for
+    all, but for one that is `alone` with it.
+    """
+    if alone or is_main_process():
         with contextlib.suppress(OSError):
             of_peer = error.trace if isinstance(error, PeerFailed) else ""
             write_file(directory / LOG, told(of_peer or "".join(traceback.format_exception(error))))

@@ -10,11 +10,12 @@ import time
 from fitune.checkpoint.state import capture
 from fitune.compose.processes import PeerFailed
 from fitune.compose.together import lost, together
-from fitune.errors import Interrupted
+from fitune.errors import Interrupted, RunError, cause
 from fitune.memory.fit.refit import Composition, Refitter
 from fitune.plugin.events import Recovery
 from fitune.train.context import RunContext
-from fitune.train.ending import not_deterministic, rescue, without_recovery
+from fitune.train.ending import not_deterministic, rescue, too_often, without_recovery
+from fitune.train.handover import can_be_handed_over, hand_over
 from fitune.train.out_of_memory import OutOfMemory, log, said_by
 from fitune.train.save import save_unfinished
 
@@ -33,7 +34,10 @@ def shortage_of(context: RunContext, error: BaseException, refit: Refitter | Non
         if ending is None:
             raise error
         raise ending from error
-    log(error, context.directory)
+    alone = together().is_cut_off
+    log(error, context.directory, alone=alone)
+    if alone and refit is not None and can_be_handed_over(context):
+        raise _handed_over(context, said) from error
     if not together().agreed(refit is not None and _may_go_on(context)):
         ending = without_recovery(context, said)
         rescue(context, ending)
@@ -51,6 +55,19 @@ def _met(error: BaseException, said: str | None) -> BaseException:
     return together().fail(error, said) or error
 
 
+def _handed_over(context: RunContext, said: str) -> RunError:
+    """What ends a process that the others wait for amid a layer: all are started again, unless that was done as often
+    as it may be, or cannot be.
+    """
+    allowed = context.recipe.memory.recoveries
+    if len(context.compositions) > allowed:
+        return without_recovery(context, said, too_often(context) if allowed else "")
+    try:
+        return hand_over(context, said)
+    except OSError as error:
+        return without_recovery(context, said, f"The other processes could not be told to go on: {cause(error)}")
+
+
 def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
     """That a run goes on with another composition."""
     before = shortage.composition
@@ -63,6 +80,7 @@ def recovery_of(shortage: OutOfMemory, now: Composition, step: int) -> Recovery:
         micro_batch=(before.recipe.train.micro_batch, now.recipe.train.micro_batch),
         forecast=now.forecast,
         seconds=time.perf_counter() - shortage.since,
+        again=max(0, shortage.step - step),
     )
 
 

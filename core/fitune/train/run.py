@@ -26,9 +26,10 @@ from fitune.plugin.registry import Registry
 from fitune.plugin.timings import FIRST_STEP, Timings
 from fitune.runs.card import write_card
 from fitune.train.assemble import assemble
-from fitune.train.choose import choose, choose_again
+from fitune.train.choose import choose, choose_again, go_on_with
 from fitune.train.context import RunContext
 from fitune.train.events import Events
+from fitune.train.handover import handed_over
 from fitune.train.keeper import Keeper
 from fitune.train.loop import is_done, train
 from fitune.train.out_of_memory import OutOfMemory
@@ -72,7 +73,8 @@ def run(
         context.start = begun_from(recipe)
         if resume is not None:
             go_back(context)
-        context.compositions.append(choose(context))
+        handed = handed_over()
+        context.compositions.append(choose(context) if handed is None else go_on_with(context, handed, refit))
         while (shortage := _attempt(context, forecaster, refit)) is not None:
             context.compositions.append(choose_again(context, shortage, refit))
     assert context.parts is not None

@@ -8,6 +8,7 @@ they have seconds, and there is one error.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -17,12 +18,13 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from fitune.compose.processes import AGAIN_FILE, StartAgain
 from fitune.errors import Interrupted, RunError, sentences
 from fitune.train.signals import HANGUP
 
@@ -56,15 +58,35 @@ class End:
 def start_processes(command: Sequence[str], count: int, *, cpu: bool, environment: Mapping[str, str] = {}) -> int:
     """Run a command in so many processes, and wait for their end; gives the exit code of all.
 
-    With `cpu` they see no GPU. SIGINT, SIGTERM and SIGHUP go on to each of them. Raises `RunError` where one has ended
-    by an error that nobody has told, in whatever way.
+    Where one asks for it (`fitune.train.handover`) all are ended, and started again. With `cpu` they see no GPU.
+    SIGINT, SIGTERM and SIGHUP go on to each of them. Raises `RunError` where one has ended by an error that nobody has
+    told, in whatever way.
     """
     home = Path(tempfile.mkdtemp(prefix="fitune-processes-"))
+    again = home / "again.json"
+    group = _Group()
     try:
-        ends = _run(command, count, home, {**_common(count, cpu=cpu), **environment})
+        group.listen()
+        for start in itertools.count(1):
+            told = {**_common(count, cpu=cpu), AGAIN_FILE: str(again), **environment}
+            ends = _run(command, count, home / str(start), told, group)
+            if all(end.code != StartAgain.exit_code for end in ends):
+                return code_of(ends)
+            if group.asked:
+                raise _stopped(again)
     finally:
+        group.leave()
         shutil.rmtree(home, ignore_errors=True)
-    return code_of(ends)
+    raise AssertionError("numbers do not end")
+
+
+def _stopped(again: Path) -> Interrupted:
+    """What ends a run that was asked to stop when its processes were to be started again."""
+    directory = json.loads(again.read_text(encoding="utf-8"))["directory"]
+    return Interrupted(
+        "stopped after GPU memory ran out, before the run went on with less. What was saved before that is kept. "
+        f"Go on with: ft run {directory}"
+    )
 
 
 def code_of(ends: Sequence[End]) -> int:
@@ -104,7 +126,35 @@ def _common(count: int, *, cpu: bool) -> dict[str, str]:
     return found
 
 
-def _run(command: Sequence[str], count: int, home: Path, environment: Mapping[str, str]) -> list[End]:
+class _Group:
+    """The processes that are there: signals that ask this process to end go on to them."""
+
+    def __init__(self) -> None:
+        self.context: SubprocessContext | None = None
+        self.asked = False
+        """Whether they were asked to end, by a signal from outside."""
+        asking = [signal.SIGTERM, signal.SIGINT, *([] if HANGUP is None else [HANGUP])]
+        self._before = {number: signal.getsignal(number) for number in asking}
+        self._hears = threading.current_thread() is threading.main_thread()  # signals come to that one alone
+
+    def listen(self) -> None:
+        """Take signals; again each time that torch has started processes, for it takes them then."""
+        for number, handler in self._before.items() if self._hears else ():
+            ignored = number == HANGUP and handler is signal.SIG_IGN
+            signal.signal(number, signal.SIG_IGN if ignored else self._on_signal)
+
+    def leave(self) -> None:
+        """Leave signals to whom they went before."""
+        for number, handler in self._before.items() if self._hears else ():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self.context is not None:
+            _send(self.context, signal.Signals(number))
+
+
+def _run(command: Sequence[str], count: int, home: Path, environment: Mapping[str, str], group: _Group) -> list[End]:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
@@ -117,12 +167,17 @@ def _run(command: Sequence[str], count: int, home: Path, environment: Mapping[st
         logs_specs=DefaultLogsSpecs(log_dir=str(home)),
     )
     assert isinstance(context, SubprocessContext)
-    with _passed_on(context):
-        try:
-            killed = _wait(context)
-        except BaseException:
-            context.close(signal.SIGKILL)
-            raise
+    group.context = context
+    group.listen()
+    try:
+        if group.asked:  # while they were started
+            _send(context, signal.SIGTERM)
+        killed = _wait(context)
+    except BaseException:
+        context.close(signal.SIGKILL)
+        raise
+    finally:
+        group.context = None
     return [_end(process, context, killed) for process in range(count)]
 
 
@@ -133,6 +188,9 @@ def _wait(context: SubprocessContext) -> set[int]:
     asked: set[int] = set()
     while left := {number for number, process in processes.items() if process.poll() is None}:
         codes = [process.poll() for process in processes.values()]
+        if StartAgain.exit_code in codes and asked != left:  # the others wait for it amid a layer, and hear nothing
+            asked = left
+            _send(context, signal.SIGKILL)
         if failed_at is None and any(code not in (None, 0, Interrupted.exit_code) for code in codes):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() > failed_at + GRACE and not asked:
@@ -151,27 +209,6 @@ def _send(context: SubprocessContext, number: signal.Signals) -> None:
         if handler.proc.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(handler.proc.pid, number)
-
-
-@contextlib.contextmanager
-def _passed_on(context: SubprocessContext) -> Iterator[None]:
-    """While this lasts, signals that ask this process to end go on to the others, which end as one alone would."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main one alone
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        _send(context, signal.Signals(number))
-
-    signals = [signal.SIGTERM, signal.SIGINT]
-    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-        signals.append(HANGUP)
-    before = {number: signal.signal(number, on_signal) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _end(process: int, context: SubprocessContext, killed: set[int]) -> End:

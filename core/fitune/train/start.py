@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import tomli_w
 
 from fitune.checkpoint.final import final_damage
+from fitune.compose.processes import again_file
 from fitune.errors import FtError, RecipeError, RunError
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import Recipe
@@ -81,6 +83,17 @@ def start_of(
         raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
     made_up = RUNS / f"{recipe.general.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Start(recipe=recipe, directory=out or made_up, named=out is not None)
+
+
+def start_again(registry: Registry) -> Start | None:
+    """What a process of `ft run --gpus` is to do that was started again; None for one that was not. The run knows by
+    then what was asked for, wherever it is kept. Raises `RecipeError` and `RunError`.
+    """
+    file = again_file()
+    if file is None or not file.exists():
+        return None
+    directory = Path(json.loads(file.read_text(encoding="utf-8"))["directory"])
+    return start_of(directory, registry, (), out=None, resume=False, allowed=())
 
 
 def _places(given: Path | Recipe, model: Path | None, data: Sequence[Path]) -> list[str]:
