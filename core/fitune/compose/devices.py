@@ -21,6 +21,12 @@ from fitune.plugin.strategy import Plan
 NONE_DETERMINISTIC = "does not have a deterministic implementation"
 """What torch says of an operation that cannot be computed so."""
 
+ALLOCATOR_BY_ITSELF = {"expandable_segments": "False"}
+"""Settings of strategies, as torch has them where nobody says anything: a setting that is left out stays as it was."""
+
+_given_to_allocator: list[str] = []
+"""What the environment said before the first run of this process that set something."""
+
 
 def make_accelerator() -> Accelerator:
     """The processes and devices of this run. Raises `RunError` if they are set up in a way that cannot be run under."""
@@ -47,13 +53,16 @@ def must_be_one_run(recipe: Recipe) -> None:
 
 
 def set_allocator(plan: Plan) -> None:
-    """Give the CUDA caching allocator the plan's settings, over those of the environment."""
-    if not plan.allocator:
+    """Give the CUDA caching allocator the plan's settings, over those of the environment, and none of an earlier run's
+    in this process.
+    """
+    if not plan.allocator and not _given_to_allocator:
         return
     name = "PYTORCH_ALLOC_CONF"
-    given = os.environ.get(name) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
-    settings = dict(pair.split(":", 1) for pair in given.split(",") if ":" in pair)
-    settings.update(plan.allocator)
+    if not _given_to_allocator:
+        _given_to_allocator.append(os.environ.get(name) or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "")
+    settings = dict(pair.split(":", 1) for pair in _given_to_allocator[0].split(",") if ":" in pair)
+    settings = {**ALLOCATOR_BY_ITSELF, **settings, **dict(plan.allocator)}
     os.environ[name] = ",".join(f"{key}:{value}" for key, value in settings.items())
     # The environment may have been read already. torch has no public function for this, and renamed its own.
     renamed = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
