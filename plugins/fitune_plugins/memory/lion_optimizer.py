@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from fitune import decay_groups
 
 TOGETHER = 4 * 2**20
-"""Elements that are changed at a time, unless one tensor has more: bounds what a step takes beside the state."""
+"""Elements that are changed at a time, of one tensor or of several: bounds what a step takes beside the state."""
+
+Piece = tuple[Tensor, Tensor, Tensor]
+"""Rows of a parameter, of its gradient and of its mean."""
 
 
 class LionOptimizer(torch.optim.Optimizer):
@@ -35,45 +38,46 @@ class LionOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Change each parameter that has a gradient."""
         for group in self.param_groups:
-            for bucket in _buckets([p for p in group["params"] if p.grad is not None]):
+            pieces = (piece for p in group["params"] if p.grad is not None for piece in self._pieces(p, p.grad))
+            for bucket in _buckets(pieces):
                 self._change(bucket, group)
 
-    def _change(self, bucket: list[Tensor], group: dict[str, Any]) -> None:
+    def _change(self, bucket: list[Piece], group: dict[str, Any]) -> None:
         rate, (beta1, beta2) = group["lr"], group["betas"]
-        kept = [self._mean(parameter) for parameter in bucket]
-        gradients = [_grad(parameter).float() for parameter in bucket]
+        parameters, gradients, kept = ([piece[at] for piece in bucket] for at in range(3))
+        gradients = [gradient.float() for gradient in gradients]
         means = [mean.float() for mean in kept]  # themselves, where they are float32
         updates = list(torch._foreach_lerp(means, gradients, 1 - beta1))
         torch._foreach_sign_(updates)
         if group["weight_decay"]:
-            torch._foreach_mul_(bucket, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(bucket, updates, alpha=-rate)
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-rate)
         torch._foreach_lerp_(means, gradients, 1 - beta2)
         if self._dtype != torch.float32:
             torch._foreach_copy_(kept, means)
 
-    def _mean(self, parameter: Tensor) -> Tensor:
+    def _pieces(self, parameter: Tensor, gradient: Tensor) -> Iterator[Piece]:
+        """All of a parameter, or so many of its rows at a time that they have no more than `TOGETHER` elements."""
         state = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter, dtype=self._dtype)
-        mean: Tensor = state["exp_avg"]
-        return mean
+        every = (parameter.detach(), gradient, state["exp_avg"])
+        if parameter.numel() <= TOGETHER:
+            yield every
+            return
+        rows = max(1, TOGETHER * parameter.shape[0] // parameter.numel())
+        yield from zip(*(tensor.split(rows) for tensor in every), strict=True)
 
 
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _buckets(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """So many together that they have `TOGETHER` elements, or one alone."""
-    bucket: list[Tensor] = []
+    bucket: list[Piece] = []
     elements = 0
-    for parameter in parameters:
-        if bucket and elements + parameter.numel() > TOGETHER:
+    for piece in pieces:
+        if bucket and elements + piece[0].numel() > TOGETHER:
             yield bucket
             bucket, elements = [], 0
-        bucket.append(parameter)
-        elements += parameter.numel()
+        bucket.append(piece)
+        elements += piece[0].numel()
     if bucket:
         yield bucket

@@ -18,6 +18,7 @@ from fitune.recipe.reader import read_recipe
 from fitune.testing import assert_strategy, open_registry
 from fitune.testing.contracts.trial import Trial, must_go_on_to_the_bit
 from fitune.train.loop import train as steps_of
+from fitune_plugins.memory import lion_optimizer
 from fitune_plugins.memory.lion import Lion, LionOptions
 from support.architectures import recipe_of
 from support.nothing import nothing
@@ -93,7 +94,10 @@ def test_a_run_learns(recipe_path: Path, tmp_path: Path, case: str) -> None:
     assert found[-1] < found[0] - 0.1
 
 
-def test_lion_is_that_of_its_paper() -> None:
+@pytest.mark.parametrize("together", [4 * 2**20, 100])
+def test_lion_is_that_of_its_paper(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    """With tensors together, and with a few rows at a time."""
+    monkeypatch.setattr(lion_optimizer, "TOGETHER", together)
     found, expected = _parameters(), _parameters()
     _steps(Lion(LionOptions(beta2=0.9)).make_optimizer(found, SETTINGS), found)
     random, means = torch.Generator().manual_seed(1), [torch.zeros_like(p) for p in expected]
