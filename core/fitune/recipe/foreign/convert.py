@@ -10,7 +10,7 @@ from typing import Any
 
 from fitune.errors import RecipeError
 from fitune.plugin.registry import Registry
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.key import Known, Tool
 from fitune.recipe.foreign.known import keys_of
 from fitune.recipe.foreign.source import Account, Source, parse

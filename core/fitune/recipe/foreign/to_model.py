@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fitune.errors import RecipeError
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.source import Source
 
 Dtype = Literal["bfloat16", "float16", "float32"]

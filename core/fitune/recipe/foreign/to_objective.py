@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fitune.errors import RecipeError
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.source import Source
 
 SFT = ("sft", "pt", "none", "nll")

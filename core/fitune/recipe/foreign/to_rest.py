@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.source import Source
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")

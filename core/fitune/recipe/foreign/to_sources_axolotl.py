@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.known import SETS
 from fitune.recipe.foreign.source import Source
 from fitune.recipe.foreign.to_sources import Rows, rows_at

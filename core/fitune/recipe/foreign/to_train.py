@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fitune.plugin.recipe import Schedule
-from fitune.recipe.foreign.draft import Draft
+from fitune.recipe.draft import Draft
 from fitune.recipe.foreign.source import Source
 
 SCHEDULES: dict[str, Schedule] = {
