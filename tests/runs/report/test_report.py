@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fitune.runs.report.chart import Level, Marks, brief, chart, ticks
+from fitune.runs.report.chart import Level, Marks, beside, chart, ticks
 from fitune.runs.report.collect import collect
 from fitune.runs.report.page import page
 from fitune.runs.report.series import series
@@ -55,6 +55,63 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     text = page([collect(run) for run in runs], "0")
     assert "2 runs" in text
     assert text.count('<span><i class="key c1"></i>two (two)</span>') == 3
+
+
+def test_several_runs_are_compared_on_held_out_data_too(tmp_path: Path) -> None:
+    runs = [write_long_run(tmp_path / name, 20, name=name, every=5) for name in ("one", "two")]
+    text = page([collect(run) for run in runs], "0")
+    for title in ("Held-out loss", "Held-out answers that are exact, %"):
+        (figure,) = re.findall(rf"<figcaption>{re.escape(title)}</figcaption>.*?</figure>", text.partition("<h2>")[0])
+        assert figure.count('class="line') == 2
+
+
+def test_a_run_has_one_colour_in_all_drawings(tmp_path: Path) -> None:
+    """Also where the one before it has nothing to draw."""
+    runs = [write_long_run(tmp_path / name, 20, name=name, every=every) for name, every in (("one", 99), ("two", 5))]
+    text = page([collect(run) for run in runs], "0")
+    (figure,) = re.findall(r"<figcaption>Held-out loss</figcaption>.*?</figure>", text.partition("<h2>")[0])
+    assert '<i class="key c1"></i>two (two)' in figure
+    assert "one (one)" not in figure
+
+
+def test_what_an_objective_measures_is_drawn(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 20, every=5)
+    recipe = (run / "recipe.toml").read_text(encoding="utf-8")
+    (run / "recipe.toml").write_text(f'{recipe}[objective]\nuse = "dpo"\nbeta = 0.1\n', encoding="utf-8")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["event"] in ("step", "evaluation"):
+            line |= {"accuracy": 0.5 + line["step"] / 100, "rewards/chosen": 1.0, "rewards/rejected": -1.0, "odd": "x"}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = page([collect(run)], "0")
+    figures = dict(re.findall(r"<figcaption>(.*?)</figcaption>(.*?)</figure>", text))
+    assert "Loss of dpo" in figures
+    assert (figures["Accuracy"].count('class="line'), figures["Accuracy"].count("<circle")) == (1, 4)
+    assert (figures["Rewards"].count('class="line'), figures["Rewards"].count("<circle")) == (2, 8)
+    assert [said in figures["Rewards"] for said in (">chosen<", ">held-out rejected<")] == [True, True]
+    assert "Odd" not in figures
+    said = " ".join(_Elements(text).said)
+    assert "dpo (beta 0.1)" in said
+    (row,) = re.findall(r"<tr><td[^>]*>20</td>(.*?)</tr>", text.partition("Evaluations")[2])[:1]
+    assert "0.7000" in row
+
+
+def test_what_several_processes_have_done_and_how_a_run_was_fitted_and_recovered(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "run", 20)
+    (run / "identity.json").write_text('{"processes": 2, "recipe": {"memory": {"fit": "A10G"}}}', encoding="utf-8")
+    line = {
+        "event": "recovery", "step": 7, "phase": "step", "error": "CUDA out of memory", "before": [], "forecast": None,
+        "after": ['{use = "chunked-loss"}'], "micro_batch": [4, 2], "seconds": 9.0, "again": 0,
+    }  # fmt: skip
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    said = " ".join("".join(_Elements(page([collect(run)], "0")).said).split())
+    assert "2 (memory is the first one's)" in said
+    assert "chosen by [memory] fit, for A10G." in said
+    assert (
+        'after 7 steps memory ran out in the step, with no strategy; it went on with {use = "chunked-loss"}, 2 rows in '
+        "a forward pass in place of 4 (CUDA out of memory)"
+    ) in said
 
 
 def test_what_comes_of_a_run_is_text(tmp_path: Path) -> None:
@@ -124,10 +181,18 @@ def test_a_drawing_is_whole_xml_and_its_lines_lie_within_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(0.0, "0"), (20000.0, "20k"), (1500.0, "1500"), (2e6, "2M"), (0.00015, "1.5e-4"), (0.5, "0.5")]
+    ("values", "said"),
+    [
+        ([0.0, 5000.0, 10000.0], ["0", "5k", "10k"]),
+        ([500.0, 1000.0, 1500.0], ["500", "1000", "1500"]),  # not 1k between them
+        ([0.0, 1000.0, 2000.0], ["0", "1k", "2k"]),
+        ([2e6, 2.5e7], ["2M", "25M"]),
+        ([0.00015, 0.5, 0.0], ["1.5e-4", "0.5", "0"]),
+        ([], []),
+    ],
 )
-def test_numbers_beside_axes(value: float, said: str) -> None:
-    assert brief(value) == said
+def test_numbers_beside_axes(values: list[float], said: list[str]) -> None:
+    assert beside(values) == said
 
 
 def test_ticks_are_round() -> None:

@@ -62,7 +62,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_on_a_phone(tmp_path: Path, text: str) -> None:
     found = _seen(tmp_path, text, 360)
     assert (found["scroll"], found["wide"]) == (found["width"], 0)
-    assert found["drawings"] == 15
+    assert found["drawings"] == 17
     assert (found["scripts"], found["images"], found["run"]) == (0, 0, None)
     assert found["title"].startswith("<script>window.ran=1")
     assert (found["page"], found["ink"]) == ("rgb(255, 255, 255)", "rgb(27, 31, 36)")

@@ -15,6 +15,9 @@ def choices(recipe: Values) -> Iterator[tuple[str, str]]:
     for table in ("model", "adapter"):
         if isinstance(found := recipe.get(table), Mapping):
             yield table, _use(found)
+    objective = recipe.get("objective")
+    if isinstance(objective, Mapping) and objective.get("use") != "sft":
+        yield "objective", _use(objective)
     memory, data = _table(recipe, "memory"), _table(recipe, "data")
     if memory:
         yield "strategies", ", ".join(map(_use, _tables(memory, "strategy"))) or "no strategy"

@@ -79,13 +79,14 @@ def chart(
 
 
 def _axes(scale: _Scale) -> Iterator[str]:
-    for value in ticks(scale.low, scale.high, 5):
+    values = ticks(scale.low, scale.high, 5)
+    for value, said in zip(values, beside(values), strict=True):
         y = scale.y(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{brief(value)}</text>'
-    for step in ticks(scale.first, scale.last, 6):
-        if step == int(step):
-            yield f'<text x="{scale.x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{brief(step)}</text>'
+        yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{said}</text>'
+    steps = [step for step in ticks(scale.first, scale.last, 6) if step == int(step)]
+    for step, said in zip(steps, beside(steps), strict=True):
+        yield f'<text x="{scale.x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{said}</text>'
     yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">steps</text>'
 
 
@@ -141,11 +142,16 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [at * width for at in range(first, math.floor(high / width) + 1)]
 
 
-def brief(value: float) -> str:
-    """A number beside an axis: 20k, 1.5e-4."""
+def beside(values: Sequence[float]) -> list[str]:
+    """The numbers beside an axis, all in one unit: 5k, 10k, 15k; 500, 1000, 1500; 1.5e-4."""
+    most = max(map(abs, values), default=0)
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size or (abs(value) >= size and value % size == 0):
-            return f"{value / size:,.4g}{letter}"
+        if most >= 10 * size or (most >= size and all(value % size == 0 for value in values)):
+            return [f"{value / size:,.4g}{letter}" if value else "0" for value in values]
+    return [_small(value) for value in values]
+
+
+def _small(value: float) -> str:
     if 0 < abs(value) < 0.01:
         digits, _, power = f"{value:.2e}".partition("e")
         return f"{float(digits):g}e{int(power)}"

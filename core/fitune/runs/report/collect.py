@@ -13,8 +13,9 @@ from fitune.runs.card import published
 from fitune.runs.history.show import Story, tell
 from fitune.runs.history.summary import number
 from fitune.runs.history.values import choices, value_text
-from fitune.runs.layout import ANSWERS, ENVIRONMENT, RECIPE, read_json, read_toml
+from fitune.runs.layout import ANSWERS, ENVIRONMENT, IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lines import Line
+from fitune.runs.report.measures import Measure, measures
 from fitune.runs.report.series import Series, series
 
 EXAMPLES = 8
@@ -48,6 +49,12 @@ class Told:
     memory_kind: str
     held_out: tuple[tuple[int, float | None, float | None], ...]
     """(step, loss, share of exact answers) of each evaluation."""
+    measures: tuple[Measure, ...]
+    """What the objective measures beside the loss."""
+    objective: str
+    processes: int
+    fitted: str
+    """The card that its strategies were chosen for by `[memory] fit`, or empty."""
     ledger: tuple[tuple[str, int], ...]
     """(What it is for, bytes) at the peak that was forecast."""
     forecast: Mapping[str, Any]
@@ -67,7 +74,8 @@ def collect(directory: Path) -> Told:
     """What is known of a run. Raises `RunError` if the directory holds none."""
     story = tell(directory)
     lines = _once(story.lines)
-    steps = [line for line in lines if line.event == "step"]
+    steps, evaluations = ([line for line in lines if line.event == event] for event in ("step", "evaluation"))
+    identity = read_json(directory / IDENTITY)
     kind = "gpu" if any("gpu_memory_peak" in line.values for line in steps) else "host"
     peaks = [(step, value / GIB) for step, value in _numbers(steps, f"{kind}_memory_peak")]
     forecast, measured = (_mapping(story.memory.get(name)) for name in ("forecast", "measured"))
@@ -81,7 +89,11 @@ def collect(directory: Path) -> Told:
         speeds=series("tokens a second", _numbers(steps, "tokens_per_second")),
         memory=series(f"{kind} memory", peaks),
         memory_kind=kind,
-        held_out=tuple(_evaluations(lines)),
+        held_out=tuple(_held_out(evaluations)),
+        measures=measures(steps, evaluations),
+        objective=str(_mapping(recipe.get("objective")).get("use", "sft")),
+        processes=int(number(identity.get("processes")) or 1),
+        fitted=_fitted(_mapping(_mapping(identity.get("recipe")).get("memory")).get("fit")),
         ledger=tuple(_ledger(forecast.get("ledger"))),
         forecast=forecast,
         measured=measured,
@@ -107,10 +119,13 @@ def _numbers(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
     return [(step, value) for step, value in found if value is not None]
 
 
-def _evaluations(lines: Sequence[Line]) -> Iterator[tuple[int, float | None, float | None]]:
+def _held_out(lines: Sequence[Line]) -> Iterator[tuple[int, float | None, float | None]]:
     for line in lines:
-        if line.event == "evaluation":
-            yield line.step, number(line.values.get("loss")), number(line.values.get("exact_match"))
+        yield line.step, number(line.values.get("loss")), number(line.values.get("exact_match"))
+
+
+def _fitted(fit: Any) -> str:
+    return fit if isinstance(fit, str) else "the card that it ran on" if fit is True else ""
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -128,8 +143,24 @@ def _choices(lines: Sequence[Line]) -> Iterator[str]:
         if line.event == "notice":
             yield f"after {line.step:,} steps, {line.values.get('kind')}: {line.values.get('what')}"
         elif line.event == "recovery":
-            said = ", ".join(f"{key} {value}" for key, value in line.values.items() if key not in ("event", "step"))
-            yield f"after {line.step:,} steps memory ran out, and the run went on with less: {said}"
+            yield _recovered(line)
+
+
+def _recovered(line: Line) -> str:
+    """That memory ran out, and what the run went on with."""
+    values = line.values
+    before, after = (", ".join(map(str, _list(values.get(key)))) or "no strategy" for key in ("before", "after"))
+    said = (
+        f"after {line.step:,} steps memory ran out in the {values.get('phase')}, with {before}; it went on with {after}"
+    )
+    rows = _list(values.get("micro_batch"))
+    if len(rows) == 2 and rows[0] != rows[1]:
+        said += f", {rows[1]} rows in a forward pass in place of {rows[0]}"
+    return f"{said} ({values.get('error')})"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _answers(values: Any) -> list[Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,15 +51,18 @@ def page(runs: Sequence[Told], version: str) -> str:
     return f"{head}{''.join(parts)}{foot}</body></html>\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = ()) -> str:
-    """A table; columns of `numbers` are set flush right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int] = (), *, kind: str = "") -> str:
+    """A table; columns of `numbers` are set flush right; of kind "facts", the first column takes no more than it needs,
+    and words of kind "runs" are not taken apart.
+    """
     kinds = [' class="n"' if at in numbers else "" for at in range(len(head) or len(rows[0]))]
     top = "".join(f"<th{kind}>{text_of(cell)}</th>" for cell, kind in zip(head, kinds, strict=False))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{text_of(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table>{f"<tr>{top}</tr>" if head else ""}{body}</table></div>'
+    opening = f'<table class="{kind}">' if kind else "<table>"
+    return f'<div class="wide">{opening}{f"<tr>{top}</tr>" if head else ""}{body}</table></div>'
 
 
 def _comparison(runs: Sequence[Told]) -> Iterator[str]:
@@ -81,12 +84,19 @@ def _comparison(runs: Sequence[Told]) -> Iterator[str]:
             )
         )
     head = ("run", "state", "steps", "loss", "held out", "exact", "memory", "time")
-    yield table(head, rows, range(2, len(head)))
+    yield table(head, rows, range(2, len(head)), kind="runs")
     yield '<div class="charts">'
     yield chart("Training loss", [_named(one, one.losses) for one in runs])
+    yield chart("Held-out loss", _drawn(runs, _losses))
+    yield chart("Held-out answers that are exact, %", _drawn(runs, _exact), zero=True)
     yield chart("Memory, GiB", [_named(one, one.memory) for one in runs], zero=True)
     yield chart("Tokens a second", [_named(one, one.speeds) for one in runs], zero=True)
     yield "</div>"
+
+
+def _drawn(runs: Sequence[Told], points: Callable[[Told], Sequence[tuple[int, float]]]) -> list[Series]:
+    """A line for each run, of one colour in all drawings; one without points is left out there."""
+    return [_named(one, series("", points(one))) for one in runs]
 
 
 def _named(one: Told, line: Series) -> Series:
@@ -109,10 +119,11 @@ def _run(one: Told) -> Iterator[str]:
         ("time", duration_text(run.seconds)),
         ("tokens", f"{record.tokens:,}" if record else NOTHING),
         ("device", record.device if record else NOTHING),
+        ("processes", f"{one.processes} (memory is the first one's)" if one.processes > 1 else NOTHING),
         ("started", when_text(run.started)),
         ("directory", run.directory.name),
     ]
-    yield table((), [fact for fact in facts if fact[1] != NOTHING])
+    yield table((), [fact for fact in facts if fact[1] != NOTHING], kind="facts")
     yield from _training(one)
     yield from _memory(one)
     yield from _chosen(one)
@@ -129,20 +140,21 @@ def _held(held: Any) -> str:
 
 
 def _training(one: Told) -> Iterator[str]:
-    losses = [(step, loss) for step, loss, _ in one.held_out if loss is not None]
-    exact = [(step, 100 * share) for step, _, share in one.held_out if share is not None]
     yield '<h2>Training</h2><div class="charts">'
-    lines, marks = _evaluated("held-out loss", losses)
-    yield chart("Loss, nats a token", [one.losses, *lines], marks)
-    lines, marks = _evaluated("exact match", exact)
+    lines, marks = _evaluated("held-out loss", _losses(one))
+    yield chart(_loss(one), [one.losses, *lines], marks)
+    lines, marks = _evaluated("exact match", _exact(one))
     yield chart("Held-out answers that are exact, %", lines, marks, zero=True)
+    for measure in one.measures:
+        found = [_evaluated(name, points) for name, points in measure.held_out]
+        lines = [line for lines, _ in found for line in lines]
+        yield chart(measure.title, [*measure.lines, *lines], [mark for _, marks in found for mark in marks])
     yield chart("Learning rate", [one.rates], zero=True)
     yield chart("Gradient norm", [one.norms], zero=True)
     yield chart("Speed, tokens a second", [one.speeds], zero=True)
     yield "</div>"
     if one.held_out:
-        rows = [(f"{step:,}", loss_text(loss), share_text(share)) for step, loss, share in spread(one.held_out, ROWS)]
-        yield f"<details><summary>Evaluations</summary>{table(('step', 'loss', 'exact'), rows, (0, 1, 2))}</details>"
+        yield f"<details><summary>Evaluations</summary>{_evaluations(one)}</details>"
     if one.losses.points:
         numbers = [
             (f"{p.step:,.0f}", loss_text(p.low), loss_text(p.mean), loss_text(p.high))
@@ -152,11 +164,39 @@ def _training(one: Told) -> Iterator[str]:
         yield f"<details><summary>Training loss in numbers</summary>{table(head, numbers, (0, 1, 2, 3))}</details>"
 
 
+def _loss(one: Told) -> str:
+    """Of tokens, or of what else the objective counts."""
+    return "Loss, nats a token" if one.objective == "sft" else f"Loss of {one.objective}"
+
+
+def _losses(one: Told) -> list[tuple[int, float]]:
+    return [(step, loss) for step, loss, _ in one.held_out if loss is not None]
+
+
+def _exact(one: Told) -> list[tuple[int, float]]:
+    return [(step, 100 * share) for step, _, share in one.held_out if share is not None]
+
+
+def _evaluations(one: Told) -> str:
+    """In numbers, those of the objective's own among them."""
+    own = {name: dict(points) for measure in one.measures for name, points in measure.held_out if "/" not in name}
+    own = {name.removeprefix("held-out "): found for name, found in own.items()}
+    rows = [
+        (f"{step:,}", loss_text(loss), share_text(share), *(loss_text(found.get(step)) for found in own.values()))
+        for step, loss, share in spread(one.held_out, ROWS)
+    ]
+    return table(("step", "loss", "exact", *own), rows, range(3 + len(own)))
+
+
 def _evaluated(name: str, points: Sequence[tuple[int, float]]) -> tuple[list[Series], list[Marks]]:
     """Evaluations as marks, or as a line where these would hide what is behind them."""
     if len(points) > MARKS:
         return [series(name, points)], []
     return [], [Marks(name=name, points=tuple(points))] if points else []
+
+
+def _peak(one: Told) -> str:
+    return "Most allocated in a step, GiB" if one.memory_kind == "gpu" else "Host memory, the most so far, GiB"
 
 
 def _memory(one: Told) -> Iterator[str]:
@@ -165,7 +205,7 @@ def _memory(one: Told) -> Iterator[str]:
     if (size := number(one.forecast.get("allocated"))) and one.memory_kind == "gpu":
         levels.append(Level(name="forecast", value=size / GIB))
     yield "<h2>Memory</h2>"
-    yield f'<div class="charts">{chart("Most allocated in a step, GiB", [one.memory], levels=levels, zero=True)}</div>'
+    yield f'<div class="charts">{chart(_peak(one), [one.memory], levels=levels, zero=True)}</div>'
     rows = []
     for key in ("allocated", "reserved", "context"):
         said, found = number(one.forecast.get(key)), number(one.measured.get(key))
@@ -174,7 +214,7 @@ def _memory(one: Told) -> Iterator[str]:
             rows.append((key, size_text(int(said)), size_text(int(found)), off))
     if rows:
         yield f"<h3>Forecast beside measured, on {text_of(one.forecast.get('card'))}</h3>"
-        yield table(("", "forecast", "measured", "forecast is off by"), rows, (1, 2, 3))
+        yield table(("", "forecast", "measured", "off by"), rows, (1, 2, 3))
     elif one.forecast.get("error"):
         yield f"<p>There is no forecast: {text_of(one.forecast['error'])}</p>"
     else:
@@ -192,8 +232,10 @@ def _memory(one: Told) -> Iterator[str]:
 
 def _chosen(one: Told) -> Iterator[str]:
     yield "<h2>What was chosen, and why</h2>"
+    if one.fitted:
+        yield f"<p>Its strategies were chosen by <code>[memory] fit</code>, for {text_of(one.fitted)}.</p>"
     if one.main:
-        yield table((), one.main)
+        yield table((), one.main, kind="facts")
     if one.choices:
         shown = spread(one.choices, 50)
         yield "<h3>What the run said of it</h3><ul>" + "".join(f"<li>{text_of(said)}</li>" for said in shown) + "</ul>"

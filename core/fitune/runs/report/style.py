@@ -8,11 +8,12 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1120px;padding:16px;background:var(--page);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.6rem;margin:.4em 0}h2{font-size:1.25rem;margin:1.8em 0 .5em;border-bottom:1px solid var(--rule)}
+h1{font-size:1.6rem;margin:.4em 0}.charts+h1{margin-top:2em;padding-top:.6em;border-top:3px solid var(--rule)}
+h2{font-size:1.25rem;margin:1.8em 0 .5em;border-bottom:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.2em 0 .3em}
 p{margin:.4em 0}.soft{color:var(--soft)}.state{font-size:1rem;font-weight:400;color:var(--soft)}
 .good{color:var(--good)}.bad{color:var(--bad)}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:16px}
+.charts{display:grid;margin:14px 0;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:16px}
 figure{margin:0;padding:10px;background:var(--box);border:1px solid var(--rule);border-radius:8px;min-width:0}
 figcaption{font-weight:600}.legend{margin:0;font-size:.82rem;color:var(--soft)}
 .legend span{display:inline-block;margin-right:1em}
@@ -25,7 +26,8 @@ stroke-linejoin:round;stroke-linecap:round}.band{fill:currentColor;opacity:.22}.
 .c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--rule);vertical-align:top}
-td:first-child{min-width:6.5em}td:nth-child(2){min-width:5.2em}
+td:first-child{min-width:6.5em}.facts td:first-child{width:9.5em}
+.runs td{overflow-wrap:normal}td:nth-child(2){min-width:5.2em}
 th{color:var(--soft);font-weight:600}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal;white-space:nowrap}
 td.bar{width:40%;min-width:60px}
