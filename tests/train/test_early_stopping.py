@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from fitune.recipe.reader import read_recipe
 from fitune.runs.history.show import lines, tell
 from fitune.testing import open_registry
 from support.after_runs import ft
+from support.blows import join
+from support.forked import Forks
 from support.resuming import STEPS, curve, go, stop, write_resumed
 from support.tiny import metrics
 
@@ -98,6 +101,22 @@ def test_one_that_ended_early_is_done(recipe: Path, tmp_path: Path) -> None:
     assert len(metrics(run)) == 3
     go(run, "eval.patience=2", allowed=["eval.patience"])
     assert _record(run) == {"state": "done", "steps_made": STEPS, "early": False, "saved": 6}
+
+
+def test_processes_end_together(tmp_path: Path, forks: Forks) -> None:
+    """With nothing that could count as better than the first evaluation."""
+    recipe = write_resumed(tmp_path / "recipe")
+    settings = [*EVERY, "eval.patience=2", "eval.min_delta=100", BEST, "memory.strategy=[]"]
+    sets = [word for one in settings for word in ("--set", one)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    given: list[str | Path] = ["run", recipe, "--out", tmp_path / "run", *sets]
+    children = [forks.start(given, cwd=tmp_path, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)]
+    ended = [forks.wait(child) for child in children]
+    assert [one.code for one in ended] == [0, 0], ended[0].output
+    record = _record(tmp_path / "run")
+    assert (record["state"], record["steps_made"], record["early"]) == ("done", 3, True)
 
 
 def test_a_best_that_is_damaged_is_told(recipe: Path, tmp_path: Path) -> None:
