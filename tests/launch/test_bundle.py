@@ -71,6 +71,44 @@ def test_its_code_is_what_runs(tmp_path: Path) -> None:
     assert done.stdout.count(str(bundle)) == 2
 
 
+def test_a_package_that_carries_the_model_is_sent_and_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it needs to be used as a package may be much, and is not needed for its files."""
+    pytest.importorskip("gguf", reason="needs fitune[gguf]")
+    package = tmp_path / "site" / "boxed_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import what_is_not_there\n", encoding="utf-8")
+    (package / "small.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.syspath_prepend(str(package.parent))
+    bundle, recipe = sent(tmp_path, 'model={use="gguf", package="boxed_model"}')
+    assert (bundle / "code" / "boxed_model" / "small.gguf").read_bytes() == b"GGUF" + bytes(100)
+    assert not any(line.startswith("boxed") for line in requirements(recipe, open_registry()))
+    values = tomli.loads((bundle / "recipe.toml").read_text(encoding="utf-8"))
+    assert values["model"]["package"] == "boxed_model"  # as it was, and as it is once the run is back
+    code = "import importlib.util; print(importlib.util.find_spec('boxed_model').origin)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(bundle / "code")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(bundle))
+
+
+def test_a_tracker_is_installed_there(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, "wandb", "", version="9.8.7", requires=["its-own-need"])
+    (site / "wandb-9.8.7.dist-info" / "top_level.txt").write_text("wandb\n", encoding="utf-8")
+    install(site, "its-own-need", "", version="0.1")
+    monkeypatch.syspath_prepend(str(site))
+    plain = requirements(read(), open_registry())
+    lines = requirements(read('listener=[{use="tracker", name="wandb"}]'), open_registry())
+    assert sorted(set(lines) - set(plain)) == ["its-own-need==0.1", "wandb==9.8.7"]
+
+
 def test_what_did_not_arrive_whole_is_told(tmp_path: Path) -> None:
     bundle, _ = sent(tmp_path)
     must_be_whole(bundle)

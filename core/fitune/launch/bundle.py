@@ -51,7 +51,7 @@ def make_bundle(recipe: Recipe, registry: Registry, directory: Path, arguments: 
         (directory / RECIPE).write_text(tomli_w.dumps(values), encoding="utf-8")
         lines = requirements(recipe, registry)
         (directory / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        for name in CODE:
+        for name in (*CODE, *recipe.model.record.carriers(recipe.model.options)):
             _copy_package(name, directory / "code" / name)
         return seal(directory, recipe.general.name, arguments)
     except shutil.Error as error:
@@ -164,12 +164,15 @@ def _copy(source: str | Path, target: str | Path) -> None:
 
 
 def _copy_package(name: str, target: Path) -> None:
-    """Copy a package's files, as they are imported here. Raises `RunError` for one that lies in no directory."""
+    """Copy a package's files, as they are imported here; what is large is linked. Raises `RunError` for one that lies
+    in no directory.
+    """
     spec = importlib.util.find_spec(name)
     home = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
     if home is None or not home.is_dir():
         raise RunError(f"the package {name} lies in no directory here, so that its code cannot be sent")
-    shutil.copytree(home, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(home, target, ignore=ignore, copy_function=_copy, dirs_exist_ok=True)
 
 
 def job_name(recipe: str) -> str:

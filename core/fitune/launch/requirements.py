@@ -30,7 +30,7 @@ def requirements(recipe: Recipe, registry: Registry) -> list[str]:
     for name in plugins:
         _must_be_on_an_index(name)
     found: dict[str, str] = {}
-    waiting = [OWN, *plugins]
+    waiting = [OWN, *plugins, *_of_listeners(recipe)]
     while waiting:
         name = canonicalize_name(waiting.pop())
         try:
@@ -61,6 +61,14 @@ def _distributions(recipe: Recipe, registry: Registry) -> Iterator[str]:
     for entry in importlib.metadata.entry_points(group=GROUP):
         if entry.dist is not None and installed & {entry.name, f"{entry.name} ({entry.dist.name})"}:
             yield entry.dist.name
+
+
+def _of_listeners(recipe: Recipe) -> Iterator[str]:
+    """The distributions of packages that its listeners use, a tracker's say."""
+    names = [name for use in recipe.listeners for name in use.record.packages(use.options)]
+    known = importlib.metadata.packages_distributions() if names else {}
+    for name in names:
+        yield from known.get(name, ())
 
 
 def uses(recipe: Recipe) -> Iterator[Use[Any]]:

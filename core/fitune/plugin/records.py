@@ -35,6 +35,11 @@ def nothing_told(options: Any, model: Any) -> Iterable[str]:
     return ()
 
 
+def no_packages(options: Any) -> Iterable[str]:
+    """The packages of a provider that uses none beside those of its own distribution."""
+    return ()
+
+
 def no_problems(options: Any) -> Iterable[Problem]:
     """The check of a provider that has nothing to check beyond the types and ranges of its options."""
     return ()
@@ -67,6 +72,9 @@ class ModelLoader(Related, Generic[O]):
     """Says which weights would be loaded now, in a second at most: the commit, all 40 digits, of a model of the hub,
     or else a digest, e.g. "sha256:...", that is the same wherever the files lie. None where that cannot be told. A run
     goes on, and is opened, with the base alone that it was trained on. Raises `ModelError`."""
+    carriers: Callable[[O], Iterable[str]] = no_packages
+    """Packages, by the names that they are imported by, in whose files the model lies: `ft launch` sends these along,
+    and installs none of them."""
     check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks at what can be known before a weight is read, e.g. whether a file is there."""
 
@@ -267,6 +275,9 @@ class Listener(Related, Generic[O]):
     It may have two methods more. `state()` gives what it needs to go on, as a mapping that JSON can hold, which each
     checkpoint keeps. `restore(state)` is given that mapping, before `ft_run_started`, where a run goes on from the
     checkpoint; not where the checkpoint holds none of it."""
+    packages: Callable[[O], Iterable[str]] = no_packages
+    """Packages, by the names that they are imported by, that it uses beside what its own distribution needs: `ft
+    launch` has them installed, in the versions that are here."""
     check: Callable[[O], Iterable[Problem]] = no_problems
     default: bool = False
     """Whether a run has it, with its default options, where the recipe does not name it."""

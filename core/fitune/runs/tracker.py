@@ -44,6 +44,7 @@ def ft_listeners() -> Iterable[Listener[TrackerOptions]]:
         summary="Hands each step and evaluation to an experiment tracker, e.g. wandb",
         options=TrackerOptions,
         make=lambda options: Tracker(options.name, options.every),
+        packages=lambda options: [options.name],
         check=_check,
     )
 
