@@ -17,6 +17,13 @@ CASES = {
     "float16": ['model.dtype="float16"', "adapter.dropout=0.0"],
     "packed": ['data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}, {use="pad"}]'],
     "full, 8 bits, paged": ['adapter={use="none"}', 'memory.strategy=[{use="adamw-8bit", paged=true}]'],
+    "adafactor": ['adapter={use="none"}', 'memory.strategy=[{use="adafactor"}]'],
+    "lion in bfloat16": ['adapter={use="none"}', 'memory.strategy=[{use="lion", state="bfloat16"}]'],
+    "muon": ['adapter={use="none"}', 'memory.strategy=[{use="muon"}]'],
+    "schedule-free": ['memory.strategy=[{use="schedule-free"}]', 'train.schedule="constant"'],
+    "pissa": ['adapter.init="pissa"', 'model.dtype="bfloat16"'],
+    "a whole head": ['adapter.modules_to_save=["lm_head"]', 'model.dtype="bfloat16"'],
+    "ia3": ['adapter={use="ia3"}'],
     "on the host": ['memory.strategy=[{use="host-embeddings"}, {use="gradient-checkpointing"}]'],
 }
 
