@@ -202,6 +202,27 @@ def test_what_cannot_be_converted_is_one_error(registry: Registry, text: str, sa
     assert says in caught.value.message
 
 
+STOPS = "early_stopping_patience: 3\nload_best_model_at_end: true\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "ends"),
+    [
+        (f"val_set_size: 0.1\neval_steps: 50\n{STOPS}", "converted", (50, 3, "best")),
+        (f"val_set_size: 0.1\nevals_per_epoch: 2\n{STOPS}", "could not", (None, None, "last")),
+        (STOPS, "not needed", (None, None, "last")),
+    ],
+)
+def test_what_ends_a_run_early_takes_evaluations(
+    registry: Registry, text: str, outcome: str, ends: tuple[int | None, int | None, str]
+) -> None:
+    kept = "\n".join(line for line in AXOLOTL.splitlines() if not line.startswith(("val_set_size", "evals_per")))
+    found, recipe = made(registry, f"{kept}\n{text}")
+    said = outcomes(found)
+    assert said["early_stopping_patience"] == said["load_best_model_at_end"] == outcome
+    assert (recipe.evaluation.every, recipe.evaluation.patience, recipe.train.result) == ends
+
+
 def test_python_is_not_run(registry: Registry) -> None:
     with pytest.raises(RecipeError, match="Python is not run"):
         convert("import os", Path("theirs.py"), registry)

@@ -24,8 +24,12 @@ SWITCHES = {
 """Keys that switch a tracker on."""
 
 OF_EVAL = ("eval_steps", "eval_strategy", "evaluation_strategy", "evals_per_epoch", "eval_batch_size", "eval_on_start",
-           "per_device_eval_batch_size", "eval_table_size", "eval_max_new_tokens")  # fmt: skip
+           "per_device_eval_batch_size", "eval_table_size", "eval_max_new_tokens", "early_stopping_patience",
+           "early_stopping_steps", "early_stopping_threshold", "load_best_model_at_end")  # fmt: skip
 """Keys that say nothing where no rows are held out."""
+
+PATIENCE = ("early_stopping_patience", "early_stopping_steps")
+"""Keys that say after how many evaluations without a better one a run ends."""
 
 
 def evaluation(source: Source, draft: Draft, *, held_out: bool) -> None:
@@ -51,6 +55,28 @@ def evaluation(source: Source, draft: Draft, *, held_out: bool) -> None:
     before = bool(source.get("eval_on_start", bool))
     draft.set("eval", "before", before, "" if before else "true evaluates the base model, too, to compare")
     source.converted("eval_on_start", "[eval] before")
+    _ending(source, draft, every=steps is not None and steps >= 1 and steps == int(steps) and strategy != "no")
+
+
+def _ending(source: Source, draft: Draft, *, every: bool) -> None:
+    """Fill in what ends a run early, or with the best, for which there must be evaluations on the way."""
+    by_hand = "takes evaluations on the way, and how many steps lie between them is not known here: set [eval] every"
+    for key in PATIENCE:
+        patience = source.get(key, int)
+        if patience and every:
+            draft.set("eval", "patience", patience)
+            source.converted(key, "[eval] patience")
+            if (least := source.get("early_stopping_threshold", float)) is not None:
+                draft.set("eval", "min_delta", least)
+                source.converted("early_stopping_threshold", "[eval] min_delta")
+        elif patience:
+            source.could_not(key, f"[eval] patience {by_hand}")
+    if source.get("load_best_model_at_end", bool):
+        if every:
+            draft.set("train", "result", "best")
+            source.converted("load_best_model_at_end", '[train] result = "best"')
+        else:
+            source.could_not("load_best_model_at_end", f'[train] result = "best" {by_hand}')
 
 
 def checkpoints(source: Source, draft: Draft) -> None:
@@ -73,11 +99,6 @@ def checkpoints(source: Source, draft: Draft) -> None:
     elif steps is not None:
         source.could_not("save_steps", "[checkpoint] steps is a number of steps, not a share of them")
         source.needless("save_strategy", "a checkpoint comes every 30 minutes ([checkpoint] minutes)")
-    if source.get("load_best_model_at_end", bool):
-        source.could_not(
-            "load_best_model_at_end",
-            "a run ends with its last weights; --checkpoint best takes the best, which is kept",
-        )
     if not source.has("save_total_limit"):
         draft.differs.append("[checkpoint] keep: the newest 2 are kept, and the best; the tool keeps all")
 
