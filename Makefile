@@ -18,7 +18,7 @@ lint: .venv/developer ## Check format, lint, types, arrows between the wings, de
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/mypy --strict tests benchmarks recipes docs
+	$(BIN)/mypy --strict tests benchmarks recipes docs examples
 	$(BIN)/lint-imports
 	$(BIN)/deptry core plugins
 	$(BIN)/python docs/make_hooks.py --check
