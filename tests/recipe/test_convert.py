@@ -202,6 +202,24 @@ def test_what_cannot_be_converted_is_one_error(registry: Registry, text: str, sa
     assert says in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "strategy", "betas"),
+    [
+        ("schedule_free_adamw", "", "schedule-free", {}),
+        ("lion_32bit", "adam_beta1: 0.95\nadam_beta2: 0.98\n", "lion", {"beta1": 0.95, "beta2": 0.98}),
+        ("adafactor", "adam_beta2: 0.98\nadam_epsilon: 1e-7\n", "adafactor", {}),
+        ("muon", "adam_beta2: 0.95\n", "muon", {}),
+    ],
+)
+def test_other_optimizers(registry: Registry, name: str, more: str, strategy: str, betas: dict[str, float]) -> None:
+    """A recipe with what AdamW alone has, or with another schedule, would be refused."""
+    _, recipe = made(registry, AXOLOTL.replace("paged_adamw_8bit", name) + more)
+    options = {use.record.name: use.options for use in recipe.strategies}[strategy]
+    assert {key: getattr(options, key) for key in betas} == betas
+    assert (recipe.train.schedule == "constant_with_warmup") == (strategy == "schedule-free")
+    assert (recipe.train.beta2 == 0.95) == (strategy == "muon")
+
+
 STOPS = "early_stopping_patience: 3\nload_best_model_at_end: true\n"
 
 

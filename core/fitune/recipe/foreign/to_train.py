@@ -117,8 +117,13 @@ def _optimizer(source: Source, draft: Draft, strategies: frozenset[str]) -> None
         draft.add("memory.strategy", {"use": "adamw-8bit", **({"paged": True} if paged else {})})
         source.converted(key, '[[memory.strategy]] use = "adamw-8bit"' + (", paged = true" if paged else ""))
     elif other in strategies and other is not None:
-        draft.add("memory.strategy", {"use": other})
+        draft.add("memory.strategy", {"use": other, **_betas(source, other)})
         source.converted(key, f'[[memory.strategy]] use = "{other}"')
+        if other == "schedule-free":
+            warm = any(source.get(one, float) for one in ("warmup_steps", "warmup_ratio"))
+            draft.set(
+                "train", "schedule", "constant_with_warmup" if warm else "constant", "it averages weights instead"
+            )
     elif said in ("paged_adamw_32bit", "paged_adamw"):
         source.converted(key, "AdamW, as is the default")
         draft.differs.append(f"{key}: AdamW's state is not paged; adamw-8bit with paged = true may be")
@@ -149,3 +154,18 @@ def _checkpointing(source: Source, draft: Draft) -> None:
     for key in ("activation_offloading", "use_unsloth_gc"):
         if offloads:
             source.converted(key, '[[memory.strategy]] use = "offload-checkpoints"')
+
+
+def _betas(source: Source, optimizer: str) -> dict[str, float]:
+    """AdamW's settings, where another optimizer has them of its own, or has none."""
+    found: dict[str, float] = {}
+    for key, name in (("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("adam_epsilon", "epsilon")):
+        value = source.get(key, float)
+        if value is None or optimizer not in ("adafactor", "lion"):
+            continue
+        if optimizer == "lion" and name != "epsilon":
+            found[name] = value
+            source.converted(key, f"[[memory.strategy]] {name}")
+        else:
+            source.needless(key, f"{optimizer} has none")
+    return found
