@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def _until_done(
         given += ["--set", one]
     starts: list[list[Ended]] = []
     while not starts or starts[-1][1].code == 75:
-        values = {"processes": 2, "port": free_port(), "again": str(out.with_suffix(".again"))}
+        values: dict[str, Any] = {"processes": 2, "port": free_port(), "again": str(out.with_suffix(".again"))}
         children = [forks.start(given, cwd=out.parent, prepare=join_again, rank=rank, **values) for rank in range(2)]
         starts.append([forks.wait(child) for child in children])
     return starts

@@ -164,8 +164,9 @@ def test_an_error_of_one_is_kept_from_by_both(recipe: Path, plain: Path, forks: 
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["state"] == "failed"
     (out.with_suffix(".py")).write_text(_trap("nothing", ""), encoding="utf-8")
     port = free_port()
+    given: list[str | Path] = ["run", out, "--allow-changed", "plugins"]
     children = [
-        forks.start(["run", out], cwd=out.parent, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)
+        forks.start(given, cwd=out.parent, prepare=join, rank=rank, processes=2, port=port) for rank in range(2)
     ]
     again = [forks.wait(child) for child in children]
     assert [one.code for one in again] == [0, 0], again

@@ -31,15 +31,11 @@ class StepTime:
     @property
     def bound(self) -> str:
         """What it waits for, where that is not the card."""
-        waits = {
-            "link": "the link to the host",
-            "host": "Python, which launches operations",
-            "peers": "the links between cards",
-        }
-        return next((f"; bound by {why}" for name, why in waits.items() if self._is_bound_by(name)), "")
-
-    def _is_bound_by(self, name: str) -> bool:
-        return getattr(self.seconds, name) == self.seconds.step > self.seconds.card  # type: ignore[no-any-return]
+        seconds, on_cards = self.seconds, self.seconds.card + self.seconds.peers
+        if seconds.step > on_cards:
+            by = "the link to the host" if seconds.link == seconds.step else "Python, which launches operations"
+            return f"; bound by {by}"
+        return "; bound by the links between cards" if seconds.peers > seconds.card else ""
 
 
 def time_of(forecast: Forecast) -> StepTime:

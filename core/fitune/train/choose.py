@@ -71,14 +71,13 @@ def _found_by_first(context: RunContext, find: Callable[[], Composition]) -> Com
     """
     if process_count() == 1:
         return find()
-    found, told = None, ""
+    told = ""
     if is_main_process():
         try:
-            found = find()
-            told = json.dumps({"found": table_of(found)})
+            told = json.dumps({"found": table_of(find())})
         except FtError as error:
             told = json.dumps({"failed": error.message})
     table = json.loads(together().texts(told)[0])
     if "failed" in table:
         raise RunError(table["failed"])
-    return found or composition_of(table["found"], context.directory, context.registry)
+    return composition_of(table["found"], context.directory, context.registry)

@@ -15,6 +15,7 @@ from fitune.memory.cards.cards import Card, find_card
 from fitune.memory.cards.pace import (
     ATTENTION,
     BANDWIDTH,
+    CALLED,
     CAUSAL,
     GAP,
     LAUNCH,
@@ -175,6 +176,13 @@ def test_the_host_looks_at_each_tensor_that_an_optimizer_is_given() -> None:
     work = Work()
     work.note("optimizer", aten._foreach_mul_.Scalar, "aten._foreach_mul_.Scalar", (tensors, 2.0), (), 0, 1)
     assert seconds(work, T4).step == pytest.approx(LAUNCH + 100 * LISTED)
+
+
+def test_the_host_takes_its_time_around_each_module() -> None:
+    work = Work(calls=300)
+    assert seconds(work, T4, traced=2, accumulation=4).host == pytest.approx(2 * 300 * CALLED * LAUNCH)
+    work.graphs = True  # which are launched without any
+    assert seconds(work, T4, traced=2, accumulation=4).host == pytest.approx(4 * LAUNCH)
 
 
 def traced(directory: Path, *strategies: str, layers: int | None = None, card: str = "a10g") -> Trace:

@@ -23,7 +23,16 @@ MATMUL, ATTENTION, BANDWIDTH, LINK = 0.70, 0.45, 0.75, 0.75
 """Shares of a data sheet's rates that are reached, where nothing was measured."""
 
 PEERS = 0.75
-"""Share of the rate of the link between cards that NCCL reaches with large messages; not measured here."""
+"""Share of the rate of the link between cards that NCCL reaches with large messages: a sum of a GiB went over NVLink at
+329 GB/s between two H100s and at 355 GB/s between four (bus bandwidth), of 450."""
+
+SUMMED = 1.5
+"""By which NCCL takes more from what computes beside it where it sums what it sends: it reads two and writes one, and
+else reads one and writes one. A step of full fine-tuning in shards is 4 % too short so on four H200s, else 11 %."""
+
+MEETING = 1.5e-3
+"""Seconds of a step in which processes wait for each other, beside the sum of their gradients: a step of replicas took
+1.2 to 2.9 ms longer on two and four H200s than on one (`benchmarks/several.json`, `several_4.json`)."""
 
 LAUNCH = 9e-6
 """Seconds of the host for each operation, Python and autograd included, where nothing was measured."""
@@ -35,14 +44,23 @@ OWN = 2e-4
 """Seconds of the host for each operation of ours, beside that: 143 to 166 ms for the 650 of a micro-batch, beside an
 H100."""
 
+CALLED = 4
+"""Operations that the host could launch while it calls a module, beside what that launches: hooks, and what is around
+operations in Python. On a CPU, of a Llama in transformers with peft's LoRA: 2.7 to 5.1."""
+
+GATHERED, REDUCED = 25, 15
+"""The same, for each tensor that FSDP gathers, and whose gradients it reduces and scatters. On a CPU, without sending
+anything: 19 to 25, and about 15 (torch 2.13). With 25, steps of shards with LoRA at 2048 tokens, where the host is what
+they wait for, are 5 % too long on two H200s, and 8 % too short on four."""
+
 GAP = 2e-6
 """Seconds of the card between two operations, where nothing was measured."""
 
-WITHIN = 1.07
+WITHIN = 1.10
 """By which measured operations take longer within a step than by themselves, one behind the other on a card that does
 nothing else. Chosen by runs: what was measured on an H100 makes a step at 4096 tokens 6 % too short there (302 ms a
-micro-batch), and 17 compositions on an H200 (`benchmarks/fit/compositions.json`) 7 to 15 %; with it, 14 of them are
-within 5 %, and three that kept attention's results, in a way since replaced, within 9 %."""
+micro-batch), 17 compositions on an H200 (`benchmarks/fit/compositions.json`) 7 to 15 %, and replicas of Llama 3's shape
+16 %. With it the first is 3 % too long, and most others are 1 to 8 % too short."""
 
 CAUSAL = 0.5
 """Share of the square of tokens that causal attention computes."""

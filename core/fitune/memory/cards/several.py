@@ -2,9 +2,9 @@
 
 What NCCL takes is sourced: 544 MiB of each of two cards and 688 MiB of each of more, for one communicator on A100s
 with NVLink, once it has summed (github.com/NVIDIA/nccl/issues/964). It grows with its channels, so with the links of a
-card (github.com/NVIDIA/nccl/issues/864): a run's on two H200s took 286 MiB (`benchmarks/several.json`), and the larger
-number is kept. Each further communicator takes as much again: a run has one, and another for the group of processes
-that share rows.
+card (github.com/NVIDIA/nccl/issues/864): a run's on two and four H200s took 286 to 290 MiB (`benchmarks/several.json`,
+`several_4.json`), and the larger number is kept. Each further communicator takes as much again: a run has one, and
+another for the group of processes that share rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fitune.plugin.units import MIB
 OF_TWO, OF_MORE = 544 * MIB, 688 * MIB
 """Bytes that NCCL takes of each card, of two and of more than two."""
 
-NCCL_SOURCE = "sourced, more than was measured on two H200s: of A100s with NVLink (github.com/NVIDIA/nccl/issues/964)"
+NCCL_SOURCE = "sourced, more than was measured on H200s: of A100s with NVLink (github.com/NVIDIA/nccl/issues/964)"
 
 NO_NCCL = "none: the budget is taken as it was given"
 

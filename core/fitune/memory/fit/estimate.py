@@ -30,7 +30,7 @@ class Seen:
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return max(self.card, self.host, self.link, self.peers)
+        return max(self.card + self.peers, self.host, self.link)
 
     def plus(self, other: Seen, times: float = 1.0) -> Seen:
         """The sum with a multiple of another."""

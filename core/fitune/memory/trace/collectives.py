@@ -33,11 +33,6 @@ def sent_by(name: str, arguments: Sequence[Any]) -> int:
     return times * (count - 1) * largest // count
 
 
-def waits(name: str) -> bool:
-    """Whether what is computed behind a collective needs its result, so that nothing else is done meanwhile."""
-    return "alltoall" in name or "all_to_all" in name
-
-
 def _processes(arguments: Sequence[Any]) -> int:
     """Of the group that an operation is given; of all, where it is told by a name."""
     import torch.distributed as dist

@@ -35,6 +35,7 @@ class ModuleTracker:
         self._numbers: list[int] = []
         self._marks: list[tuple[str, bool]] = []
         self._failed = (0, OUTSIDE)
+        self._calls = 0
         self.in_head = False
         """Whether the model's last layer has been left: what follows is the loss."""
 
@@ -59,8 +60,14 @@ class ModuleTracker:
         self.in_head = False
         self._mark()
 
+    def take_calls(self) -> int:
+        """How many modules were called since this was asked last."""
+        found, self._calls = self._calls, 0
+        return found
+
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._stack.append(module)
+        self._calls += alike.times()
         if module is self._body:
             self.in_head = False  # a second forward pass of one loss, say
         self._mark()

@@ -1,9 +1,11 @@
 """The work of an optimizer step, as its trace sees it, and how long a card takes for it.
 
-A step takes the sum of what its operations take on the card (`fitune.memory.cards.pace`), but no less than the host
-needs to launch them all, than the link to the host needs for what is copied over it, and than the links between cards
-need for what their processes send each other. The gradients' norm is waited
-for before weights change: what the host does behind that is hidden by nothing, and adds to the time of the step.
+A step takes the sum of what its operations take on the card (`fitune.memory.cards.pace`) and of what processes send
+each other over the links between cards, but no less than the host needs to launch it all, and than the link to the host
+needs for what is copied over it. To gather layers while others compute saves next to nothing: NCCL's kernels take
+multiprocessors and bandwidth from those that compute, about as much as they save (`benchmarks/several_4.json`: full
+fine-tuning at 2048 tokens, LoRA at 4096). The gradients' norm is waited for before weights change: what the host does
+behind that is hidden by nothing, and adds to the time of the step.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor
 
 from fitune.compose.step import Phase
 from fitune.memory.cards.cards import Card
-from fitune.memory.cards.pace import Operation, Pace, is_aligned, product
-from fitune.memory.trace.collectives import is_collective, sent_by, waits
+from fitune.memory.cards.pace import CALLED, GATHERED, MEETING, REDUCED, SUMMED, Operation, Pace, is_aligned, product
+from fitune.memory.trace.collectives import is_collective, sent_by
 
 ATTENTION_NAMES = ("_attention", "_varlen_attn")
 
@@ -34,6 +36,12 @@ COPIES = ("aten.clone.", "aten._to_copy.", "aten.copy_.", "aten.fill_.", "aten.z
 
 COPY_IN = "fsdp.all_gather_copy_in"
 """Copies this process' parts of weights to where they are gathered; its results are views of that."""
+
+COPY_OUT = "fsdp.split_with_sizes_copy"
+"""Copies weights from where they were gathered to where they are used, which it is given by name."""
+
+CHUNKS = "fsdp.chunk_cat"
+"""Copies gradients of whole weights to where they are reduced and scattered, in float32, which it is given by name."""
 
 REDUCTIONS = ("sum", "mean", "norm", "softmax", "logsumexp", "amax", "amin", "max", "min", "all", "any")
 """Parts of the names of operations that take rows to numbers, or to rows by these."""
@@ -53,8 +61,8 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """The longest: card, host and links work at the same time."""
-        return max(self.card, self.host, self.link, self.peers)
+        """The longest: the card with what it sends to others, the host and its link work at the same time."""
+        return max(self.card + self.peers, self.host, self.link)
 
 
 @dataclass(slots=True)
@@ -73,10 +81,16 @@ class Work:
     """Bytes over the link to the host, of its micro-batches."""
     sent: int = 0
     """Bytes over the links between cards, in one direction, of its micro-batches."""
-    waited: int = 0
-    """The same, of exchanges in the midst of a layer: the card waits for them."""
+    summed: int = 0
+    """Of these, what is summed on its way."""
     sent_behind: int = 0
-    """The same, of the rest: nothing is computed meanwhile."""
+    """The same, of the rest."""
+    calls: int = 0
+    """Calls of modules in its micro-batches."""
+    gathered: int = 0
+    """Tensors that are gathered from the parts that processes have."""
+    reduced: int = 0
+    """Tensors whose gradients are reduced to such parts."""
     graphs: bool = False
     """Whether a micro-batch is one launch: a CUDA graph."""
 
@@ -88,11 +102,12 @@ class Work:
             sent = times * sent_by(name, arguments)
             if phase == "optimizer":
                 self.sent_behind += sent
-            elif waits(name):
-                self.waited += sent
             else:
                 self.sent += sent
+                self.summed += sent if "reduce" in name else 0
             return
+        self.gathered += times * len(arguments[0]) if name.startswith(COPY_IN) else 0
+        self.reduced += times * len(arguments[0]) if name.startswith(CHUNKS) else 0
         operation = operation_of(func, name, arguments, results, flops)
         if operation is None:
             return
@@ -110,17 +125,21 @@ class Work:
         factor = accumulation / traced
         micro, rest = (_on_card(work, pace) for work in (self.micro, self.rest))
         behind = max(rest, self.rest.total() * pace.forward + self.listed * pace.listed)
-        behind += self.sent_behind / pace.peers
-        launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
-        launches += self.own * pace.own
+        summing = self.sent_behind / pace.peers + (MEETING if pace.card.count > 1 else 0.0)
+        return Seconds(
+            card=factor * micro + behind,
+            host=factor * self._on_host(pace, traced) + behind + summing,
+            link=factor * self.moved / pace.link + behind + summing,
+            peers=factor * (self.sent + (SUMMED - 1) * self.summed) / pace.peers + summing,
+        )
+
+    def _on_host(self, pace: Pace, traced: int) -> float:
+        """Seconds that the host needs to launch what was counted of micro-batches."""
         if self.graphs:
-            launches = traced * pace.forward
-        moving = self.moved / pace.link
-        waiting = self.waited / pace.peers
-        micro, sending = micro + waiting, self.sent / pace.peers + waiting
-        found = (factor * seconds + behind for seconds in (micro, launches, moving, sending))
-        card_, host, link, peers = found
-        return Seconds(card=card_, host=host, link=link, peers=peers if sending else 0.0)
+            return traced * pace.forward
+        launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
+        around = CALLED * self.calls + GATHERED * self.gathered + REDUCED * self.reduced
+        return launches + around * pace.forward + self.own * pace.own
 
 
 def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, flops: int) -> Operation | None:
@@ -137,6 +156,10 @@ def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, f
         return None
     if name.startswith(COPY_IN):
         return Operation("pass", bytes=2 * sum(_bytes(tensor) for tensor in arguments[0]), form="copy")
+    if name.startswith(COPY_OUT):
+        return Operation("pass", bytes=2 * _bytes(arguments[0]), form="copy")
+    if name.startswith(CHUNKS):
+        return Operation("pass", bytes=sum(_bytes(one) + 4 * one.numel() for one in arguments[0]), form="copy")
     written = sum(_bytes(tensor) for tensor in made) + _changed(schema.changed, arguments)
     read = written if name.startswith(OF_RESULTS) else sum(_bytes(tensor) for tensor in given)
     if not flops:
