@@ -30,6 +30,7 @@ from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
+from fitune.plugin.option_types import wrong_fields
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
 from fitune.plugin.relations import ROLES
 from fitune.plugin.tasks import TaskSuite
@@ -182,14 +183,21 @@ def _wrong(record: Any) -> str | None:
     if not inspect.isclass(record.options) or not dataclasses.is_dataclass(record.options):
         return f"{what} has options that are not a dataclass. Without any, give fitune.NoOptions"
     try:
-        typing.get_type_hints(record.options, include_extras=True)
+        hints = typing.get_type_hints(record.options, include_extras=True)
     except Exception as error:
         return f"{what} has options whose types cannot be read at run time: {error}"
+    beside = {"reference"} if isinstance(record, Objective) else {"weight"} if _is_source(record) else ()
+    if wrong := list(wrong_fields(record.options, hints, beside)):
+        return f"{what} has options that no recipe could give: {'; '.join(wrong)}"
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
-    wrong = _wrong_of_others(record) or _wrong_of_its_kind(record)
-    return wrong and f"{what} {wrong}"
+    odd = _wrong_of_others(record) or _wrong_of_its_kind(record)
+    return odd and f"{what} {odd}"
+
+
+def _is_source(record: Any) -> bool:
+    return isinstance(record, DataStage) and record.takes == "nothing"
 
 
 def _wrong_of_others(record: Any) -> str | None:
