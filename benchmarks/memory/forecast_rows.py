@@ -76,8 +76,21 @@ def _made(options: ShapeOptions, device: torch.device) -> PreTrainedModel:
             if any(True for _ in module.buffers(recurse=False)):
                 model._init_weights(module)
         for tensor in model.parameters():
-            tensor.normal_(0, 0.02) if tensor.ndim > 1 else tensor.fill_(1)
+            _fill(tensor)
     return model
+
+
+def _fill(tensor: torch.Tensor) -> None:
+    """Small random values; on the host, which draws 50 million a second, the same ones again and again."""
+    import torch
+
+    if tensor.ndim == 1:
+        tensor.fill_(1)
+    elif tensor.device.type == "cuda":
+        tensor.normal_(0, 0.02)
+    else:
+        tile = (torch.randn(min(2**20, tensor.numel())) * 0.02).to(tensor.dtype)
+        tensor.copy_(tile.repeat(-(-tensor.numel() // len(tile)))[: tensor.numel()].view_as(tensor))
 
 
 @hookimpl

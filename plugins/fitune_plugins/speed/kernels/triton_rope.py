@@ -87,7 +87,7 @@ def _turn(
     inside = rows_in[:, None] & cols_in[None, :]
     rest = tl.arange(0, REST) + 2 * HALF
     rest_in = rest < D
-    for head in tl.static_range(HEADS):
+    for head in range(HEADS):
         base = (group * HEADS + head) * D
         at = rows[:, None] * x_stride + (base + cols)[None, :]
         x1 = part(x, low, low_stride, up, up_stride, rows, rows_in, at, base + cols, cols_in, R, dtype)

@@ -54,7 +54,7 @@ def _turn_back(
     rest = tl.arange(0, REST) + 2 * HALF
     rest_in = rest < D
     rest_inside = rows_in[:, None] & rest_in[None, :]
-    for head in tl.static_range(HEADS):
+    for head in range(HEADS):
         line = grad + rows[:, None] * grad_stride + (group * HEADS + head).to(tl.int64) * head_stride
         y1 = tl.load(line + cols[None, :], mask=inside, other=0.0).to(tl.float32)
         y2 = tl.load(line + cols[None, :] + HALF, mask=inside, other=0.0).to(tl.float32)
@@ -156,7 +156,7 @@ def _rope_backward(
     if group >= q_groups + k_groups:
         cols = tl.arange(0, V_COLS)
         inside = rows_in[:, None] & (cols < V_WIDTH)[None, :]
-        for one in tl.static_range(V_GROUP):
+        for one in range(V_GROUP):
             head = (group - q_groups - k_groups) * V_GROUP + one
             line = dv + rows[:, None] * dv_stride + head.to(tl.int64) * dv_head
             to = out + rows[:, None] * width + ((Q_HEADS + K_HEADS) * D + head * V_WIDTH + cols)[None, :]
