@@ -13,15 +13,17 @@ import pytest
 import tomli
 
 from fitune import RunError
+from fitune.checkpoint.begin import begun_from
 from fitune.launch.bundle import job_name, make_bundle
 from fitune.launch.requirements import requirements
 from fitune.launch.work import must_be_whole
-from fitune.plugin.digest import digest_of
+from fitune.plugin.digest import digest_of, digest_of_weights
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe, write_tiny_data
 from support.made_plugins import install
+from support.tiny import train
 
 
 def sent(tmp_path: Path, *overrides: str) -> tuple[Path, Recipe]:
@@ -107,6 +109,18 @@ def test_a_tracker_is_installed_there(tmp_path: Path, read: Any, monkeypatch: py
     plain = requirements(read(), open_registry())
     lines = requirements(read('listener=[{use="tracker", name="wandb"}]'), open_registry())
     assert sorted(set(lines) - set(plain)) == ["its-own-need==0.1", "wandb==9.8.7"]
+
+
+@pytest.mark.parametrize("of", ["run", "run/checkpoints/step-2"])
+def test_what_its_adapter_goes_on_from_is_sent_with_what_tells_what_it_was(tmp_path: Path, of: str) -> None:
+    train(write_recipe(tmp_path / "recipe"), tmp_path / "run", "checkpoint.steps=1")
+    bundle, _ = sent(tmp_path, f'adapter.from="{tmp_path / of}"')
+    again = read_recipe(bundle / "recipe.toml", open_registry())
+    found = begun_from(again)
+    assert found is not None
+    assert found.is_relative_to(bundle)
+    assert digest_of_weights(found) == digest_of_weights(tmp_path / of / "adapter")
+    assert (of == "run") == (not list(bundle.rglob("step-*")))  # of a run that has ended, its checkpoints are no part
 
 
 def test_what_did_not_arrive_whole_is_told(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_no_secret_is_kept(aws: FakeAws, tmp_path: Path, capsys: Capture, monkey
         assert not place.is_file() or b"hf_0123456789abcdefghij" not in place.read_bytes(), place
 
 
+def test_a_directory_that_one_is_in_is_not_replaced(
+    aws: FakeAws, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ft("launch", "recipe.toml", *ON, "--out", "mine", capsys=capsys)
+    monkeypatch.chdir("mine")
+    with pytest.raises(SystemExit):
+        main(("launch", "fetch", "."))
+    assert "error: .: you are in it, and it is replaced as a whole. Leave it first" in capsys.readouterr().err
+    assert Path("launch.json").is_file()
+
+
 # ------------------------------------------------------------------------------------------------------- bad launches
 def _says(operation: str, answer: dict[str, Any]) -> Callable[[FakeAws, Path], None]:
     return lambda aws, home: aws.says.__setitem__(operation, [answer])
@@ -231,6 +242,7 @@ BAD: dict[str, tuple[Callable[[FakeAws, Path], None] | None, tuple[str, ...], st
     "a directory with something, in a trial": (_full_directory, (*RECIPE, *ON, "--out", "runs/mine", "--dry-run"),
                                                "runs/mine is not empty"),
     "a directory with something": (_full_directory, (*RECIPE, *ON, "--out", "runs/mine"), "runs/mine is not empty"),
+    "no run to go on from": (None, (*RECIPE, *ON, "--set", "adapter.from=runs/gone"), "runs/gone: no such directory"),
     "a run": (_a_run, ("a-run", *ON), "Give a recipe: ft launch sends a run that is yet to begin"),
 }  # fmt: skip
 

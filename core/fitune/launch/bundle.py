@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import tomli_w
 
 from fitune._version import __version__
+from fitune.checkpoint.manifest import NAME as MANIFEST
 from fitune.errors import RunError
 from fitune.launch.requirements import requirements
 from fitune.plugin.digest import digest_of
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.registry import PLUGINS, Registry
-from fitune.runs.layout import RECIPE
+from fitune.runs.layout import CHECKPOINTS, IDENTITY, RECIPE
 
 T = TypeVar("T")
 
@@ -107,8 +108,16 @@ class _Files:
         return self.known[path]
 
     def _copied(self, path: Path, into: Path) -> Path:
+        if path.parent.name == CHECKPOINTS and (path / MANIFEST).is_file():  # of a run, which says what it was
+            run = path.parents[1]
+            for file in (run / RECIPE, run / IDENTITY):
+                if file.is_file():
+                    (into / run.name).mkdir(parents=True, exist_ok=True)
+                    _copy(file, into / run.name / file.name)
+            _copy_tree(path, into / run.name / CHECKPOINTS / path.name)
+            return into / run.name / CHECKPOINTS / path.name
         if path.is_dir():
-            _copy_tree(path, into / path.name)
+            _copy_tree(path, into / path.name, leave=[CHECKPOINTS] if (path / IDENTITY).is_file() else [])
         elif path.is_file():
             into.mkdir(parents=True)
             _copy(path, into / path.name)
@@ -134,14 +143,16 @@ def _plain_parts(path: Path) -> Iterator[str]:
         yield part
 
 
-def _copy_tree(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
-    """Copy a directory, and what links in it lead to. Raises `OSError`, for links that go round in circles too."""
+def _copy_tree(source: Path, target: Path, above: tuple[Path, ...] = (), leave: Sequence[str] = ()) -> None:
+    """Copy a directory, but for what is to be left, and what links in it lead to. Raises `OSError`, for links that go
+    round in circles too.
+    """
     real = source.resolve()
     if real in above:
         raise OSError(None, "it leads back to a directory that it lies in", str(source))
     target.mkdir(parents=True)
     for place in sorted(source.iterdir()):
-        if place.name == ".git" or place.name.startswith(".lock"):
+        if place.name == ".git" or place.name.startswith(".lock") or place.name in leave:
             continue
         if place.is_dir():
             _copy_tree(place, target / place.name, (*above, real))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
+from fitune.checkpoint.begin import begun_from
 from fitune.compose.model import planned
 from fitune.compose.parts import steps_of
 from fitune.data.prepare import UNWATCHED, Watch
@@ -65,6 +66,7 @@ def estimate(
     """
     card = card_of(machine)
     planned(recipe, gpu=card is not None)  # what is wrong with it is told before data are read
+    begun_from(recipe)  # and what is wrong with the run that its adapter goes on from
     data = gather(recipe, watch)
     found = None
     if card is not None:

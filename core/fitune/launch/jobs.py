@@ -76,6 +76,8 @@ def stop(one: Sent) -> Sent:
 
 def fetch(one: Sent) -> Sent:
     """Bring the run's directory here, whole or not at all. Raises `RunError`, for a run that has not begun too."""
+    if Path.cwd().is_relative_to(one.directory.absolute().resolve()):
+        raise RunError(f"{one.directory}: you are in it, and it is replaced as a whole. Leave it first: cd ..")
     one, directory = one.ask(), one.directory
     if one.launched.status.state == "absent":
         raise RunError(f"{directory}: its job is not there: {one.launched.status.what or 'it was never submitted'}")
