@@ -25,7 +25,7 @@ T = TypeVar("T")
 NAME = "fsdp"
 
 REFUSED = {
-    "nf4": "4-bit weights lie in blocks with scales of their own, which torch's shards would tear apart",
+    "nf4": "scales stand beside 4-bit weights, which processes that do not read the model are not given",
     "host-embeddings": "both decide where the embeddings are",
 }
 """Strategies that cannot be used beside it, and why."""

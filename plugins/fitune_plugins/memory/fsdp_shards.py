@@ -171,7 +171,7 @@ def _must_be_fit(model: nn.Module, layers: list[GradientCheckpointingLayer]) -> 
         what = f"{name} has no layers that transformers marks as such"
         raise ModelError(f'fsdp: {what}. Remove the [[memory.strategy]] with use = "fsdp"')
     if any(not p.is_floating_point() for p in model.parameters()):
-        what = f"{name} has quantised weights, which lie in blocks with scales of their own"
+        what = f"{name} has quantised weights, beside which stand scales that not every process is given"
         raise ModelError(f'fsdp: {what}. Remove the [[memory.strategy]] with use = "fsdp"')
 
 
