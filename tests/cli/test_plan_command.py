@@ -84,8 +84,11 @@ def test_levers_are_traced_if_asked_for(recipe_path: Path, capsys: pytest.Captur
     assert by_name["gradient-checkpointing"]["saved_allocated"] > 0
     assert by_name["LoRA alpha 8 to 4"]["saved_allocated"] == 0
     text = plan(capsys, recipe_path, "--gpu", "a10g", "--levers")
-    assert '[[memory.strategy]] use = "chunked-loss"' in text
+    assert '[[memory.strategy]] use = "gradient-checkpointing"' in text
     table = text[text.index("Levers,") :].splitlines()[2:]
+    (left_out,) = [line for line in table if line.startswith("Save nothing here: ")]
+    assert "LoRA alpha 8 to 4" in left_out
+    assert not [line for line in table if line.endswith("LoRA alpha 8 to 4") and line is not left_out]
     saved = [float(line.split()[0].replace(",", "")) for line in table if line.split()[1:2] == ["MiB"]]
     assert saved == sorted(saved, reverse=True)
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
 
+from fitune.cli.pace import Pace, in_a_line
 from fitune.errors import visible
 from fitune.plugin.events import (
     CheckpointReport,
@@ -43,6 +44,7 @@ class RunConsole:
         self._answered: Answered | None = None
         self._start = time.perf_counter()
         self._last: StepReport | None = None
+        self._pace = Pace()
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
@@ -68,8 +70,9 @@ class RunConsole:
         if run.resumed is not None:
             self._first = first_answers(run.directory, run.evaluated)
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
-            self._progress = Progress(*columns, console=self.console)
+            state = TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True))
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), state)  # the bar has what the text leaves
+            self._progress = Progress(*columns, console=self.console, expand=True)
             self._task = self._progress.add_task("", total=run.steps, completed=run.resumed or 0, state="")
             self._progress.start()
 
@@ -96,9 +99,11 @@ class RunConsole:
                 f"step {step.step} was skipped: its gradient overflows float16 at a loss scale of {step.loss_scale:g}"
             )
             self.console.print(f"[yellow]note[/yellow]     {what}", highlight=False, soft_wrap=True)
-        state = (
-            f"loss {step.loss:.4f}  {metrics_text(step.metrics, '  ')}{step.tokens / step.seconds:,.0f} tok/s  "
-            f"lr {step.learning_rate:.2e}  {memory_text(step.memory)}"
+        self._pace.done(step.step)
+        left = self._pace.left(run.steps)
+        told = f"loss {step.loss:.4f}", metrics_text(step.metrics, "  ").rstrip(), gib(step.memory.peak)
+        state = in_a_line(
+            *told, "" if left is None else f"{left} left", last=f"{step.tokens / step.seconds:,.0f} tok/s"
         )
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step.step, state=state)

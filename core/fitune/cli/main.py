@@ -63,6 +63,10 @@ COMMANDS: tuple[click.Command, ...] = (
 """The built-in commands."""
 
 
+BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+"""Variables that keep libraries from drawing bars: the hub's and transformers', datasets', and tqdm's own."""
+
+
 class Commands(click.Group):
     """The built-in commands, and those that plugins add, which are loaded only when they are asked for."""
 
@@ -109,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _main(arguments: Sequence[str] | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _leave_bars_out()
     leave_kernels_out()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it warns of a kernel not used here
     settings = Settings()
@@ -144,6 +149,12 @@ def _main(arguments: Sequence[str] | None) -> None:
         tell_launcher(described(error), printed=True)
         _say_where(error)
         sys.exit(1)
+
+
+def _leave_bars_out() -> None:
+    """Have libraries draw no bars where nobody watches: they fill a log with their moves."""
+    for name in () if sys.stderr.isatty() else BARS:
+        os.environ.setdefault(name, "1")
 
 
 def _say_where(error: BaseException) -> None:

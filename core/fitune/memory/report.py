@@ -136,19 +136,26 @@ def _timeline(moments: Sequence[Moment]) -> Iterator[str]:
         yield f"  {moment.phase:<10} {size(moment.bytes):>12}  {'#' * width:<{BAR}}  {moment.place}".rstrip()
 
 
+LESS = 0.005
+"""Share of the compute that a lever must save to be told of, where it saves no memory."""
+
+
 def lever_lines(recipe: Recipe, found: Iterable[Measured | Refused]) -> Iterator[str]:
-    """The table of a recipe's levers: what saves most comes first."""
+    """The table of a recipe's levers: what saves most comes first; what saves nothing is but named."""
     all_found = list(found)
     measured = sorted((one for one in all_found if isinstance(one, Measured)), key=lambda one: -one.saved_allocated)
     yield "Levers, each traced by itself: memory saved, compute added for each token, whether the result stays the same"
     yield f"  {'allocated':>12} {'needed':>12} {'compute':>8}  {'result':<9} lever"
-    for one in measured:
+    saving = [one for one in measured if one.saved > 0 or one.saved_allocated > 0 or one.compute < -LESS]
+    for one in saving:
         compute = f"{100 * one.compute:+.1f} %"
         allocated, needed = _signed(one.saved_allocated), _signed(one.saved)
         yield f"  {allocated:>12} {needed:>12} {compute:>8}  {_result(one.lever):<9} {one.lever.name}"
         yield f"  {'':>12} {'':>12} {'':>8}  {'':<9} {recipe_lines(recipe, one.lever)}"
     for refused in (one for one in all_found if isinstance(one, Refused)):
         yield f"  {'':>12} {'':>12} {'':>8}  {'refused':<9} {refused.lever.name}: {refused.reason}"
+    if left_out := [one.lever.name for one in measured if one not in saving]:
+        yield f"Save nothing here: {', '.join(left_out)}"
 
 
 def _signed(saved: int) -> str:
