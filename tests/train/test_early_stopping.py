@@ -16,10 +16,12 @@ from fitune import EvalReport, RecipeError
 from fitune.compose.evaluate import Evaluator
 from fitune.recipe.reader import read_recipe
 from fitune.runs.history.show import lines, tell
+from fitune.runs.record import HeldOut
 from fitune.testing import open_registry
 from support.after_runs import ft
 from support.blows import join
 from support.forked import Forks
+from support.objectives import write_preference_recipe
 from support.resuming import STEPS, curve, go, stop, write_resumed
 from support.tiny import metrics
 
@@ -103,6 +105,40 @@ def test_one_that_ended_early_is_done(recipe: Path, tmp_path: Path) -> None:
     assert _record(run) == {"state": "done", "steps_made": STEPS, "early": False, "saved": 6}
 
 
+def test_the_best_by_what_the_objective_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its margin, the highest, whatever losses say."""
+    margins = {0: 9.0, 1: 0.5, 2: 0.75, 3: 0.25, 4: 0.5}
+    measured = Evaluator.evaluate
+
+    def evaluate(self: Evaluator, step: int, *given: Any) -> EvalReport:
+        report = measured(self, step, *given)
+        return replace(report, loss=float(step), metrics={**report.metrics, "margin": margins[step]})
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    recipe = write_preference_recipe(tmp_path)
+    how = [*EVERY, 'objective={use="simpo"}', 'eval.best_by="margin"', "eval.patience=2", BEST]
+    run = go(recipe, *how, out=tmp_path / "run").directory
+    assert _record(run) == {"state": "done", "steps_made": 4, "early": False, "saved": 2}
+    best = json.loads((run / "run.json").read_text())["best"]
+    assert (best["step"], best["measure"], best["loss"]) == (2, 0.75, 2.0)
+    assert _weights(run / "adapter") == _weights(run / "checkpoints" / "step-2" / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("by", "better"), [("", "exact_match"), ("exact_match", "exact_match"), ("loss", "loss"), ("x", "measure")]
+)
+def test_what_an_evaluation_is_judged_by(by: str, better: str) -> None:
+    worse = {"loss": 2.0, "exact_match": 0.25, "measure": 0.25}
+    best = HeldOut(step=1, **worse)
+    for name, value in {"loss": 1.0, "exact_match": 0.5, "measure": 0.5}.items():
+        found = HeldOut(step=2, **{**worse, name: value})
+        assert found.beats(best, by) == (name == better)
+        assert not best.beats(found, by)
+        assert not replace(found, step=0).beats(best, by)
+    assert HeldOut(step=2, loss=1.0).beats(best)
+    assert not HeldOut(step=2, loss=3.0).beats(best)
+
+
 def test_processes_end_together(tmp_path: Path, forks: Forks) -> None:
     """With nothing that could count as better than the first evaluation."""
     recipe = write_resumed(tmp_path / "recipe")
@@ -144,6 +180,8 @@ def test_the_console_says_it(recipe: Path, tmp_path: Path) -> None:
         (["eval.patience=2"], '"patience" has no effect where only the last step is evaluated'),
         ([BEST], '"result" = "best" has no effect where only the last step is evaluated'),
         (["eval.every=1", "eval.min_delta=0.1"], '"min_delta" has no effect without "patience"'),
+        (['eval.best_by="accuracy"'], 'is "accuracy", which the objective "sft" does not measure'),
+        (['eval.best_by="exact_match"'], "which exact_match = false does not measure"),
         (
             ["eval.every=1", BEST, "checkpoint.best=false"],
             "from the checkpoint that .checkpoint. best = false does not",

@@ -49,7 +49,7 @@ class Progress:
     evaluated: int = -1
     """After how many of them was the last evaluation; -1 for none yet."""
     best: float | None = None
-    """Of the evaluations: the highest exact match, or else the lowest loss."""
+    """Of the evaluations, by what `[eval] best_by` says: the highest, or of losses the lowest."""
     best_step: int | None = None
     reference: float | None = None
     """What an evaluation must be better than for patience to be counted anew."""

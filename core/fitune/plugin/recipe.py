@@ -136,9 +136,12 @@ class Evaluation:
     side, so that no held-out row is trained on."""
     patience: Annotated[int, Ge(1)] | None = None
     """Evaluations in a row without a better one after which training ends early; without it, it goes on to its last
-    step. The best is that of the highest exact match, or else of the lowest loss."""
+    step."""
     min_delta: Annotated[float, Ge(0)] = 0.0
     """By more than this an evaluation must be better for `patience` to be counted anew."""
+    best_by: str = ""
+    """What the best evaluation has: "loss" the lowest, "exact_match" or what the objective measures (e.g. "accuracy")
+    the highest. Without it, the highest exact match, or else the lowest loss."""
     examples: Annotated[int, Ge(0)] = 3
     """Held-out prompts whose answers before and after training are printed side by side."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,8 @@ def evaluation_problems(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
         elif settings.every is None:
             fix = "Set [eval] every to a number of steps"
             yield at, Problem(what=f"{what} has no effect where only the last step is evaluated", fix=fix)
+    if settings.best_by and (problem := _unmeasured(recipe)) is not None:
+        yield ("eval", "best_by"), problem
     if settings.min_delta and settings.patience is None:
         yield (
             ("eval", "min_delta"),
@@ -95,6 +98,22 @@ def evaluation_problems(recipe: Recipe) -> Iterator[tuple[Key, Problem]]:
     if recipe.train.result == "best" and not recipe.checkpoint.best:
         what = '"result" = "best" is taken from the checkpoint that [checkpoint] best = false does not keep'
         yield ("train", "result"), Problem(what=what, fix="Set best to true")
+
+
+def _unmeasured(recipe: Recipe) -> Problem | None:
+    """What is wrong with `best_by`, where no evaluation measures what it names."""
+    settings, use = recipe.evaluation, recipe.objective
+    measures: tuple[str, ...] = ()
+    with contextlib.suppress(Exception):  # one that cannot be made says so where it is
+        measures = use.record.make(use.options).measures
+    known = {"loss": settings.loss, "exact_match": settings.exact_match, **dict.fromkeys(measures, settings.loss)}
+    if known.get(settings.best_by):
+        return None
+    if settings.best_by in known:
+        key = "exact_match" if settings.best_by == "exact_match" else "loss"
+        return Problem(what=f'"best_by" is "{settings.best_by}", which {key} = false does not measure', fix="Set it")
+    what = f'"best_by" is "{settings.best_by}", which the objective "{use.record.name}" does not measure'
+    return Problem(what=what, fix=nearest(settings.best_by, known))
 
 
 def _of_batch(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[tuple[Key, Problem]]:

@@ -64,20 +64,31 @@ class HeldOut:
     exact_match: Figure | None = None
     """Share of exact answers, 0 to 1."""
 
-    @classmethod
-    def of(cls, report: EvalReport) -> HeldOut:
-        """Those that a report tells; a loss that is no number is none."""
-        return cls(step=report.step, loss=finite(report.loss), exact_match=report.exact_match)
+    measure: Figure | None = None
+    """Mean of what `[eval] best_by` names of the objective's measures."""
 
-    def beats(self, best: HeldOut | None) -> bool:
-        """Whether this is the better evaluation: by exact answers, or else by loss. One before training beats none."""
-        if self.step == 0 or (self.loss is None and self.exact_match is None):
+    @classmethod
+    def of(cls, report: EvalReport, by: str = "") -> HeldOut:
+        """Those that a report tells; a loss that is no number is none. `by` is `[eval] best_by`."""
+        measure = finite(report.metrics.get(by))
+        return cls(step=report.step, loss=finite(report.loss), exact_match=report.exact_match, measure=measure)
+
+    def judged(self, by: str = "") -> tuple[float | None, int]:
+        """What it is judged by, and 1 where more of that is better, -1 where less is."""
+        by = by or ("loss" if self.exact_match is None else "exact_match")
+        if by == "loss":
+            return self.loss, -1
+        return (self.exact_match if by == "exact_match" else self.measure), 1
+
+    def beats(self, best: HeldOut | None, by: str = "") -> bool:
+        """Whether this is the better evaluation. One before training beats none."""
+        value, sign = self.judged(by)
+        if self.step == 0 or value is None:
             return False
-        if best is None:
-            return True
-        if self.exact_match is not None and best.exact_match is not None:
-            return self.exact_match > best.exact_match
-        return self.loss is not None and (best.loss is None or self.loss < best.loss)
+        other = None if best is None else best.judged(by)[0]
+        if best is not None and best.judged(by)[1] != sign:  # answers were generated in one of the two alone
+            return self.loss is not None and (best.loss is None or self.loss < best.loss)
+        return other is None or sign * (value - other) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,12 +64,13 @@ class RecordFile:
         self._start = self._written = 0.0
         self._before = 0.0
         self._timings: Timings | None = None
+        self._best_by = ""
         self._complaints = Complaints()
 
     @hookimpl
     def ft_run_started(self, run: Run) -> None:
         """Begin the record, or go on with it."""
-        self._timings = run.timings
+        self._timings, self._best_by = run.timings, run.recipe.evaluation.best_by
         self._directory, self._start = run.directory, self._clock()
         started = self._time()
         record = _begun(run, started)
@@ -104,8 +105,8 @@ class RecordFile:
     def ft_evaluated(self, report: EvalReport) -> None:
         """Keep an evaluation."""
         if self._record is not None:
-            found, best = HeldOut.of(report), self._record.best
-            self._change(held_out=found, best=found if found.beats(best) else best)
+            found, best = HeldOut.of(report, self._best_by), self._record.best
+            self._change(held_out=found, best=found if found.beats(best, self._best_by) else best)
             self._write()
 
     @hookimpl
@@ -219,8 +220,10 @@ def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord
         if line.event == "step":
             record = replace(record, loss=values.get("loss"))
         elif line.event == "evaluation":
-            found = HeldOut(step=line.step, **values)
-            record = replace(record, held_out=found, best=found if found.beats(record.best) else record.best)
+            by = run.recipe.evaluation.best_by
+            measure = value if isinstance(value := line.values.get(by), float) else None
+            found = HeldOut(step=line.step, measure=measure, **values)
+            record = replace(record, held_out=found, best=found if found.beats(record.best, by) else record.best)
     if before is None:
         return record
     starts = before.starts

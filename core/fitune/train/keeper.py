@@ -16,6 +16,7 @@ from fitune.checkpoint.state import TrainingState, capture
 from fitune.compose.parts import Parts
 from fitune.errors import Interrupted, sentences
 from fitune.plugin.events import CheckpointReport, EvalReport, Notice, Run
+from fitune.plugin.recipe import Evaluation
 from fitune.runs.atomic import discard
 from fitune.runs.record import HeldOut
 from fitune.train.guards import Watcher
@@ -57,17 +58,13 @@ class Keeper:
         if self.saved is not None and parts.accelerator.is_main_process:
             self._thin_out(parts)  # a process that was killed may not have come to it
 
-    def observe(self, report: EvalReport, min_delta: float = 0.0) -> None:
-        """Remember the best evaluation, and how many there were in a row that were not better by so much."""
-        found, at, best = HeldOut.of(report), self.progress.best_step, self.progress.best
-        by_answers = found.exact_match is not None
-        self.progress = _patient(self.progress, found, min_delta)
-        if at is None:
-            before = None
-        else:
-            before = HeldOut(step=at, exact_match=best) if by_answers else HeldOut(step=at, loss=best)
-        if found.beats(before):
-            value = found.exact_match if by_answers else found.loss
+    def observe(self, report: EvalReport, settings: Evaluation) -> None:
+        """Remember the best evaluation, and how many there were in a row that were not better by enough."""
+        found = HeldOut.of(report, settings.best_by)
+        value, sign = found.judged(settings.best_by)
+        self.progress = _patient(self.progress, report.step, value, sign, settings.min_delta)
+        best = self.progress.best
+        if report.step and value is not None and (best is None or sign * (value - best) > 0):
             self.progress = replace(self.progress, best=value, best_step=report.step)
 
     def gave_up(self, parts: Parts) -> bool:
@@ -172,12 +169,11 @@ class Keeper:
         return tuple(removed)
 
 
-def _patient(progress: Progress, found: HeldOut, min_delta: float) -> Progress:
+def _patient(progress: Progress, step: int, value: float | None, sign: int, min_delta: float) -> Progress:
     """With an evaluation counted; one before training, and one without a measure that is a number, better none."""
-    if found.step == 0:
+    if step == 0:
         return progress
-    value, sign = (found.loss, 1) if found.exact_match is None else (found.exact_match, -1)
     before = progress.reference
-    if value is not None and (before is None or sign * (before - value) > min_delta):
+    if value is not None and (before is None or sign * (value - before) > min_delta):
         return replace(progress, reference=value, waited=0)
     return replace(progress, waited=progress.waited + 1)

@@ -39,7 +39,7 @@ def train(parts: Parts, at: Position | None = None, keeper: Keeper | None = None
             evaluated = _evaluate(parts, at)
             if evaluated is not None:
                 if keeper is not None:
-                    keeper.observe(evaluated, parts.run.recipe.evaluation.min_delta)
+                    keeper.observe(evaluated, parts.run.recipe.evaluation)
                 yield evaluated
                 if keeper is not None and keeper.gave_up(parts) and at.step < parts.run.steps:
                     yield _early(parts, at, keeper)
