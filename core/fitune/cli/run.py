@@ -23,7 +23,7 @@ from fitune.cli.settings import Settings, loading_switches, recipe_argument, set
     "allowed",
     multiple=True,
     metavar="KEY",
-    help="Go on though this key of the recipe, or its data or model, has changed; may be repeated.",
+    help="Go on though this key of the recipe, or its data, model or plugins, have changed; may be repeated.",
 )
 @click.option("--force", is_flag=True, help="Run even if the forecast says that the card is too small.")
 @model_option
