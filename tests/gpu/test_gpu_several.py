@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fitune.testing import write_recipe, write_tiny_data
-from support.tiny import adapter, assert_close, losses
+from support.tiny import adapter, assert_close, losses, metrics
+from support.traps import write_trap
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")]
 
@@ -66,6 +67,17 @@ def test_fast_layers_in_shards(recipe: Path, tmp_path: Path) -> None:
     one = ft(recipe, tmp_path / "one", 1, *given)
     two = ft(recipe, tmp_path / "two", 2, *given, strategies=', {use="fast-layers"}, {use="fsdp"}')
     assert losses(two) == pytest.approx(losses(one), rel=2e-2)
+
+
+def test_memory_that_runs_out_in_a_shard_starts_both_again(recipe: Path, tmp_path: Path) -> None:
+    """The second process asks for more than there is, in the third step after the rehearsal's two."""
+    write_trap(tmp_path / "trap.py", step=5)
+    given = ("--allow-plugins", "--set", f'plugins=["{tmp_path / "trap.py"}"]')
+    plain = ft(recipe, tmp_path / "plain", 2, strategies=', {use="fsdp"}')
+    again = ft(recipe, tmp_path / "again", 2, *given, strategies=', {use="trap"}, {use="fsdp"}')
+    (recovery,) = metrics(again, "recovery")
+    assert "Tried to allocate" in str(recovery)
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-4)
 
 
 PACKED = ("--set", 'data.stage=[{use="chat"}, {use="tokenize"}, {use="truncate"}, {use="pack"}]')

@@ -19,62 +19,7 @@ from support.blows import join_again
 from support.fault_suite import free_port
 from support.forked import Ended, Forks
 from support.tiny import adapter, assert_close, losses, metrics
-
-TRAP = '''
-"""Has the second process run out of memory in each step of this number, until it was started again so often."""
-import dataclasses
-import os
-
-import fitune.train.run
-import torch
-from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
-from fitune.memory.fit.refit import Composition
-
-STEP, ENOUGH = {step}, {enough}
-MESSAGE = "CUDA out of memory. Tried to allocate 172.00 MiB. GPU 0 has a total capacity of 22.30 GiB."
-steps = 0
-
-
-def spring(*_):
-    file = os.environ["FITUNE_START_AGAIN"]
-    starts = open(file).read().count("lines") if os.path.exists(file) else 0
-    if steps == STEP and starts < ENOUGH and os.environ["RANK"] == "1":
-        raise torch.OutOfMemoryError(MESSAGE)
-
-
-class Trap(Strategy):
-    def prepare(self, model):
-        next(p for p in model.parameters() if p.requires_grad).register_hook(spring)
-        return model
-
-    def around_step(self):
-        global steps
-        steps += 1
-        return super().around_step()
-
-
-def refit(registry):
-    (record,) = (p.record for p in registry.provided if p.record.name == "gradient-checkpointing")
-
-    def less(asked, used, run_data, room):
-        """Found by the first process, for both."""
-        assert os.environ["RANK"] == "0"
-        options = record.options(part="mlp" if len(used) == 1 else "layer")
-        use = dataclasses.replace(asked.strategies[0], record=record, options=options)
-        return Composition(recipe=dataclasses.replace(asked, strategies=(*asked.strategies, use)))
-
-    return less
-
-
-fitune.train.run._refitter = refit
-if {rehearsed}:
-    fitune.train.run.on_gpu = lambda parts: True
-
-
-@hookimpl
-def ft_memory_strategies():
-    yield MemoryStrategy(name="trap", summary="Fails", options=NoOptions, make=lambda options: Trap())
-'''
+from support.traps import write_trap
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +55,8 @@ def _until_done(
     rehearsed: bool = False,
 ) -> list[list[Ended]]:
     """Both processes, started again as `ft run --gpus` does where one asks for it; how they ended each time."""
-    text = TRAP.replace("{step}", str(step)).replace("{enough}", str(enough)).replace("{rehearsed}", str(rehearsed))
     plugin = out.with_suffix(".py")
-    plugin.write_text(text, encoding="utf-8")
+    write_trap(plugin, step=step, enough=enough, rehearsed=rehearsed)
     strategies = f'[{{use="accumulation", steps=2}}, {{use="trap"}}, {{use="{strategy}"}}]'
     given: list[str | Path] = ["run", recipe, "--out", out]
     for one in (f'plugins=["{plugin}"]', f"memory.strategy={strategies}"):
