@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from fitune import Fit, MemoryStrategy, ModelError, Plan, Problem, Recipe, Strategy, has_values, hookimpl, unwrapped
+from fitune import Fit, MemoryStrategy, ModelError, Plan, Strategy, has_values, hookimpl, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,18 +97,6 @@ def _fits(linear: Any) -> bool:
 
 
 @hookimpl
-def ft_check(recipe: Recipe) -> Iterable[Problem]:
-    """Weights of 8 bits do not train."""
-    number = next((at for at, use in enumerate(recipe.strategies) if isinstance(use.options, Fp8Options)), None)
-    if number is not None and recipe.adapter.record.name == "none":
-        yield Problem(
-            key="adapter.use",
-            what='"none" trains every weight, but the strategy "fp8" rounds them to 8 bits, which have no gradient',
-            fix='Name an adapter, e.g. "lora", or remove the strategy',
-        )
-
-
-@hookimpl
 def ft_memory_strategies() -> Iterable[MemoryStrategy[Fp8Options]]:
     """Offer the strategy."""
     yield MemoryStrategy(
@@ -118,5 +106,6 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[Fp8Options]]:
         make=Fp8,
         before=("fast-layers", "fused-lora"),
         exact=False,
+        conflicts_with={"none": "it trains every weight, and 8-bit ones have no gradient"},
         fit=Fit(asked=True, settings=({}, {"layouts": "one"}), words={"layouts": "layouts"}),
     )

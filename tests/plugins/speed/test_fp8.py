@@ -195,7 +195,7 @@ def test_without_a_gpu_it_says_that_it_does_nothing() -> None:
 
 
 def test_weights_of_8_bits_do_not_train(read: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match='"none" trains every weight, but the strategy "fp8" rounds them to 8 bits'):
+    with pytest.raises(RecipeError, match='"fp8" cannot be used with "none": it trains every weight'):
         read('memory.strategy=[{use="fp8"}]', 'adapter={use="none"}')
 
 
