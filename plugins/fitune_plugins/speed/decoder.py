@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fitune_plugins.speed.families import Parts, parts_of
-from fitune_plugins.speed.grouping import join
+from fitune_plugins.speed.grouping import join, rejoin
 from fitune_plugins.speed.pieces import mlp, output, project
 
 CHECKPOINTED_OUTSIDE = "__call__" in GradientCheckpointingLayer.__dict__
@@ -69,6 +69,8 @@ class FastLayer:
                 position_embeddings=position_embeddings,
                 **named,
             )
+        for one in self.parts.groups:
+            rejoin(one)
         forward = partial(self._forward, attention_mask, position_ids, position_embeddings, named)
         if self._is_off():
             return self._without_adapters(forward, hidden_states)

@@ -1,7 +1,8 @@
 """Which linear layers of torch and peft can be a group (`linears.py`), and how their adapters come to be side by side.
 
 All ranks of a group together are padded to a multiple of 16 with zeros. peft's own parameters become views of the
-matrices, so that nothing is copied: what an optimizer writes, or a checkpoint loads, is there.
+matrices, so that nothing is copied: what an optimizer writes, or a checkpoint loads, is there. Strategies behind this
+one may put parameters elsewhere: `rejoin`, before each use, finds that.
 """
 
 from __future__ import annotations
@@ -62,6 +63,24 @@ def join(one: Group) -> None:
             view.copy_(parameter.data)
             parameter.data = view
     one.parameters = tuple(parameter for linear in adapted for parameter in _parameters(linear))
+
+
+def rejoin(one: Group) -> None:
+    """Join a group again where somebody has since put its parameters elsewhere, as `fsdp` does: each on its device, by
+    itself. Looks at the first adapter alone, for all are put there together.
+    """
+    adapted = next((linear for linear in one.linears if linear.adapter is not None), None)
+    if adapted is None or one.down is None or adapted.up is None:
+        return
+    down, up = _parameters(adapted)
+    if not (_lies_in(down, one.down) and _lies_in(up, adapted.up)):
+        join(one)
+
+
+def _lies_in(parameter: torch.Tensor, matrix: torch.Tensor) -> bool:
+    if parameter.device != matrix.device:
+        return False
+    return parameter.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()
 
 
 def _parameters(linear: Linear) -> tuple[nn.Parameter, nn.Parameter]:

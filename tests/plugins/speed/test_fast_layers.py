@@ -10,7 +10,7 @@ import torch
 from fitune_plugins.speed import kernels, pieces
 from fitune_plugins.speed.fast_layers import MODELS
 from support.architectures import CONFIGS
-from support.fast_models import BATCH, fast, must_be_the_same, plain_model, seeded
+from support.fast_models import BATCH, assert_same, fast, must_be_the_same, plain_model, seeded
 from support.tiny import assert_close, make_batch
 
 KINDS = [kind for kind in MODELS if kind in CONFIGS]
@@ -122,3 +122,21 @@ def test_a_gradient_that_is_expanded(kind: str) -> None:
     wanted = gradients()
     fast(model)
     assert_close(gradients(), wanted, relative=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+def test_parameters_that_are_put_elsewhere_are_found(kind: str) -> None:
+    """`fsdp` gives each process the first one's, on its device: what was put side by side before is of no use then."""
+    model, other = plain_model(kind), fast(plain_model(kind))
+    with torch.no_grad():
+        for mine, others in zip(model.parameters(), other.parameters(), strict=True):
+            if mine.requires_grad:
+                mine.mul_(1.5)
+                others.data = others.data.clone().mul_(1.5)
+    assert_same(seeded(other), seeded(model))
+    with torch.no_grad():  # and are views again: what an optimizer writes is there
+        for mine, others in zip(model.parameters(), other.parameters(), strict=True):
+            if mine.requires_grad:
+                mine.mul_(0.5)
+                others.mul_(0.5)
+    assert_same(seeded(other), seeded(model))
