@@ -11,7 +11,7 @@ from fitune.plugin.options import parse
 from fitune.plugin.recipe import Use
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.registry import Registry
-from fitune.plugin.strategy import Plan
+from fitune.plugin.strategy import Plan, Strategy
 
 
 def strategies_of(registry: Registry) -> Iterator[MemoryStrategy[Any]]:
@@ -53,6 +53,18 @@ def plan_alone(record: MemoryStrategy[Any], setting: Mapping[str, object], *, pr
 def is_of_several(record: MemoryStrategy[Any]) -> bool:
     """Whether a strategy, with its default options, shards weights over processes if there are several."""
     return plan_alone(record, {}, processes=2).sharded
+
+
+def records(record: MemoryStrategy[Any]) -> bool:
+    """Whether a strategy, with its default options, may record micro-batches, which others keep from that
+    (`Plan.unrecorded`).
+    """
+    try:
+        with blame(f'memory strategy "{record.name}"'):
+            made = record.make(use_of(record, {}).options)
+    except FtError:
+        return False
+    return getattr(type(made), "micro_batch", Strategy.micro_batch) is not Strategy.micro_batch
 
 
 def must_be_right(problems: Iterable[Problem]) -> None:

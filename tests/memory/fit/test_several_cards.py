@@ -16,7 +16,7 @@ from fitune.errors import RunError
 from fitune.memory.cards.cards import Card, budget_card, find_card
 from fitune.memory.cards.several import OF_MORE, OF_TWO, several
 from fitune.memory.fit import tracing
-from fitune.memory.fit.choices import choices_for
+from fitune.memory.fit.choices import choices_for, combinations
 from fitune.memory.fit.kept import key_of_fit
 from fitune.memory.fit.resolve import fit
 from fitune.memory.fit.search import Search
@@ -72,6 +72,16 @@ def test_a_single_card_is_offered_no_shards(tmp_path: Path) -> None:
         {choice.name for choice in choices_for(asked, registry, config, (), processes=number)} for number in (1, 2)
     ]
     assert offered[1] - offered[0] == {"fsdp"}
+
+
+def test_nothing_is_recorded_beside_shards(tmp_path: Path) -> None:
+    """Each alone is offered, and both together are no composition: one would be without effect."""
+    asked = recipe(tmp_path)
+    choices = choices_for(asked, open_registry(), built(asked).config, (), processes=2)
+    at = {choice.name: number for number, choice in enumerate(choices)}
+    assert [choice.name for choice in choices if choice.records] == ["cuda-graphs"]
+    taken = {(picks[at["cuda-graphs"]] >= 0, picks[at["fsdp"]] >= 0) for picks in combinations(choices, set())}
+    assert taken == {(False, False), (True, False), (False, True)}
 
 
 def test_a_choice_is_kept_for_the_number_of_cards_that_it_was_made_for(tmp_path: Path) -> None:

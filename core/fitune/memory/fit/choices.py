@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fitune.errors import RecipeError
-from fitune.memory.strategies import accumulating, is_of_several, must_be_right, plan_alone, strategies_of, use_of
+from fitune.memory.strategies import (
+    accumulating,
+    is_of_several,
+    must_be_right,
+    plan_alone,
+    records,
+    strategies_of,
+    use_of,
+)
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Fit, MemoryStrategy, must_be_asked
 from fitune.plugin.registry import Registry
@@ -32,6 +40,8 @@ class Choice:
     fit: Fit
     plans: tuple[Plan, ...]
     """What each of the settings makes of a plan by itself."""
+    records: bool = False
+    """Whether it may record micro-batches."""
 
     @property
     def name(self) -> str:
@@ -60,19 +70,23 @@ def choices_for(
             continue
         if fit.suits is None or fit.suits(config):
             plans = tuple(plan_alone(record, setting, processes=processes) for setting in fit.settings)
-            found.append(Choice(record=record, fit=fit, plans=plans))
+            found.append(Choice(record=record, fit=fit, plans=plans, records=records(record)))
     found.sort(key=lambda choice: (not choice.fit.free, bool(choice.fit.needs)))
     known = named | {choice.name for choice in found}
     return [choice for choice in found if not choice.fit.needs or choice.fit.needs in known]
 
 
 def combinations(choices: Sequence[Choice], named: set[str]) -> Iterator[Picks]:
-    """Every set of choices in every setting: free ones always, others only with what they need."""
+    """Every set of choices in every setting: free ones always, others only with what they need, and none that records
+    micro-batches beside one that keeps it from that.
+    """
     settings = [range(0 if choice.fit.free else -1, len(choice.fit.settings)) for choice in choices]
     for picks in itertools.product(*settings):
-        taken = named | {choice.name for choice, pick in zip(choices, picks, strict=True) if pick >= 0}
-        if all(pick < 0 or not choice.fit.needs or choice.fit.needs in taken
-               for choice, pick in zip(choices, picks, strict=True)):  # fmt: skip
+        taken = [(choice, choice.plans[pick]) for choice, pick in zip(choices, picks, strict=True) if pick >= 0]
+        known = named | {choice.name for choice, _ in taken}
+        if any(choice.fit.needs and choice.fit.needs not in known for choice, _ in taken):
+            continue
+        if not (any(choice.records for choice, _ in taken) and any(plan.unrecorded for _, plan in taken)):
             yield picks
 
 
