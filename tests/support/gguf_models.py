@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fitune.testing.tiny import CHAT_TEMPLATE
@@ -80,7 +80,9 @@ def _isolated(*patterns: str, digits: bool | None = None) -> Any:
 
 
 def sentencepiece(*, old: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer as those of Llama 2 and Mistral: bytes where no piece fits; `old` puts the blank in a normalizer."""
+    """A tokenizer as those of Llama 2 and Mistral: bytes where no piece fits, and a mark of beginning before a text;
+    `old` puts the blank in a normalizer.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(
@@ -96,6 +98,9 @@ def sentencepiece(*, old: bool) -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|start|>", "<|end|>", "<|pad|>")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     fast = _fast(tokenizer)
     fast.bos_token, fast.unk_token = "<s>", "<unk>"
     return fast

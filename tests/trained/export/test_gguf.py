@@ -32,8 +32,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return bytewise("gpt-2")
 
 
-def _rows(tokenizer: Any, begin: tuple[int, ...] = (), texts: Sequence[str] = TEXTS) -> list[Example]:
-    rows = [np.array([*begin, *tokenizer(text)["input_ids"]], dtype=np.int32) for text in texts]
+def _rows(tokenizer: Any, texts: Sequence[str] = TEXTS, *, marked: bool = True) -> list[Example]:
+    rows = [np.array(tokenizer(text, add_special_tokens=marked)["input_ids"], dtype=np.int32) for text in texts]
     return [Example(input_ids=ids, labels=ids.copy(), origin=Origin(file="f", row=1)) for ids in rows]
 
 
@@ -42,12 +42,15 @@ def _write(
     name: str,
     tokenizer: Any,
     kind: Type = "f16",
-    begin: tuple[int, ...] = (),
     texts: Sequence[str] = TEXTS,
+    *,
+    marked: bool = True,
 ) -> Path:
     form = Gguf(name="tiny", type=kind)
     model = model_of(name, len(tokenizer) + 3)
-    form.write(Merged(model=model, tokenizer=tokenizer, dialogue=None, rows=_rows(tokenizer, begin, texts)), directory)
+    form.write(
+        Merged(model=model, tokenizer=tokenizer, dialogue=None, rows=_rows(tokenizer, texts, marked=marked)), directory
+    )
     return directory / form.file
 
 
@@ -113,7 +116,7 @@ def test_pieces_with_scores(tmp_path: Path, old: bool) -> None:
     """Llama 2 and Mistral: no merges are written, but scores, from which the same ones follow."""
     tokenizer = sentencepiece(old=old)
     texts = TEXTS if old else TEXTS[1:]
-    file = _write(tmp_path, "mistral", tokenizer, begin=(int(tokenizer.bos_token_id),), texts=texts)
+    file = _write(tmp_path, "mistral", tokenizer, texts=texts)
     assert (_field(file, "tokenizer.ggml.model"), _field(file, "tokenizer.ggml.merges")) == ("llama", None)
     assert _field(file, "tokenizer.ggml.add_space_prefix") is old  # llama.cpp's are behind special tokens too
     assert _field(file, "tokenizer.ggml.add_bos_token") is True
@@ -132,7 +135,15 @@ def test_blanks_that_llama_cpp_cannot_put(tmp_path: Path) -> None:
 
 def test_texts_begin_with_the_mark_that_was_trained_with(tmp_path: Path) -> None:
     tokenizer = sentencepiece(old=True)
-    assert _field(_write(tmp_path, "llama", tokenizer), "tokenizer.ggml.add_bos_token") is False
+    assert _field(_write(tmp_path, "llama", tokenizer, marked=False), "tokenizer.ggml.add_bos_token") is False
+
+
+def test_a_mark_that_the_template_writes_is_not_added_once_more(tmp_path: Path) -> None:
+    """SmolLM2's turns begin with its mark of beginning, which its tokenizer puts before no text by itself."""
+    tokenizer = bytewise("smollm")
+    tokenizer.bos_token = "<|start|>"
+    file = _write(tmp_path, "llama", tokenizer, texts=TEXTS[1:])
+    assert _field(file, "tokenizer.ggml.add_bos_token") is False
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ llama_cpp: Any = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python
 TEXT = "<|start|>user\nThere are numbers 1234 and words: naïve 中文, don't<|end|>\n<think> 5"
 
 
-def _opened(directory: Path, name: str, tokenizer: Any, kind: Type = "f16", begin: tuple[int, ...] = ()) -> Any:
+def _opened(directory: Path, name: str, tokenizer: Any, kind: Type = "f16") -> Any:
     """A model that was written, in llama.cpp, which keeps keys and values in float32: the file alone rounds."""
-    ids = np.array([*begin, *tokenizer(TEXT)["input_ids"]], dtype=np.int32)
+    ids = np.array(tokenizer(TEXT)["input_ids"], dtype=np.int32)
     rows = [Example(input_ids=ids, labels=ids.copy(), origin=Origin(file="f", row=1))]
     form = Gguf(name="tiny", type=kind)
     model = model_of(name, len(tokenizer) + 3)
@@ -52,7 +52,10 @@ def test_it_computes_the_same(tmp_path: Path, name: str, kind: Type, most: float
 
 def _cuts_alike(there: Any, tokenizer: Any, texts: Sequence[str] = (TEXT, PROBE, "1 2 3 4 5", "")) -> None:
     for text in texts:
-        assert there.tokenize(text.encode(), add_bos=False, special=True) == tokenizer(text)["input_ids"], text
+        assert (
+            there.tokenize(text.encode(), add_bos=False, special=True)
+            == tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -64,10 +67,18 @@ def test_it_cuts_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("old", [True, False])
 def test_it_makes_the_same_pieces(tmp_path: Path, old: bool) -> None:
     tokenizer = sentencepiece(old=old)
-    there, _, _ = _opened(tmp_path, "mistral", tokenizer, begin=(int(tokenizer.bos_token_id),))
+    there, _, _ = _opened(tmp_path, "mistral", tokenizer)
     texts = (TEXT, PROBE, "1 2 3 4 5") if old else (TEXT, f"<|start|>{PROBE}", "<|end|> 1 2")
     _cuts_alike(there, tokenizer, texts)
     assert there.tokenize(b"a", add_bos=True)[0] == tokenizer.bos_token_id
+
+
+def test_a_mark_of_beginning_that_the_template_writes_is_not_written_twice(tmp_path: Path) -> None:
+    """As SmolLM2's is, whose turns begin with it."""
+    tokenizer = bytewise("smollm")
+    tokenizer.bos_token = "<|start|>"
+    there, _, _ = _opened(tmp_path, "llama", tokenizer)
+    assert there.tokenize(b"<|start|>user", add_bos=True, special=True) == tokenizer("<|start|>user")["input_ids"]
 
 
 def test_it_knows_the_template_and_the_end_of_a_turn(tmp_path: Path) -> None:

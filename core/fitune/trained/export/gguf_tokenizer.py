@@ -126,10 +126,19 @@ def _marks(tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[str, int
     return {name: int(number) for name, number in own.items() if isinstance(number, int)}
 
 
+def adds_beginning(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it puts a mark of beginning before every text by itself, and not a chat template alone, which writes it
+    as text: llama.cpp would write it once more.
+    """
+    mark, whole = tokenizer.bos_token_id, tokenizer
+    ids: Any = whole("a")["input_ids"]
+    return mark is not None and len(ids) > 0 and int(ids[0]) == mark
+
+
 def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> bool:
-    """Whether texts begin with the mark of beginning, as those that were trained on do."""
+    """Whether texts begin with that mark, as those that were trained on do."""
     mark = tokenizer.bos_token_id
-    return mark is not None and bool(rows) and all(int(row.input_ids[0]) == mark for row in rows)
+    return adds_beginning(tokenizer) and bool(rows) and all(int(row.input_ids[0]) == mark for row in rows)
 
 
 def _scores(tokens: Sequence[str | None], merges: Sequence[str]) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from fitune.compose.dialogue import dialogue_of
 from fitune.data.prepare import context_of
 from fitune.errors import FtError, ModelError
 from fitune.trained.export.gguf import Gguf
+from fitune.trained.export.gguf_tokenizer import adds_beginning
 from fitune.trained.open import tokenizer_for
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Ollama(Gguf):
     def write(self, merged: Merged, directory: Path) -> None:
         """Write both."""
         Gguf.write(self, merged, directory)
-        begin = merged.tokenizer.bos_token
+        begin = merged.tokenizer.bos_token if adds_beginning(merged.tokenizer) else None
         text = "".join(_lines(self.file, merged.dialogue, begin if isinstance(begin, str) else ""))
         (directory / MODELFILE).write_text(text, encoding="utf-8", newline="\n")
 
@@ -141,7 +142,9 @@ def _lines(file: str, dialogue: Dialogue | None, begin: str) -> Iterator[str]:
 
 
 def template_of(turns: Turns, begin: str) -> str:
-    """The template in Ollama's language, Go's; the mark `begin` is left out, which Ollama writes by itself."""
+    """The template in Ollama's language, Go's; the mark `begin` is left out, which Ollama writes by itself
+    where the file says that texts begin with it.
+    """
     start = _literal(turns.start.removeprefix(begin))
     if turns.before_system is not None:
         before, behind = _literal(turns.before_system.removeprefix(begin)), _literal(turns.behind_system)
