@@ -251,6 +251,35 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers(registry: Registry) -> No
     assert recipe.train.learning_rate == 2e-5
 
 
+MORE = """\
+base_model: a/b
+datasets: [{path: x/y, type: chat_template}]
+adapter: lora
+lora_r: 4
+lora_alpha: 8
+lora_target_linear: true
+lora_modules_to_save: [embed_tokens, lm_head]
+peft_init_lora_weights: pissa_niter_4
+learning_rate: 1e-4
+val_set_size: 0.1
+eval_steps: 50
+early_stopping_patience: 3
+load_best_model_at_end: true
+metric_for_best_model: eval_loss
+"""
+
+
+def test_adapters_beginnings_whole_modules_and_the_best(registry: Registry) -> None:
+    found, recipe = made(registry, MORE)
+    assert set(outcomes(found).values()) == {"converted"}
+    lora, evaluation = recipe.adapter.options, recipe.evaluation
+    assert (lora.init, lora.modules_to_save) == ("pissa", ("embed_tokens", "lm_head"))
+    assert (evaluation.every, evaluation.patience, evaluation.best_by) == (50, 3, "loss")
+    assert recipe.train.result == "best"
+    without = outcomes(convert(MORE.replace("val_set_size: 0.1\n", ""), Path("theirs.yaml"), registry))
+    assert without["early_stopping_patience"] == without["metric_for_best_model"] == "not needed"
+
+
 def test_a_template_in_the_configuration_is_written_beside_the_recipe(registry: Registry) -> None:
     text = 'model_name_or_path: some/m\ndataset_name: some/rows\nchat_template: "{{ messages }}"\n'
     found = convert(text, Path("theirs.yaml"), registry)

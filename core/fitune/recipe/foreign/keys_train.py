@@ -9,7 +9,8 @@ ACCUMULATION, EPOCHS = copied("train", "accumulation", int), copied("train", "ep
 STEPS = read("[train] steps")
 CHECKPOINTING = read('[[memory.strategy]] use = "gradient-checkpointing"')
 OPTIMIZER = read(
-    '[train] learning_rate, weight_decay, beta1, beta2; AdamW in 8 bits: [[memory.strategy]] use = "adamw-8bit"'
+    "AdamW, with [train] learning_rate, weight_decay, beta1, beta2; others are strategies, e.g. "
+    '[[memory.strategy]] use = "adamw-8bit", or docs/optimizers.md'
 )
 NO_SCHEDULE = lacking("[train] schedule has no such form")
 OBJECTIVE = lacking("no objective has such a loss")
@@ -177,7 +178,7 @@ LLAMA_FACTORY: dict[str, Known] = {
     "use_galore": lacking("no optimizer projects gradients here"),
     "use_apollo": lacking("no optimizer projects gradients here"),
     "use_badam": lacking("no optimizer trains block by block here"),
-    "use_adam_mini": lacking("nearest is AdamW in 8 bits: adamw-8bit"),
+    "use_adam_mini": lacking("nearest are adamw-8bit and adafactor"),
     "use_muon": OPTIMIZER,
     "use_llama_pro": lacking("no layers are added"),
     "mixture_of_depths": lacking("no layers are left out"),

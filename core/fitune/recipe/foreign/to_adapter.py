@@ -63,6 +63,7 @@ def _lora(source: Source, draft: Draft, options: frozenset[str]) -> None:
         draft.set("adapter", "layers", layers)
         source.converted("peft_layers_to_transform", "[adapter] layers")
     _ranks(source, draft)
+    _init(source, draft)
     for key in ("lora_modules_to_save", "additional_target"):
         saved = _names(source.values.get(key))
         if saved and "modules_to_save" in options:
@@ -70,6 +71,22 @@ def _lora(source: Source, draft: Draft, options: frozenset[str]) -> None:
             source.converted(key, "[adapter] modules_to_save")
         elif saved:
             source.could_not(key, "adapters train, and no whole layer beside them")
+
+
+def _init(source: Source, draft: Draft) -> None:
+    """What the adapters begin with."""
+    if source.get("pissa_init", bool):
+        draft.set("adapter", "init", "pissa")
+        source.converted("pissa_init", '[adapter] init = "pissa"')
+    said = source.values.get("peft_init_lora_weights")
+    name = str(said).partition("_niter_")[0]
+    if name in ("gaussian", "orthogonal", "pissa", "olora"):
+        draft.set("adapter", "init", name)
+        source.converted("peft_init_lora_weights", "[adapter] init")
+    elif said is True:
+        source.needless("peft_init_lora_weights", "it is the default")
+    elif said is not None:
+        source.could_not("peft_init_lora_weights", "[adapter] init is default, gaussian, orthogonal, pissa or olora")
 
 
 def _names(value: object) -> list[str]:

@@ -25,7 +25,8 @@ SWITCHES = {
 
 OF_EVAL = ("eval_steps", "eval_strategy", "evaluation_strategy", "evals_per_epoch", "eval_batch_size", "eval_on_start",
            "per_device_eval_batch_size", "eval_table_size", "eval_max_new_tokens", "early_stopping_patience",
-           "early_stopping_steps", "early_stopping_threshold", "load_best_model_at_end")  # fmt: skip
+           "early_stopping_steps", "early_stopping_threshold", "load_best_model_at_end",
+           "metric_for_best_model", "greater_is_better")  # fmt: skip
 """Keys that say nothing where no rows are held out."""
 
 PATIENCE = ("early_stopping_patience", "early_stopping_steps")
@@ -49,6 +50,14 @@ def evaluation(source: Source, draft: Draft, *, held_out: bool) -> None:
     each = source.get("evals_per_epoch", float)
     if each:
         source.could_not("evals_per_epoch", "[eval] every is a number of steps: ft data says how many an epoch has")
+    metric = source.get("metric_for_best_model", str)
+    if metric in ("loss", "eval_loss"):
+        draft.set("eval", "best_by", "loss")
+        source.converted("metric_for_best_model", '[eval] best_by = "loss"')
+    elif metric is not None:
+        source.could_not(
+            "metric_for_best_model", '[eval] best_by is "loss", "exact_match" or what the objective measures'
+        )
     steps = source.get("eval_steps", float)
     if steps is not None and (steps < 1 or steps != int(steps)):
         source.could_not("eval_steps", "[eval] every is a number of steps, not a share of them")
