@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from fitune.cli.main import main
 from fitune.testing import write_recipe, write_tiny_data
 from support.blows import join
+from support.fast_models import join_with_kernels
 from support.fault_suite import free_port
 from support.forked import Ended, Forks
 from support.tiny import adapter, assert_close, losses, metrics
@@ -31,24 +33,31 @@ class Home(NamedTuple):
     recipe: Path
     forks: Forks
 
-    def start(self, processes: int, given: list[str | Path]) -> list[Ended]:
+    def start(self, processes: int, given: list[str | Path], prepare: Callable[..., None] = join) -> list[Ended]:
         """Processes that train together, to their end."""
         folder, port = self.recipe.parent.parent, free_port()
         together = {"processes": processes, "port": port}
         children = [
-            self.forks.start(["run", *given], cwd=folder, prepare=join, rank=rank, **together)
+            self.forks.start(["run", *given], cwd=folder, prepare=prepare, rank=rank, **together)
             if processes > 1
             else self.forks.start(["run", *given], cwd=folder)
             for rank in range(processes)
         ]
         return [self.forks.wait(child) for child in children]
 
-    def run(self, name: str, processes: int, *strategies: str, sets: tuple[str, ...] = ()) -> Path:
+    def run(
+        self,
+        name: str,
+        processes: int,
+        *strategies: str,
+        sets: tuple[str, ...] = (),
+        prepare: Callable[..., None] = join,
+    ) -> Path:
         """A run to its end; gives its directory."""
         out = self.recipe.parent.parent / name
         memory = f"memory.strategy=[{', '.join([ACCUMULATED[processes], *strategies])}]"
         more = [part for one in (memory, *sets) for part in ("--set", one)]
-        ended = self.start(processes, [self.recipe, "--out", out, *more])
+        ended = self.start(processes, [self.recipe, "--out", out, *more], prepare)
         assert [one.code for one in ended] == [0] * processes, [one.output for one in ended]
         return out
 
@@ -100,6 +109,17 @@ def test_an_adapter_on_a_sharded_base(home: Home) -> None:
     assert_close(theirs.values(), mine.values(), relative=1e-4)
     identities = [json.loads((run / "identity.json").read_text(encoding="utf-8")) for run in (one, two)]
     assert identities[0]["model"] == identities[1]["model"]  # it is the same base, in parts or not
+
+
+def test_fast_layers_on_a_sharded_base(home: Home) -> None:
+    """Which put adapters side by side before each process is given the first one's, on its own device."""
+    one = home.run("fast-one", 1)
+    strategies = ['{use="fast-layers"}', '{use="gradient-checkpointing"}', '{use="fsdp"}']
+    two = home.run("fast-two", 2, *strategies, prepare=join_with_kernels)
+    _must_be_equal(one, two)
+    mine, theirs = adapter(one), adapter(two)
+    assert mine.keys() == theirs.keys()
+    assert_close(theirs.values(), mine.values(), relative=1e-4)
 
 
 def test_full_fine_tuning_in_shards(home: Home) -> None:

@@ -12,6 +12,7 @@ from fitune import Batch, NoOptions, Plan
 from fitune.compose.loss import plain_loss
 from fitune_plugins.speed.fast_layers import FastLayers
 from support.architectures import CONFIGS
+from support.blows import join
 from support.tiny import assert_close, loss_and_gradients, make_batch, with_lora
 
 BATCH = make_batch([(list(range(5, 25)), list(range(5, 25))), (list(range(30, 45)), list(range(30, 45)))])
@@ -62,3 +63,16 @@ def must_be_the_same(model: Any, batch: Batch = BATCH) -> None:
     """Hold a model to itself: plain first, then fast."""
     wanted = seeded(model.double(), batch)
     assert_same(seeded(fast(model), batch), wanted)
+
+
+def join_with_kernels(board: memoryview, rank: int, processes: int, port: int) -> None:
+    """Be one of several processes in which `fast-layers` works without a GPU: its kernels are formulas there."""
+    join(board, rank, processes, port)
+    own = FastLayers.plan
+
+    def plan(self: FastLayers, plan: Plan) -> Plan:
+        own(self, plan)
+        self.gpu = True
+        return plan
+
+    FastLayers.plan = plan  # type: ignore[method-assign]
