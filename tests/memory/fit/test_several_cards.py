@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_shards_are_chosen_where_replicas_do_not_fit(tmp_path: Path) -> None:
     assert found.forecast.reserved <= tight.usable
     with pytest.raises(RunError):
         fit(asked, registry, shapes, replace(tight, count=1))
+    with pytest.raises(RunError, match=f"fits on {re.escape(tight.title)}, "):
+        fit(asked, registry, shapes, replace(tight, memory=shards.reserved // 2))
 
 
 def test_a_single_card_is_offered_no_shards(tmp_path: Path) -> None:

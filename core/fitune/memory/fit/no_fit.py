@@ -30,7 +30,7 @@ def explain_no_fit(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, search: Search, tracing: Traces, card: Card
 ) -> str:
     """By how much nothing fits, and what would."""
-    said = [f"no composition of memory strategies fits on {card.name}, {gib(card.usable)} beside its context"]
+    said = [f"no composition of memory strategies fits on {card.title}, {gib(card.usable)} beside its context"]
     if not search.considered and tracing.reasons:
         return f"{said[0]}: none could be traced. {tracing.reasons[0]}"
     nearest = sorted(search.considered.values(), key=lambda one: one.reserved + one.margin)[:NEAREST]
