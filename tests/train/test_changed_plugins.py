@@ -165,6 +165,9 @@ def test_a_plugin_that_is_gone_is_named_with_what_to_install(made: Path, site: P
         f'{made} used the memory strategy "mine" of fitune-mine 1.0, which is not installed here. Install it: '
         "pip install 'fitune-mine==1.0'",
     )
+    if how == "going on":
+        with pytest.raises(RunError, match=r"Install it: pip install 'fitune-mine==1\.0'"):
+            run(made.parent / "recipe" / "recipe.toml", made, resume=True, registry=Registry.open())
 
 
 def test_a_single_file_is_known_by_its_text(tmp_path: Path) -> None:

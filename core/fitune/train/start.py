@@ -26,7 +26,7 @@ from fitune.runs.identity import Identity, must_be_allowed, read_identity, recip
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
 from fitune.runs.lock import LEFT_OVER
 from fitune.runs.provenance import changed_recipe
-from fitune.runs.used_plugins import must_have_plugins, plugins_of
+from fitune.runs.used_plugins import kept_plugins, must_have_plugins, plugins_of
 from fitune.train.resume import Resume, plugin_changes
 
 RUNS = Path("runs")
@@ -73,7 +73,7 @@ def start_of(
         if out is not None:
             raise RunError(f"--out has no effect with {given}, which is a run's directory and goes on there. Remove it")
         return _going_on(given, _recipe_of(given, registry, overrides), registry, allowed, places)
-    recipe = given if isinstance(given, Recipe) else read_recipe(given, registry, overrides)
+    recipe = given if isinstance(given, Recipe) else _read_for(out if resume else None, given, registry, overrides)
     if resume:
         directory = out or _newest(recipe)
         if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
@@ -94,6 +94,16 @@ def start_again(registry: Registry) -> Start | None:
         return None
     directory = Path(json.loads(file.read_text(encoding="utf-8"))["directory"])
     return start_of(directory, registry, (), out=None, resume=False, allowed=())
+
+
+def _read_for(run: Path | None, recipe: Path, registry: Registry, overrides: Sequence[str]) -> Recipe:
+    """A recipe that is read, to go on with a run, where one is there: what that was made with may be missing here."""
+    try:
+        return read_recipe(recipe, registry, overrides)
+    except RecipeError:
+        if run is not None:
+            must_have_plugins(run, kept_plugins(run), registry)
+        raise
 
 
 def _places(given: Path | Recipe, model: Path | None, data: Sequence[Path]) -> list[str]:
