@@ -62,6 +62,7 @@ STRATEGIES = {
     ("distribute", "None"): f"distribute gave None, and must give {OTHER['model']}",
     ("make_optimizer", "3"): "make_optimizer gave a int, and must give a torch.optim.Optimizer, or None",
     ("around_step", "None"): f"around_step gave None, and must give {OTHER['context']}",
+    ("averaged", "3"): f"averaged gave a int, and must give {OTHER['context']}",
     ("micro_batch", "None"): f"micro_batch gave None, and must give {OTHER['call']}",
     ("whole", "3"): f"whole gave a int, and must give {OTHER['call']}",
     ("around_step", "1 / 0"): "failed: ZeroDivisionError: division by zero",
