@@ -172,7 +172,7 @@ def test_what_is_written_is_of_the_type_that_was_loaded(home: Home) -> None:
 @pytest.mark.parametrize(
     ("strategies", "what"),
     [
-        ('{use="nf4"}, {use="fsdp"}', '"fsdp" cannot be used with "nf4": 4-bit weights'),
+        ('{use="nf4"}, {use="fsdp"}', '"fsdp" cannot be used with "nf4": scales stand beside 4-bit weights'),
         ('{use="fsdp"}, {use="adamw-8bit"}', 'that of "adamw-8bit" lies in blocks'),
     ],
 )
