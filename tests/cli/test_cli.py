@@ -33,6 +33,7 @@ def test_help_names_every_command(capsys: Capture) -> None:
     assert [line.split()[0] for line in commands.splitlines()] == [
         "bench",
         "check",
+        "convert",
         "data",
         "eval",
         "explain-oom",
@@ -42,6 +43,7 @@ def test_help_names_every_command(capsys: Capture) -> None:
         "launch",
         "list",
         "merge",
+        "new",
         "plan",
         "plugins",
         "recipes",

@@ -11,7 +11,7 @@ import click
 
 from fitune.cli.new_files import write_new
 from fitune.cli.printing import say
-from fitune.cli.settings import Settings, loading_switches
+from fitune.cli.settings import Settings, switches
 from fitune.errors import RunError
 from fitune.memory.cards.cards import local_card
 
@@ -39,7 +39,7 @@ OBJECTIVES = ("sft", "dpo", "kto", "orpo", "simpo", "reward")
 )
 @click.option("--full", is_flag=True, help="Train every weight, not an adapter.")
 @click.option("--to", metavar="FILE", type=click.Path(path_type=Path), help="[default: MODEL.toml]")
-@loading_switches
+@switches
 @click.pass_obj
 def new_command(
     settings: Settings,
