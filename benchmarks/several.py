@@ -27,16 +27,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+
+from several_profile import LOOKS, Json, looked_into
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "fit"), str(HERE / "memory")]
 
-Json = dict[str, Any]
-GIB = 2**30
-STEPS, WARM_UP, LAYERS = 6, 2, 8
-LOOKS = 2
-"""Further steps of cases that do not say how many: not timed, but looked into (`several_profile.py`)."""
+GIB, STEPS, WARM_UP, LAYERS = 2**30, 6, 2, 8
 PATIENCE = 280
 """Seconds after which a run is given up."""
 
@@ -242,7 +239,6 @@ def work(path: Path) -> None:
     """Make a run as one of its processes, and write what was measured."""
     import forecast_rows
     import torch
-    from several_profile import looked_into
 
     from fitune.compose.parts import compose
     from fitune.plugin.events import StepReport
@@ -256,7 +252,7 @@ def work(path: Path) -> None:
     registry.register(forecast_rows, "shape")
     parts = compose(read_recipe(path, registry), path.parent / "run")
     reports = (report for report in train(parts) if isinstance(report, StepReport))
-    look = parts.run.recipe.train.steps == STEPS + LOOKS
+    look = parts.run.recipe.train.steps == STEPS + LOOKS  # where a case does not say how many
     steps = list(itertools.islice(reports, STEPS if look else None))
     free, total = torch.cuda.mem_get_info()
     found = {

@@ -17,6 +17,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
+LOOKS = 2
+"""Steps that are looked into, behind those that are timed."""
+
 KINDS = {
     "nccl": "exchanges",
     "gemm": "products",
