@@ -264,7 +264,8 @@ def test_an_identity_of_wrong_types_is_an_error(run: Path, stopped: Path, value:
     for key in values:
         file.write_text(json.dumps({**values, key: value}))
         may_be = (key, value) in [
-                ("held_out", None), ("versions", {"a": 1}), ("base", None), ("start", None), ("processes", 5)
+                ("held_out", None), ("versions", {"a": 1}), ("base", None), ("start", None), ("processes", 5),
+                ("plugins", None),
             ]  # fmt: skip
         with contextlib.nullcontext() if may_be else pytest.raises(FtError):
             start_of(run, open_registry(), (), out=None, resume=False, allowed=())
