@@ -209,12 +209,8 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> 
     """Of the learning rate. What it is imported from imports peft, which the adapter knows better how to."""
     from transformers import get_scheduler
 
-    found = get_scheduler(
-        recipe.train.schedule,
-        optimizer,
-        num_warmup_steps=recipe.train.warmup(steps),
-        num_training_steps=steps,
-    )
+    train, warmup = recipe.train, recipe.train.warmup(steps)
+    found = get_scheduler(train.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     return cast("LambdaLR", found)  # as all schedules are that a recipe can name
 
 
