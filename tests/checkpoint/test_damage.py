@@ -242,6 +242,7 @@ def test_an_identity_that_was_changed_is_an_error(run: Path) -> None:
     changes: list[dict[str, Any]] = [
         {"recipe": {**values["recipe"], "seed": 43}}, {"data": "0" * 64}, {"held_out": "x"}, {"model": "0" * 64},
         {"rows_of_step": 3}, {"versions": {}}, {"base": None}, {"place": "/elsewhere"}, {"place": None},
+        {"plugins": None}, {"plugins": {**values["plugins"], "adapter lora": {"digest": "0" * 64}}},
         {"sha256": "0" * 64}, {"sha256": None},
     ]  # fmt: skip
     for change in changes:

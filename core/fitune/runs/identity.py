@@ -19,6 +19,7 @@ from fitune.recipe.renamed import translated
 from fitune.runs.atomic import write_file
 from fitune.runs.base import base_text
 from fitune.runs.layout import IDENTITY
+from fitune.runs.used_plugins import are_kept
 
 FREE = (
     "name",
@@ -106,8 +107,8 @@ def _must_be_sound(identity: Identity) -> None:
     for name, kind in types.items():
         if not isinstance(getattr(identity, name), kind):
             raise TypeError(f"{name} is of type {type(getattr(identity, name)).__name__}")
-    if not all(isinstance(kept, dict) for kept in (identity.plugins or {}).values()):
-        raise TypeError("plugins holds no tables")
+    if identity.plugins is not None and not are_kept(identity.plugins):
+        raise TypeError("plugins holds no tables of text")
 
 
 def write_identity(run: Path, identity: Identity) -> None:

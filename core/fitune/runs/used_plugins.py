@@ -48,8 +48,13 @@ def plugins_of(registry: Registry, *recipes: Recipe) -> Kept:
 def kept_plugins(run: Path) -> Kept | None:
     """Those that a run's directory says it was made with; None where it does not, as those of before 0.2."""
     found = read_json(run / IDENTITY).get("plugins")
-    right = isinstance(found, dict) and all(isinstance(kept, dict) for kept in found.values())
-    return found if right else None
+    return found if are_kept(found) else None
+
+
+def are_kept(values: Any) -> bool:
+    """Whether values are of the types of `Kept`."""
+    tables = isinstance(values, dict) and all(isinstance(kept, dict) for kept in values.values())
+    return tables and all(isinstance(text, (str, type(None))) for kept in values.values() for text in kept.values())
 
 
 def is_third_party(kept: Mapping[str, str | None]) -> bool:
