@@ -156,6 +156,26 @@ def test_llama_factory_with_its_list_of_data_sets(registry: Registry) -> None:
     assert any("several formats" in text for text in found.differs)
 
 
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (
+            {"ranking": True, "columns": {"prompt": "ask", "query": "more", "chosen": "a", "rejected": "b"}},
+            "column more",
+        ),
+        ({"columns": {"messages": "messages", "kto_tag": "label"}}, "prompt, completion and label"),
+        ({"columns": {"messages": "messages", "images": "images"}}, "images, videos and sounds are not read"),
+    ],
+)
+def test_rows_that_are_read_otherwise_are_told_of(registry: Registry, entry: dict[str, Any], says: str) -> None:
+    Path("data").mkdir()
+    Path("data/dataset_info.json").write_text(json.dumps({"notes": {"hf_hub_url": "a/b", **entry}}))
+    found = convert(LLAMA_FACTORY.replace("notes,more", "notes"), Path("theirs.yaml"), registry)
+    (lost,) = [one for one in found.accounts if one.outcome == "could not"]
+    assert lost.key == "dataset"
+    assert says in lost.says
+
+
 def test_a_data_set_that_only_the_other_tool_knows_is_told(registry: Registry) -> None:
     found = convert(LLAMA_FACTORY, Path("theirs.yaml"), registry)
     (lost,) = [one for one in found.accounts if one.outcome == "could not"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ def of_llama_factory(source: Source, beside: Path, info: Path | None) -> tuple[l
 def _named(source: Source, key: str, known: Mapping[str, Any], info: Path | None, beside: Path) -> list[Rows]:
     said = source.values.get(key)
     names = [str(one) for one in said] if isinstance(said, list) else str(said or "").split(",")
-    found, unknown = [], []
+    found, unknown, unlike = [], [], list[str]()
     for name in filter(None, map(str.strip, names)):
         entry = known.get(name)
         rows = _of_entry(entry, info, beside) if isinstance(entry, dict) and info is not None else None
+        unlike += [f"{name}: {what}" for what in _unlike(entry if isinstance(entry, dict) else {})]
         if rows is None:
             unknown.append(name)
             rows = Rows(table={"use": "json", "path": f"data/{name}.json"})
@@ -50,9 +51,23 @@ def _named(source: Source, key: str, known: Mapping[str, Any], info: Path | None
     if unknown:
         place = str(info) if info is not None else source.get("dataset_dir", str) or "data"
         source.could_not(key, NO_INFO.format(names=", ".join(unknown), place=place))
+    elif unlike:
+        source.could_not(key, "; ".join(unlike))
     else:
         source.converted(key, "[[eval.source]]" if key == "eval_dataset" else "[[data.source]]")
     return found
+
+
+def _unlike(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What of a data set's rows is not read as LLaMA-Factory does."""
+    columns = entry.get("columns")
+    columns = columns if isinstance(columns, dict) else {}
+    if entry.get("ranking") and "query" in columns:
+        yield f"the column {columns['query']} is not put behind the prompt: write both into one"
+    if "kto_tag" in columns:
+        yield "judged answers are rows of prompt, completion and label (docs/preference.md)"
+    if set(columns) & {"images", "videos", "audios"}:
+        yield "images, videos and sounds are not read"
 
 
 def _known(info: Path | None) -> Mapping[str, Any]:
