@@ -106,7 +106,8 @@ def by_llama_cpp(file: Path, rows: Path, trained: Trained, answers: list[str]) -
     from llama_cpp import Llama
 
     start = time.perf_counter()
-    model: Any = Llama(str(file), n_ctx=512, seed=0, n_threads=int(os.environ.get("OMP_NUM_THREADS", "2")), verbose=False)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
+    model: Any = Llama(str(file), n_ctx=512, seed=0, n_threads=threads, verbose=False)
     tokenizer: Any = AutoTokenizer.from_pretrained(trained.weights)
     conversations = [json.loads(line)["messages"] for line in rows.read_text(encoding="utf-8").splitlines()]
     tokens, exact, same, ended = 0, 0, 0, 0
