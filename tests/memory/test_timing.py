@@ -53,5 +53,5 @@ def test_tokens_count_all_micro_batches_and_a_step_says_what_bounds_it(recipe_pa
     assert time.tokens_per_second == pytest.approx(time.tokens / time.seconds.step)
     assert "bound by Python" in next(iter(time_lines(found)))
     found.trace.work.micro.clear()
-    found.trace.work.backward = found.trace.work.moved = found.trace.work.calls = 0
+    found.trace.work.backward = found.trace.work.moved = found.trace.work.calls = found.trace.work.tuned = 0
     assert time_of(found).bound == ""

@@ -22,6 +22,7 @@ from fitune.memory.cards.pace import (
     LINK,
     LISTED,
     MATMUL,
+    TUNED,
     Operation,
     attention,
     product,
@@ -179,8 +180,9 @@ def test_the_host_looks_at_each_tensor_that_an_optimizer_is_given() -> None:
 
 
 def test_the_host_takes_its_time_around_each_module() -> None:
-    work = Work(calls=300)
-    assert seconds(work, T4, traced=2, accumulation=4).host == pytest.approx(2 * 300 * CALLED * LAUNCH)
+    work = Work(calls=300, tuned=100)
+    around = 200 * CALLED + 100 * TUNED
+    assert seconds(work, T4, traced=2, accumulation=4).host == pytest.approx(2 * around * LAUNCH)
     work.graphs = True  # which are launched without any
     assert seconds(work, T4, traced=2, accumulation=4).host == pytest.approx(4 * LAUNCH)
 
@@ -201,6 +203,15 @@ def test_checkpointing_computes_the_layers_again(tmp_path: Path) -> None:
     seen = [seconds(traced.work) for traced in (plain, again)]
     assert seen[0].card < seen[1].card
     assert seen[0].host < seen[1].host
+
+
+def test_modules_within_those_of_peft_are_counted_apart(tmp_path: Path) -> None:
+    """Each adapted layer calls its base, its dropout and its two matrices; computed again, once more."""
+    plain, again = traced(tmp_path), traced(tmp_path, GRADIENT_CHECKPOINTING)
+    adapted = 6 * 7
+    assert plain.work.tuned == plain.micro_batches * (4 * adapted + 1), "and the model within peft's"
+    assert plain.work.calls > plain.work.tuned
+    assert again.work.tuned == again.micro_batches * (2 * 4 * adapted + 1)
 
 
 def test_a_shortened_model_takes_its_share(tmp_path: Path) -> None:

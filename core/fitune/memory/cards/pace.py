@@ -44,14 +44,16 @@ OWN = 2e-4
 """Seconds of the host for each operation of ours, beside that: 143 to 166 ms for the 650 of a micro-batch, beside an
 H100."""
 
-CALLED = 4
-"""Operations that the host could launch while it calls a module, beside what that launches: hooks, and what is around
-operations in Python. On a CPU, of a Llama in transformers with peft's LoRA: 2.7 to 5.1."""
+CALLED, TUNED = 2.5, 14
+"""Operations that the host could launch while it calls a module, beside what that launches: hooks, and Python around
+operations. The second is of a module within one of peft's, whose own Python is most of it. On a CPU, of transformers'
+Llama with peft's LoRA, 2.4 and 5; the second is chosen by runs of four H200s that wait for the host
+(`benchmarks/several_4.json`: replicas at 2048 tokens, 1 % too short so, and three times accumulated, 4 % too long)."""
 
-GATHERED, REDUCED = 25, 15
-"""The same, for each tensor that FSDP gathers, and whose gradients it reduces and scatters. On a CPU, without sending
-anything: 19 to 25, and about 15 (torch 2.13). With 25, steps of shards with LoRA at 2048 tokens, where the host is what
-they wait for, are 5 % too long on two H200s, and 8 % too short on four."""
+GATHERED, REDUCED = 12, 15
+"""The same, for each tensor that FSDP gathers, and whose gradients it reduces and scatters. By a clock around it 20 on
+an H200, and on a CPU, where nothing is sent, 19 to 25 and about 15; part of that is hidden: with 12, steps of shards
+with LoRA at 2048 tokens are 9 % too long on two H200s, and 5 to 9 % too short on four."""
 
 GAP = 2e-6
 """Seconds of the card between two operations, where nothing was measured."""

@@ -20,6 +20,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from fitune.plugin import strategy as alike
 from fitune.plugin.model import unwrapped
 
+TUNERS = "peft.tuners."
+"""Where peft's adapters are, whose modules compute in much Python."""
+
 OUTSIDE = ""
 """The name of being in no module."""
 
@@ -35,7 +38,7 @@ class ModuleTracker:
         self._numbers: list[int] = []
         self._marks: list[tuple[str, bool]] = []
         self._failed = (0, OUTSIDE)
-        self._calls = 0
+        self._calls = self._tuned = 0
         self.in_head = False
         """Whether the model's last layer has been left: what follows is the loss."""
 
@@ -60,14 +63,17 @@ class ModuleTracker:
         self.in_head = False
         self._mark()
 
-    def take_calls(self) -> int:
-        """How many modules were called since this was asked last."""
-        found, self._calls = self._calls, 0
+    def take_calls(self) -> tuple[int, int]:
+        """How many modules were called since this was asked last, and how many of them within one of peft's."""
+        found = self._calls, self._tuned
+        self._calls = self._tuned = 0
         return found
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(module)
         self._calls += alike.times()
+        if self._stack and type(self._stack[-1]).__module__.startswith(TUNERS):
+            self._tuned += alike.times()
+        self._stack.append(module)
         if module is self._body:
             self.in_head = False  # a second forward pass of one loss, say
         self._mark()

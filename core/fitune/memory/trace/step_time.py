@@ -20,7 +20,18 @@ from torch import Tensor
 
 from fitune.compose.step import Phase
 from fitune.memory.cards.cards import Card
-from fitune.memory.cards.pace import CALLED, GATHERED, MEETING, REDUCED, SUMMED, Operation, Pace, is_aligned, product
+from fitune.memory.cards.pace import (
+    CALLED,
+    GATHERED,
+    MEETING,
+    REDUCED,
+    SUMMED,
+    TUNED,
+    Operation,
+    Pace,
+    is_aligned,
+    product,
+)
 from fitune.memory.trace.collectives import is_collective, sent_by
 
 ATTENTION_NAMES = ("_attention", "_varlen_attn")
@@ -87,6 +98,8 @@ class Work:
     """The same, of the rest."""
     calls: int = 0
     """Calls of modules in its micro-batches."""
+    tuned: int = 0
+    """Of these, calls within a module of peft's."""
     gathered: int = 0
     """Tensors that are gathered from the parts that processes have."""
     reduced: int = 0
@@ -119,6 +132,11 @@ class Work:
             self.backward += times if phase == "backward" else 0
             self.own += times if name.startswith("fitune.") else 0
 
+    def note_calls(self, calls: int, tuned: int) -> None:
+        """Count calls of modules; `tuned` of them within one of peft's."""
+        self.calls += calls
+        self.tuned += tuned
+
     def seconds(self, card: Card | Pace, *, traced: int, accumulation: int) -> Seconds:
         """Of a step of `accumulation` micro-batches, of which `traced` were counted."""
         pace = card if isinstance(card, Pace) else Pace(card)
@@ -138,7 +156,9 @@ class Work:
         if self.graphs:
             return traced * pace.forward
         launches = (self.micro.total() - self.backward) * pace.forward + self.backward * pace.backward
-        around = CALLED * self.calls + GATHERED * self.gathered + REDUCED * self.reduced
+        around = (
+            CALLED * (self.calls - self.tuned) + TUNED * self.tuned + GATHERED * self.gathered + REDUCED * self.reduced
+        )
         return launches + around * pace.forward + self.own * pace.own
 
 

@@ -186,9 +186,9 @@ class Tracer(TorchDispatchMode):
             if name in ASKS or (crosses and not self._on_card(results)):
                 self.waits = name
             self.draws |= draws(func, args, kwargs or {})
-        calls = 0 if self.modules is None else self.modules.take_calls()
+        called = (0, 0) if self.modules is None else self.modules.take_calls()
         if self._trains():
-            self.work.calls += calls if self._step == self.last_step else 0
+            self.work.note_calls(*(called if self._step == self.last_step else (0, 0)))
             self._count(func, name, args, kwargs or {}, results)
         if not self.on_host:
             self._account(name, args, results)
