@@ -122,7 +122,7 @@ def test_what_is_written_is_explicit(light: Path) -> None:
     table = tomli.loads(tomli_w.dumps(read(light).to_toml()))
     assert table["adapter"] == {
         "use": "lora", "r": 4, "alpha": 8.0, "dropout": 0.0, "targets": ["q_proj", "v_proj"], "ranks": [],
-        "rslora": False, "dora": False, "dtype": "base",
+        "rslora": False, "dora": False, "dtype": "base", "init": "default", "modules_to_save": [],
     }  # fmt: skip
     assert [stage["use"] for stage in table["data"]["stage"]] == ["detect", "chat", "tokenize", "truncate", "pad"]
     assert table["train"]["beta2"] == 0.999

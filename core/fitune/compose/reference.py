@@ -22,6 +22,7 @@ from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import version_of
 from fitune.data.prepare import Prepared, Watch, batches
 from fitune.errors import RunError
+from fitune.plugin.code import code_behind
 from fitune.plugin.dataflow import Batch, Example, Stage
 from fitune.plugin.digest import digest_of_weights
 from fitune.plugin.options import to_table
@@ -162,5 +163,10 @@ def _key(recipe: Recipe, prepared: Prepared, device: torch.device, start: Path |
             None if start is None else digest_of_weights(start),
         ],
         [[use.record.name, to_table(use.options)] for use in recipe.strategies],
+        code_behind(
+            recipe.model.record.load_model,
+            recipe.adapter.record.attach,
+            *(use.record.make for use in recipe.strategies),
+        ),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fitune._version import __version__
 from fitune.data.origins import paths_in, paths_of, pattern_of
-from fitune.plugin.code import code_of, place_of
+from fitune.plugin.code import code_behind, code_of
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext
 from fitune.plugin.digest import digest_of
@@ -35,7 +34,10 @@ def key_of(
     parts = [
         [__version__, _own_code(), [version_of(name) for name in LIBRARIES]],
         [contents, [use.weight for use in sources]],
-        [[use.record.name, _plugin(use), _options(use)] for use in (*sources, *stages)],
+        [
+            [use.record.name, code_behind(use.record.make, use.record.options), _options(use)]
+            for use in (*sources, *stages)
+        ],
         [list(map(digest_of, _files(use.options))) for use in stages],  # sources tell the content of theirs
         [type(tokenizer).__name__, _backend(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map],
         [context.length, context.seed, context.skip_bad_rows, context.takes, context.held_out],
@@ -61,15 +63,6 @@ def contents_of(sources: Uses) -> list[str] | None:
 def _backend(tokenizer: Any) -> str:
     """The whole of a fast tokenizer: vocabulary, merges, normaliser and the rest."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _plugin(use: Use[DataStage[Any]]) -> list[str]:
-    """The code that a provider comes from: that of its package, or of its file. A change in it makes data anew."""
-    make: Callable[..., Any] = use.record.make
-    while isinstance(make, partial):
-        make = make.func
-    modules = {getattr(make, "__module__", None) or type(make).__module__, use.record.options.__module__}
-    return [code_of(place) for place in sorted(set(filter(None, map(place_of, modules))))]
 
 
 def _own_code() -> list[str]:

@@ -7,7 +7,7 @@ import importlib.metadata
 import inspect
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from fitune.plugin.digest import digest_of
@@ -35,6 +35,16 @@ def place_of(module: str) -> str | None:
 def code_of(place: str) -> str:
     """A digest of a file, or of all code below a directory. Raises `OSError`."""
     return _package(place) if Path(place).is_dir() else digest_of(Path(place))
+
+
+def code_behind(*things: object) -> list[str]:
+    """Of the packages, or single files, that functions and classes come from. Raises `OSError`."""
+    modules = set()
+    for thing in things:
+        while isinstance(thing, partial):
+            thing = thing.func
+        modules.add(getattr(thing, "__module__", None) or type(thing).__module__)
+    return [code_of(place) for place in sorted(set(filter(None, map(place_of, modules))))]
 
 
 def code_of_plugin(plugin: Plugin) -> str | None:
