@@ -122,7 +122,7 @@ def test_the_flag_alone_runs_nothing(recipe: Path, tmp_path: Path) -> None:
 
 def test_every_command_that_loads_has_the_flag_and_no_variable_sets_it() -> None:
     flagged = {name for name, command in cli.commands.items() for p in command.params if p.name == "trust_remote_code"}
-    assert flagged == {"check", "data", "eval", "explain-oom", "export", "generate", "merge", "plan", "run"}
+    assert flagged == {"check", "data", "eval", "explain-oom", "export", "generate", "merge", "plan", "plugins", "run"}
     for name in flagged:
         (flag,) = [p for p in cli.commands[name].params if p.name == "trust_remote_code"]
         assert flag.envvar is None

@@ -88,7 +88,7 @@ def test_unknown_code_is_named_and_refused(
 
 def test_every_command_that_reads_a_recipe_has_the_flag() -> None:
     found = {name for name, command in cli.commands.items() for p in command.params if p.name == "allow_plugins"}
-    assert found == {"check", "data", "eval", "explain-oom", "export", "generate", "merge", "plan", "run"}
+    assert found == {"check", "data", "eval", "explain-oom", "export", "generate", "merge", "plan", "plugins", "run"}
 
 
 def test_what_the_flag_allows_is_known_then(recipe_path: Path, plugin: Path, ran: Path, capsys: Capture) -> None:
