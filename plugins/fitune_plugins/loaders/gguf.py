@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitune import ModelError, ModelLoader, Problem, hookimpl
 from fitune_plugins.loaders.fingerprint import of_files
+from fitune_plugins.loaders.gguf_reading import read_once
 from fitune_plugins.loaders.loading import DType, build_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ def _check(options: GgufOptions) -> Iterable[Problem]:
 
 def _tokenizer(options: GgufOptions) -> PreTrainedTokenizerBase:
     file = _file(options)
-    return load_tokenizer(str(file.parent), gguf_file=file.name)
+    with read_once():
+        return load_tokenizer(str(file.parent), gguf_file=file.name)
 
 
 def _model(options: GgufOptions, device: torch.device) -> PreTrainedModel:
     file = _file(options)
-    model = load_model(str(file.parent), options.dtype, device, gguf_file=file.name)
+    with read_once():
+        model = load_model(str(file.parent), options.dtype, device, gguf_file=file.name)
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if quantizer is not None:  # its weights are plain ones by now, but transformers would refuse to save them
         quantizer.remove_quantization_config(model)
@@ -85,7 +88,8 @@ def _model(options: GgufOptions, device: torch.device) -> PreTrainedModel:
 
 def _built(options: GgufOptions) -> PreTrainedModel:
     file = _file(options)
-    return build_model(str(file.parent), options.dtype, gguf_file=file.name)
+    with read_once():
+        return build_model(str(file.parent), options.dtype, gguf_file=file.name)
 
 
 @hookimpl
