@@ -12,6 +12,7 @@ import pytest
 from fitune._version import __version__
 from fitune.cli.main import main
 from fitune.memory.cards.cards import may_have_one
+from fitune.testing import open_registry
 from support.commands import Capture, ft, refused
 from support.light import LIGHT, write_light
 
@@ -194,6 +195,14 @@ def test_nothing_heavy_is_imported_before_a_run_needs_it(arguments: list[str], t
     done = python("-c", COUNT.format(heavy=HEAVY), *arguments, directory=tmp_path)
     assert "[]" in done.stderr.splitlines(), done.stderr
     assert done.returncode == (2 if arguments[0] in ("rum", "plan") else 0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["rum"]], ids=" ".join)
+def test_the_list_of_commands_loads_no_plugin_where_none_is_installed(arguments: list[str], tmp_path: Path) -> None:
+    """Those that come with fitune add no command, which is looked at here."""
+    assert not [plugin.name for plugin in open_registry().plugins.values() if "ft_commands" in plugin.hooks]
+    done = python("-c", COUNT.format(heavy=("fitune_plugins",)), "--no-third-party", *arguments, directory=tmp_path)
+    assert "[]" in done.stderr.splitlines(), done.stderr
 
 
 @pytest.mark.skipif(may_have_one(), reason="this machine may have a GPU, which torch is asked for")

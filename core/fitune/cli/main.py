@@ -84,9 +84,14 @@ class Commands(click.Group):
         return self.commands.get(name)
 
     def _add_from_plugins(self, context: click.Context) -> None:
-        """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody."""
+        """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody. Those
+        that come with fitune add none.
+        """
+        settings = context.ensure_object(Settings)
+        if not settings.has_installed():
+            return
         built_in = dict(self.commands)
-        for error in context.ensure_object(Settings).registry().call_every("ft_commands", cli=self):
+        for error in settings.registry().call_every("ft_commands", cli=self):
             say(f"warning: {error.message}", err=True)
         for name, command in built_in.items():
             if self.commands[name] is not command:

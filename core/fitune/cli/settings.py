@@ -37,6 +37,13 @@ class Settings:
     """All that `ft` was given."""
     _registry: Registry | None = field(default=None, repr=False)
 
+    def has_installed(self) -> bool:
+        """Whether plugins are installed that may be loaded; looks, and loads none."""
+        from fitune.plugin.registry import GROUP
+        from fitune.plugin.versions import entries_of
+
+        return self.third_party and bool(entries_of(GROUP))
+
     def registry(self) -> Registry:
         """The plugins, loaded once."""
         from fitune.cli.allow import trust_of
