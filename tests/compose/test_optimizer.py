@@ -175,6 +175,34 @@ def test_a_process_without_a_micro_batch_adds_nothing(monkeypatch: pytest.Monkey
     assert found == [list(range(12)), [0, 1, 2], list(range(3, 9)), [0, 1]]
 
 
+def test_gradients_in_columns_are_summed_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their masters lie, in every process: one that had no row has zeros, and others' places must be the same."""
+    weights = [torch.randn(3, 4).t(), torch.randn(2, 3)]
+    trainables = Trainables(nn.ParameterList(nn.Parameter(one) for one in weights), masters=True)
+    gradients = [torch.arange(12.0).view(3, 4).t(), torch.arange(6.0).view(2, 3)]
+    trainables.masters[0].grad, trainables.masters[1].grad = (one.clone() for one in gradients)
+    sent: list[Tensor] = []
+
+    class Two:
+        num_processes = 2
+
+    class Work:
+        def wait(self) -> None:
+            """It was done at once."""
+
+    def all_reduce(flat: Tensor, async_op: bool) -> Work:
+        sent.append(flat.clone())
+        flat *= 2
+        return Work()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    trainables.reduce(cast(Accelerator, Two()))
+    (flat,) = sent
+    assert flat.tolist() == [*range(12), *range(6)]  # columns as they lie, then rows
+    for master, gradient in zip(trainables.masters, gradients, strict=True):
+        assert torch.equal(cast(Tensor, master.grad), 2 * gradient)
+
+
 @pytest.mark.parametrize(("master_weights", "dtype"), [("true", torch.float32), ("false", torch.bfloat16)])
 def test_the_optimizer_works_on_masters(tmp_path: Path, master_weights: str, dtype: torch.dtype) -> None:
     recipe = write_recipe(tmp_path / "recipe", {"model": {"dtype": "bfloat16"}})

@@ -83,8 +83,8 @@ class Trainables:
         """
         if accelerator.num_processes == 1:
             return
-        buckets = [[_grad(m) for m in bucket] for bucket in self._buckets()]
-        flats = _flat_buffers(buckets)
+        buckets = list(self._buckets())
+        flats = _flat_buffers([[_grad(m) for m in bucket] for bucket in buckets])
         together().meet()  # with all memory at hand that the sum takes
         at_work: deque[Callable[[], None]] = deque()
         for bucket in buckets:  # the next is sent while the one before is copied
@@ -212,18 +212,23 @@ def _flat_buffers(buckets: Sequence[Sequence[Tensor]]) -> deque[Tensor]:
     return deque(torch.empty(size, dtype=kind, device=several[0][0].device) for _ in range(number))
 
 
-def _summing(bucket: Sequence[Tensor], flats: Sequence[Tensor]) -> Callable[[], None]:
-    """Begin to sum a bucket over all processes; gives what ends it."""
+def _summing(masters: Sequence[nn.Parameter], flats: Sequence[Tensor]) -> Callable[[], None]:
+    """Begin to sum the gradients of a bucket over all processes; gives what ends it.
+
+    In the flat buffer they lie as their masters do, row by row or column by column, which is alike in all processes.
+    """
+    bucket = [_grad(m) for m in masters]
     if len(bucket) == 1 and bucket[0].is_contiguous():
         return cast(Any, dist.all_reduce(bucket[0], async_op=True)).wait  # type: ignore[no-any-return]
     flat = flats[0][: sum(grad.numel() for grad in bucket)]
-    parts = [part.view_as(grad) for part, grad in zip(flat.split([g.numel() for g in bucket]), bucket, strict=True)]
-    torch._foreach_copy_(parts, list(bucket))
+    pieces = flat.split([grad.numel() for grad in bucket])
+    parts = [_laid_out_as(local(master), piece) for master, piece in zip(masters, pieces, strict=True)]
+    torch._foreach_copy_(parts, bucket)
     work = cast(Any, dist.all_reduce(flat, async_op=True))
 
     def finish() -> None:
         work.wait()
-        torch._foreach_copy_(list(bucket), parts)
+        torch._foreach_copy_(bucket, parts)
 
     return finish
 
