@@ -41,7 +41,7 @@ def test_plugins_as_json(capsys: Capture) -> None:
         assert entry["hooks"]
     (lora,) = [e for e in entries if e["name"] == "lora"]
     assert lora["kind"] == "adapter"
-    assert lora["hooks"] == ["ft_adapters", "ft_levers"]
+    assert lora["hooks"] == ["ft_adapters", "ft_check", "ft_levers"]
     assert Path(lora["path"]).name == "lora.py"
 
 
