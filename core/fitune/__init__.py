@@ -183,20 +183,23 @@ def run(
     from fitune.cli.text_console import TextConsole
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
+    from fitune.plugin.own_python import without_kernels
     from fitune.plugin.registry import Registry
     from fitune.plugin.trust import Trust
     from fitune.train.begin import begin
     from fitune.train.start import start_of
 
-    if registry is None:
-        # A recipe that was read had its plugins allowed.
-        allowed = Trust(allow=True, remember=allow_plugins) if allow_plugins or isinstance(recipe, Recipe) else None
-        registry = Registry.open(trust=allowed)
-        for file in recipe.general.plugins if isinstance(recipe, Recipe) else ():
-            registry.load_file(file)
-    if isinstance(recipe, Recipe) and overrides:
-        raise RunError("overrides are for a recipe that is read from a file. Change the recipe itself")
-    given = recipe if isinstance(recipe, Recipe) else Path(recipe)
-    place = None if out is None else Path(out)
-    start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
-    return begin(start, registry, force=force, watch=Progress(TextConsole()) if is_main_process() else UNWATCHED)
+    with without_kernels():
+        if registry is None:
+            # A recipe that was read had its plugins allowed.
+            allowed = Trust(allow=True, remember=allow_plugins) if allow_plugins or isinstance(recipe, Recipe) else None
+            registry = Registry.open(trust=allowed)
+            for file in recipe.general.plugins if isinstance(recipe, Recipe) else ():
+                registry.load_file(file)
+        if isinstance(recipe, Recipe) and overrides:
+            raise RunError("overrides are for a recipe that is read from a file. Change the recipe itself")
+        given = recipe if isinstance(recipe, Recipe) else Path(recipe)
+        place = None if out is None else Path(out)
+        start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
+        watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
+        return begin(start, registry, force=force, watch=watch)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import fitune
 from fitune.memory.background import Request
 from fitune.memory.cards.cards import find_card
 from fitune.memory.shapes import Shapes
-from fitune.plugin.own_python import command_of
+from fitune.plugin.own_python import ASKED, command_of, without_kernels
+from fitune.train import begin
 
 NAMES = ("json", "runpy", "pickle", "torch", "fitune", "sitecustomize")
 
@@ -62,3 +66,37 @@ def test_the_process_that_forecasts_runs_nothing_of_the_working_directory(strang
     assert ended.returncode == 1
     assert "none.toml" in ended.stderr.decode()
     assert not (strange / "ran").exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["not imported", "imported"])
+def test_a_run_from_python_imports_no_kernels_and_leaves_python_as_it_was(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ASKED, raising=False)
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    own = ModuleType("kernels")
+    if there:  # whoever has imported it has meant it
+        monkeypatch.setitem(sys.modules, "kernels", own)
+    with without_kernels():
+        assert os.environ[ASKED] == "NO"
+        assert sys.modules["kernels"] is (own if there else None)
+    assert ASKED not in os.environ
+    assert sys.modules.get("kernels") is (own if there else None)
+    assert ("kernels" in sys.modules) is there
+
+
+def test_whoever_asks_for_kernels_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ASKED, "1")
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    with without_kernels():
+        assert "kernels" not in sys.modules
+    assert os.environ[ASKED] == "1"
+
+
+def test_fitune_run_leaves_them_out(recipe_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    seen: list[object] = []
+    monkeypatch.setattr(begin, "begin", lambda *given, **named: seen.append(sys.modules.get("kernels", "absent")))
+    fitune.run(recipe_path, tmp_path / "run")
+    assert seen == [None]
+    assert "kernels" not in sys.modules

@@ -6,12 +6,17 @@ does a process of `ft` import the package `kernels`, by which others fetch code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 ASKED = "USE_HUB_KERNELS"
 """The variable that lets libraries fetch kernels: transformers' own."""
+
+ABSENT = object()
+"""Of a module that nobody has asked for."""
 
 PROGRAM = """\
 import sys
@@ -32,3 +37,17 @@ def leave_kernels_out() -> None:
     """
     if os.environ.setdefault(ASKED, "NO").upper() not in ("1", "ON", "YES", "TRUE"):
         cast(dict[str, Any], sys.modules).setdefault("kernels", None)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """The same for a while, in the Python of somebody else, who may import the package before and behind."""
+    asked, before = os.environ.get(ASKED), sys.modules.get("kernels", ABSENT)
+    leave_kernels_out()
+    try:
+        yield
+    finally:
+        if asked is None:
+            os.environ.pop(ASKED, None)
+        if before is ABSENT and sys.modules.get("kernels", ABSENT) is None:
+            del sys.modules["kernels"]
