@@ -99,7 +99,7 @@ def test_they_are_listed_newest_first(runs: Path, capsys: Capture) -> None:
 def test_as_json(runs: Path, capsys: Capture) -> None:
     first = found(str(runs), capsys=capsys)[0]
     assert first["state"] == "interrupted"
-    assert first["held_out"] == {"step": 2, "loss": 1.5, "exact_match": 0.5}
+    assert first["held_out"] == {"step": 2, "loss": 1.5, "exact_match": 0.5, "measure": None}
     assert first["memory"] == {"kind": "gpu", "peak": 1002, "reserved": 2002}
     assert (first["loss"], first["forecast"], first["notes"]) == (2.0, 3000, [])
 
