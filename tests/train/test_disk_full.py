@@ -141,8 +141,9 @@ def test_the_very_first_file(disk: Disk, recipe: Path, plain: dict[str, Any], at
     """One of those that a run begins with: it ends in a line, and the same command begins again once there is room."""
     ended = disk.start(at, 1)
     assert ended.code == 2
-    if disk.means == "forbidden":  # files can be written, and no checkpoint
-        disk.must_tell(ended, f"error: {disk.run / 'adapter'} could not be written: {disk.cause}")
+    if disk.means == "forbidden":  # files can be written, and no directory of weights: found before the first step
+        disk.must_tell(ended, f"error: what this run trains cannot be saved in {disk.run}: {disk.cause}")
+        assert not lines_of(disk.run)
         shutil.rmtree(disk.run)
     else:
         disk.must_tell(ended, f"could not be written: {disk.cause}. Nothing is lost. Mend that, or give another --out")
