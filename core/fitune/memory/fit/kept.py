@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,17 +82,15 @@ def keep(key: str, chosen: Considered, others: Sequence[Considered]) -> None:
 
 def keep_told(key: str, told: MemoryForecast) -> None:
     """Keep the figures of the choice that is kept under this key."""
-    path = _file(key)
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        write_file(path, json.dumps({**entry, "told": asdict(told)}) + "\n")
-    except (OSError, TypeError, ValueError):
-        return
+    if table := _table(key):
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            write_file(_file(key), json.dumps({**table, "told": asdict(told)}) + "\n")
 
 
 def kept_told(key: str) -> tuple[Considered, MemoryForecast] | None:
     """A choice that was kept with its figures; None where there is none."""
-    entry, values = _read(_file(key)), _table(_file(key)).get("told")
+    table = _table(key)
+    entry, values = _entry(table), table.get("told")
     if entry is None or not isinstance(values, dict):
         return None
     try:
@@ -107,7 +105,7 @@ def kept(key: str, recipe: Recipe, tracing: Tracing, card: Card, names: Collecti
     """What was chosen before, traced anew; None where there is nothing, it does not fit any more, or it has a strategy
     that is none of these names.
     """
-    entry = _read(_file(key))
+    entry = _entry(_table(key))
     if entry is None:
         return None
     chosen, others = entry
@@ -132,17 +130,17 @@ def _file(key: str) -> Path:
     return cache_directory() / "fits" / f"{key}.json"
 
 
-def _read(path: Path) -> tuple[Considered, tuple[Considered, ...]] | None:
-    """An entry; None for one that is missing, or of another form."""
-    entry = _table(path)
+def _entry(table: Mapping[str, Any]) -> tuple[Considered, tuple[Considered, ...]] | None:
+    """What was chosen, and the others; None of a table that is empty, or of another form."""
     try:
-        return _considered(entry["chosen"]), tuple(_considered(one) for one in entry["others"])
+        return _considered(table["chosen"]), tuple(_considered(one) for one in table["others"])
     except (TypeError, KeyError, AttributeError):
         return None
 
 
-def _table(path: Path) -> dict[str, Any]:
-    """What a file has; nothing of one that is missing, too large or no table."""
+def _table(key: str) -> dict[str, Any]:
+    """What is kept under a key; nothing of a file that is missing, too large or no table."""
+    path = _file(key)
     try:
         if path.stat().st_size > LARGEST:
             return {}
