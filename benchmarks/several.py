@@ -34,6 +34,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "fit"), str(HERE / "memory")]
 
 GIB, STEPS, WARM_UP, LAYERS = 2**30, 6, 2, 8
+LONG = 100_000
+"""Tokens of a row that all cards share: so few rows are enough."""
 PATIENCE = 280
 """Seconds after which a run is given up."""
 
@@ -79,6 +81,10 @@ CASES: dict[str, Json] = {
     "8B, longest row": {
         "strategies": [{"use": "tiled-mlp"}, FAST[0], CHUNKED, GROWING, FAST[1], CHECKPOINTED, PARTS, FSDP],
         "length": 131072, "steps": 3, **WHOLE,
+    },
+    "8B, a row of 512k": {
+        "strategies": [{"use": "tiled-mlp"}, FAST[0], CHUNKED, GROWING, FAST[1], CHECKPOINTED, PARTS, FSDP],
+        "length": 524288, "steps": 1, **WHOLE,
     },
     "70B, shards": {
         "strategies": [*FAST, CHUNKED, GROWING, MLPS, FSDP], "length": 4096, "accumulation": 2, "steps": 4,
@@ -160,7 +166,7 @@ def written(case: Json, home: Path) -> Path:
     made["train"] |= {"accumulation": accumulation}
     made["data"]["source"] = [{"use": "jsonl", "path": "data.jsonl"}]
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=home))
-    data = rows(length, 2 * 8 * accumulation)
+    data = rows(length, 2 * 8 * accumulation if length < LONG else 4)
     (directory / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in data), encoding="utf-8")
     (directory / "recipe.toml").write_text(tomli_w.dumps(made), encoding="utf-8")
     return directory / "recipe.toml"
@@ -260,7 +266,7 @@ def work(path: Path) -> None:
         "reserved": torch.cuda.max_memory_reserved(),
         "outside": total - free - torch.cuda.memory_reserved(),
         "retries": torch.cuda.memory_stats()["num_alloc_retries"],
-        "seconds": round(statistics.median(step.seconds for step in steps[WARM_UP:]), 4),
+        "seconds": round(statistics.median(step.seconds for step in steps[min(WARM_UP, len(steps) - 1) :]), 4),
         "loss": [round(step.loss, 5) for step in steps],
         "card": torch.cuda.get_device_name(),
         **(looked_into(reports) if look else {}),
