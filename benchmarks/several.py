@@ -136,7 +136,7 @@ def model_of(case: Json, directory: Path) -> Path:
 
     size = {**SHAPES.get(case.get("shape", ""), {}), "num_hidden_layers": case.get("layers", LAYERS)}
     forecast_cases.SHAPES["several"] = {**forecast_cases.SHAPES["llama8b"], **size}
-    return write_model(directory, "several")
+    return write_model(directory, "several", positions=2**20)
 
 
 def write_weights(directory: Path, jobs: int) -> None:
