@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
+from fitune.compose import cudnn_guard
 from fitune.compose.attention import isolate_documents
 from fitune.compose.calling import call_for, call_for_callable, call_for_model, call_plugin, wrong
 from fitune.compose.causal import must_be_causal
@@ -82,7 +83,8 @@ def adapted(
 
 
 def loaded(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
-    """The base model, changed by the strategies."""
+    """The base model, changed by the strategies, with an attention that has a gradient on every card."""
+    cudnn_guard.switch_on()
     for use, strategy in strategies:
         model = call_for_model(use, "loaded", strategy.loaded, model)
     return model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fitune.compose.attention_ran import AttentionRan
 from fitune.compose.calling import call_for_callable, call_for_context, call_plugin
 from fitune.compose.loss_scaling import LossScaling
 from fitune.compose.objective import ObjectiveLoss, Tally
@@ -75,6 +76,7 @@ class Computation:
         self.device = device
         self.pin_memory = pin_memory
         self.part = part
+        self.attention = AttentionRan(model)
         self._enter: Callable[[Phase], None] = nobody
         self._factor = torch.ones((), dtype=torch.float32, device=device) if scaled else None
 
@@ -92,7 +94,8 @@ class Computation:
         """Compute a batch, on the host or the device; gives the sum of its loss."""
         try:
             self._enter("forward")
-            loss = self.loss(self.model, self.part(batch).to(self.device, pin=self.pin_memory))
+            with self.attention.watch(batch):
+                loss = self.loss(self.model, self.part(batch).to(self.device, pin=self.pin_memory))
             if weight != 1:
                 loss = loss * weight
             self._enter("backward")

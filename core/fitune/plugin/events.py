@@ -205,6 +205,9 @@ class StepReport:
     """What the mean loss was multiplied by, in float16 (`fitune.compose.loss_scaling`); None in other types."""
     skipped: bool = False
     """Whether the gradient overflowed float16, so that no weight was changed."""
+    attention: tuple[str, ...] = ()
+    """The kernels of attention that have run so far, by name, e.g. `cuDNN`: in this process, with the strategies that
+    the run has now."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the step of what the objective measures beside the loss, e.g. `accuracy`, by its names."""
 

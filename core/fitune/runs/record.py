@@ -140,6 +140,8 @@ class RunRecord:
     """After how many steps what it ended with was trained."""
     memory: MemoryRecord | None = None
     forecast: ForecastRecord | None = None
+    attention: tuple[str, ...] = ()
+    """The kernels of attention that ran, by name, as the dispatcher was asked for them: of the last composition."""
     error: str | None = None
     """What ended the run, in a line; None if nothing did."""
     device: str

@@ -95,6 +95,7 @@ class RecordFile:
             loss=finite(step.loss),
             tokens=self._record.tokens + step.tokens,
             memory=_most(self._record.memory, step.memory),
+            attention=step.attention or self._record.attention,
             early=False,
         )
         self._note_phases()
@@ -236,6 +237,7 @@ def _gone_on(record: RunRecord, run: Run, before: RunRecord | None) -> RunRecord
         early=before.early,
         tokens=before.tokens,
         memory=before.memory,
+        attention=before.attention,
         starts=(*starts, *record.starts),
     )
 

@@ -159,5 +159,6 @@ def _step(
         memory=measure_memory(accelerator.device),
         loss_scale=loss_scale,
         skipped=not check.made,
+        attention=parts.step.computation.attention.kernels,
         metrics=parts.step.tally.means(accelerator),
     ), check

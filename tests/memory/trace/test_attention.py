@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fitune.memory.trace.attention import Kernel, aligned, as_bias, choose
 
@@ -37,13 +38,16 @@ def _chosen(
     version: tuple[int, int] = MEASURED_WITH,
     grouped: bool | None = None,
     rows: int = 1,
+    deterministic: bool = False,
 ) -> Kernel:
     """`grouped` is as transformers calls torch, if it is not given; `rows` are those of the keys."""
     query = torch.empty(1, 8, tokens[0], size, device="meta", dtype=dtype, requires_grad=trains)
     key = torch.empty(rows, keys, tokens[1], size, device="meta", dtype=dtype)
     mask = torch.empty(1, 1, *tokens, device="meta", dtype=torch.bool) if masked else None
     grouped = keys != 8 if grouped is None else grouped
-    return choose(query, key, key, mask, dropout, causal and not masked, CARDS[card], version, grouped=grouped)
+    of_causal = causal and not masked
+    how = {"grouped": grouped, "deterministic": deterministic}
+    return choose(query, key, key, mask, dropout, of_causal, CARDS[card], version, **how)
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -104,6 +108,21 @@ def test_kernel_by_heads_dropout_and_lengths() -> None:
     assert _chosen("H100", BF16, 128, tokens=(1, 1), causal=False) == "flash"
     assert _chosen("A100", BF16, 128, tokens=(8, 64)) == "efficient"
     assert _chosen("A100", BF16, 128, tokens=(8, 64), causal=False) == "flash"
+
+
+def test_a_deterministic_run_has_no_cudnn() -> None:
+    """`check_cudnn_deterministic`, sdp_utils.cpp."""
+    assert _chosen("H100", BF16, 128, deterministic=True) == "flash"
+    assert _chosen("H100", BF16, 128, masked=True, deterministic=True) == "efficient"
+
+
+def test_a_kernel_that_is_switched_off_is_not_taken() -> None:
+    found = []
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        left = [other for other in (*SDPBackend.__members__.values(),) if other not in (backend, SDPBackend.ERROR)]
+        with sdpa_kernel([one for one in left if one != SDPBackend.OVERRIDEABLE]):
+            found += [_chosen("H100", BF16, 128), _chosen("H100", BF16, 512)]
+    assert found == ["flash", "efficient", "cudnn", "efficient", "cudnn", "math"]
 
 
 @pytest.mark.parametrize("card", sorted(CARDS))

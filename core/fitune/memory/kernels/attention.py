@@ -147,13 +147,14 @@ def efficient_backward(gpu: Gpu, args: Sequence[Any], results: Any) -> list[int]
     """Each row's delta, and a workspace of float32 sums of gradients (`_efficient_attention_backward`,
     aten/src/ATen/native/transformers/cuda/attention_backward.cu; `workspace_size`, kernel_backward.h).
 
-    float32 has its delta from a product that is summed, and sums of the queries' gradient alone.
+    Keys are not shared out where it must be deterministic. float32 has its delta from a product that is summed, and
+    sums of the queries' gradient alone.
     """
     query, key, value = args[1], args[2], args[3]
     B, H, S, D = query.shape
     dropped = len(args) > 9 and args[9] > 0
     rows, columns, of_keys = _tiles(query, max(D, value.shape[-1]), gpu.capability, dropped=dropped)
-    splits = _key_splits(B * H, key.shape[2], columns, of_keys=of_keys)
+    splits = 1 if gpu.deterministic else _key_splits(B * H, key.shape[2], columns, of_keys=of_keys)
     of_query = -(-S // rows) * -(-D // columns) * (rows * columns + 4)
     grads = sum(splits * columns * up(size, rows) for size in (D, value.shape[-1])) if of_keys else 0
     workspace = 4 * B * H * up(of_query + grads, 4)

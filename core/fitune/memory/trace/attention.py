@@ -32,11 +32,13 @@ def choose(
     version: Version,
     *,
     grouped: bool,
+    deterministic: bool = False,
 ) -> Kernel:
     """The kernel that torch takes for these inputs on a card of this compute capability.
 
     `grouped` is the argument `enable_gqa`: without it, heads of keys that are fewer than those of queries are
-    broadcast, which the composite kernel alone does (Falcon calls torch so).
+    broadcast, which the composite kernel alone does (Falcon calls torch so). Kernels that are switched off
+    (`torch.nn.attention.sdpa_kernel`) are left out, and cuDNN's where all must be `deterministic`.
 
     The rules are those of aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: cuDNN where it is preferred (9.x and
     10.x, with cuDNN from 9.15.1 on, as wheels bring it), flash, memory-efficient, math.
@@ -47,11 +49,14 @@ def choose(
     # Rows of one element may have any stride in cuDNN and flash, not so in the memory-efficient kernel.
     even = all(tensor.stride(-1) == 1 for tensor in given)
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    if even and _mask_fits(mask, query, key) and _cudnn_can(query, key, value, dropout, capability, version):
+    enabled = torch.backends.cuda
+    may_cudnn = even and not deterministic and enabled.cudnn_sdp_enabled() and _mask_fits(mask, query, key)
+    if may_cudnn and _cudnn_can(query, key, value, dropout, capability, version):
         return "cudnn"
-    if even and mask is None and _flash_can(query, key, value, dropout, causal, capability, trains=trains):
+    may_flash = even and mask is None and enabled.flash_sdp_enabled()
+    if may_flash and _flash_can(query, key, value, dropout, causal, capability, trains=trains):
         return "flash"
-    if even and _efficient_can(query, key, value, capability, version):
+    if even and enabled.mem_efficient_sdp_enabled() and _efficient_can(query, key, value, capability, version):
         return "efficient"
     return "math"
 

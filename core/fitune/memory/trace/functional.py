@@ -36,7 +36,9 @@ class FusedRmsNorm(torch.autograd.Function):
         return of_input, None, of_weight
 
 
-def functions(capability: tuple[int, int], version: Version) -> dict[str, Callable[..., Tensor]]:
+def functions(
+    capability: tuple[int, int], version: Version, *, deterministic: bool = False
+) -> dict[str, Callable[..., Tensor]]:
     """By name, as on a card of this compute capability with a torch of this version."""
     before = F.softmax, F.dropout, F.rms_norm, F.one_hot
     plain_softmax, plain_dropout, plain_rms_norm, plain_one_hot = before
@@ -51,7 +53,18 @@ def functions(capability: tuple[int, int], version: Version) -> dict[str, Callab
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        kernel = choose(query, key, value, attn_mask, dropout_p, is_causal, capability, version, grouped=enable_gqa)
+        kernel = choose(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            capability,
+            version,
+            grouped=enable_gqa,
+            deterministic=deterministic,
+        )
         return attend(kernel, query, key, value, attn_mask, dropout_p, is_causal, scale, grouped=enable_gqa)
 
     def softmax(

@@ -44,15 +44,17 @@ def replaced(home: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_on_card(capability: tuple[int, int], version: Version | None = None) -> Iterator[None]:
+def as_on_card(
+    capability: tuple[int, int], version: Version | None = None, *, deterministic: bool = False
+) -> Iterator[None]:
     """Functional operations as CUDA computes them on a card of this compute capability, with a torch of this version
-    (or the one that is there).
+    (or the one that is there), where they must be deterministic or need not.
     """
     prepare()
     foreach = importlib.import_module("torch.utils._foreach_utils")
     optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim has a class of that name too
     with contextlib.ExitStack() as stack:
-        for name, value in functions(capability, version or torch_version()).items():
+        for name, value in functions(capability, version or torch_version(), deterministic=deterministic).items():
             stack.enter_context(replaced(F, name, value))
         for name in ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices"):
             for home in (optimizer, foreach):

@@ -132,7 +132,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(as_on_card(card.capability))
+        stack.enter_context(as_on_card(card.capability, deterministic=deterministic))
         known = stack.enter_context(as_with_values())
         stack.enter_context(modules.watch())
         stack.enter_context(in_words(model, modules, tracer))

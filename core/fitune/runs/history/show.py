@@ -155,6 +155,8 @@ def _figures(story: Story) -> Iterator[tuple[str, str]]:
         yield "ended by", run.error
     if record is not None:
         yield "device", record.device
+        if record.attention:
+            yield "attention", ", ".join(record.attention)
         yield "trains", f"{record.trainable:,} of {record.parameters:,} parameters"
 
 

@@ -119,6 +119,7 @@ def _run(one: Told) -> Iterator[str]:
         ("time", duration_text(run.seconds)),
         ("tokens", f"{record.tokens:,}" if record else NOTHING),
         ("device", record.device if record else NOTHING),
+        ("attention", ", ".join(record.attention) if record and record.attention else NOTHING),
         ("processes", f"{one.processes} (memory is the first one's)" if one.processes > 1 else NOTHING),
         ("started", when_text(run.started)),
         ("directory", run.directory.name),

@@ -1,0 +1,102 @@
+"""Which attention ran: the kernels that torch's dispatcher was asked for, not those that were hoped for.
+
+A forward pass is watched by torch's record of operations (the older profiler, of operations alone: it looks at no GPU,
+takes none of its memory, and starts at once). That sees what layers, checkpoints, strategies' kernels and compiled code
+call, on any device. One micro-batch of each form is enough: packed or not, and its length to the next power of two.
+What a CUDA graph replays was seen as it was computed before it was recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import attention
+
+from fitune.plugin.model import has_values
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fitune.plugin.dataflow import Batch
+
+FLASH = {
+    "aten::_scaled_dot_product_flash_attention": "flash attention",
+    "torch_attn::_varlen_attn": "variable-length flash attention",
+}
+"""Operations that FlashAttention 2 computes, or what was put in its place, and what they are called."""
+
+KERNELS = {
+    **FLASH,
+    "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
+    "aten::_scaled_dot_product_efficient_attention": "memory-efficient attention",
+    "aten::_scaled_dot_product_attention_math": "math",
+    "aten::_scaled_dot_product_attention_math_for_mps": "MPS",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash attention on the CPU",
+    "aten::_scaled_dot_product_fused_attention_overrideable": "the device's own",
+    "flash_attn::_flash_attn_forward": "the package flash-attn",
+    "flash_attn::_flash_attn_varlen_forward": "the package flash-attn, variable length",
+}
+"""All that are looked for, by the names under which the dispatcher knows them."""
+
+
+def flash_implementation() -> str:
+    """The FlashAttention that torch's own operations compute by: "FA2", or what was put in its place (torch's registry:
+    `torch.nn.attention.activate_flash_attention_impl`).
+    """
+    current = getattr(attention, "current_flash_attention_impl", None)
+    return (None if current is None else current()) or "FA2"
+
+
+class AttentionRan:
+    """The attention of a run's micro-batches, as it was computed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Of a model without values, which a forecast has, nothing is watched."""
+        self._model = model
+        self._watches = has_values(model)
+        self._forms: set[tuple[bool, int]] = set()
+        self.kernels: tuple[str, ...] = ()
+        """By name, each once, in the order in which they were met: e.g. `cuDNN`. Of a model that calls none of torch's,
+        what transformers calls its attention: `eager`."""
+
+    @contextlib.contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """A context for the forward pass of a batch; nothing is done for one of a form that was seen."""
+        form = batch.positions is not None, int(batch.input_ids.shape[1]).bit_length()
+        if not self._watches or form in self._forms or torch._C._autograd._profiler_enabled():
+            yield
+            return
+        self._forms.add(form)
+        found: list[str] = []
+        with _operations(found):
+            yield
+        self._note(found)
+
+    def _note(self, operations: list[str]) -> None:
+        met = [self._name(one) for one in operations if one in KERNELS]
+        if not met and not self.kernels:
+            config: Any = getattr(self._model, "config", None)
+            met = [name] if (name := getattr(config, "_attn_implementation", None)) else []
+        self.kernels = tuple(dict.fromkeys((*self.kernels, *met)))
+
+    @staticmethod
+    def _name(operation: str) -> str:
+        name = KERNELS[operation]
+        return f"{name} ({flash_implementation()})" if operation in FLASH else name
+
+
+@contextlib.contextmanager
+def _operations(found: list[str]) -> Iterator[None]:
+    """Adds the names of all operations that are called within, in this thread."""
+    from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
+
+    config = ProfilerConfig(ProfilerState.CPU, False, False, False, False, False, _ExperimentalConfig())
+    torch._C._autograd._enable_profiler_legacy(config)
+    try:
+        yield
+    finally:
+        events = torch._C._autograd._disable_profiler_legacy()
+        found += [event.name() for events_of_thread in events for event in events_of_thread]
