@@ -15,7 +15,7 @@ import click
 from fitune.cli.main import cli
 from fitune.cli.settings import Settings
 from fitune.plugin.options import describe
-from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Train, Weight
+from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, NewTokens, Train, Weight
 from fitune.plugin.registry import KINDS, Registry
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -26,6 +26,7 @@ HEAD = """\
 """
 TABLES: dict[str, tuple[type, str]] = {
     "above the first table": (General, ""),
+    "`[model]`, beside the plugin's own options": (NewTokens, ""),
     "`[memory]`": (Memory, "Beside these, `[[memory.strategy]]`, each served by the plugin it names."),
     "`[data]`": (Data, "Beside these, `[[data.source]]` and `[[data.stage]]`, each served by the plugin it names."),
     "`[[data.source]]`, beside the plugin's own options": (Weight, ""),

@@ -53,7 +53,14 @@ from fitune.plugin.events import (
 from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.launching import Job, JobState, JobStatus, Launcher, Machine, Price
 from fitune.plugin.levers import Lever
-from fitune.plugin.model import added_modules, decay_groups, has_values, mend_generation_config, unwrapped
+from fitune.plugin.model import (
+    added_modules,
+    added_tokens,
+    decay_groups,
+    has_values,
+    mend_generation_config,
+    unwrapped,
+)
 from fitune.plugin.objective import Criterion, Outcome, Scores
 from fitune.plugin.options import NoOptions
 from fitune.plugin.recipe import Recipe
@@ -148,6 +155,7 @@ __all__ = [
     "TaskSuite",
     "__version__",
     "added_modules",
+    "added_tokens",
     "decay_groups",
     "has_values",
     "hookimpl",

@@ -7,9 +7,10 @@ from pathlib import Path
 from fitune.checkpoint.final import final_damage
 from fitune.checkpoint.manifest import NAME, damage
 from fitune.errors import RunError
+from fitune.plugin.options import to_table, toml_text
 from fitune.plugin.recipe import Recipe
 from fitune.runs.base import base_of, base_text, kept_base
-from fitune.runs.layout import CHECKPOINTS, RECIPE
+from fitune.runs.layout import CHECKPOINTS, RECIPE, read_toml
 
 
 def begun_from(recipe: Recipe) -> Path | None:
@@ -29,6 +30,7 @@ def begun_from(recipe: Recipe) -> Path | None:
         wrong = "it holds no weights"
     if wrong is not None:
         raise RunError(f"{key}: {kind} cannot be used: {wrong}. Let that run end (ft run {run}), or name a checkpoint")
+    _must_have_tokens(recipe, run, key)
     before, now = kept_base(run), base_of(recipe)
     if before is not None and before != now:
         raise RunError(
@@ -36,3 +38,15 @@ def begun_from(recipe: Recipe) -> Path | None:
             "in [model]: an adapter is of use on the very weights that it was trained on"
         )
     return place / kind
+
+
+def _must_have_tokens(recipe: Recipe, run: Path, key: str) -> None:
+    """Raise `RunError` if a run has added other tokens than a recipe does: their ids would be those of others."""
+    table = read_toml(run / RECIPE).get("model")
+    for name, now in to_table(recipe.model.tokens).items():
+        before = table.get(name, []) if isinstance(table, dict) else []
+        if before != now:
+            raise RunError(
+                f"{key}: it was trained with [model] {name} = {toml_text(before)}, and here it is {toml_text(now)}. "
+                "Give it the same, in the same order"
+            )

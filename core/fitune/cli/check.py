@@ -44,7 +44,8 @@ def _of_lengths(recipe: Recipe) -> tuple[str, ...]:
     if recipe.train.length <= _made_for(recipe):
         return ()
     from fitune.compose.positions import built_or_none, position_notices
-    from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
+    from fitune.data.prepare import context_of, held_out_data, training_data
+    from fitune.data.tokenizer import tokenizer_of
 
     model = built_or_none(recipe)
     if model is None:

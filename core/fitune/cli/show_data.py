@@ -9,8 +9,9 @@ from rich.text import Text
 from fitune.cli.printing import say_json
 from fitune.cli.progress import Progress
 from fitune.cli.text_console import TextConsole
-from fitune.data.prepare import Prepared, context_of, held_out_data, tokenizer_of, training_data
+from fitune.data.prepare import Prepared, context_of, held_out_data, training_data
 from fitune.data.survey import as_json_row, pieces, survey
+from fitune.data.tokenizer import tokenizer_of
 from fitune.errors import DataError, visible
 from fitune.plugin.contract import blame
 from fitune.plugin.dataflow import DataContext, Example

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from fitune.compose import varlen
 from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.model import has_values, unwrapped
+from fitune.plugin.model import has_values, known_tokens, unwrapped
 
 if TYPE_CHECKING:
     from fitune.plugin.strategy import Loss
@@ -164,8 +164,7 @@ def _prove(forward: Loss, model: nn.Module, inner: PreTrainedModel) -> Tensor:
 def _probe(inner: PreTrainedModel) -> Batch:
     """One row of several documents, `[1, 12]`."""
     tokens = sum(PROBE)
-    known = cast(nn.Embedding, inner.get_input_embeddings()).weight.shape[0]
-    ids = torch.arange(1, tokens + 1, device=inner.device)[None] % known
+    ids = torch.arange(1, tokens + 1, device=inner.device)[None] % known_tokens(inner)
     positions = torch.cat([torch.arange(n, device=inner.device) for n in PROBE])[None]
     return Batch(input_ids=ids, labels=ids, targets=tokens, tokens=tokens, positions=positions, lengths=PROBE)
 

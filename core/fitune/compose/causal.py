@@ -9,7 +9,7 @@ embeddings of later tokens must be zero, exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from fitune.compose.attention import logits_of, same_random, watched_embeddings,
 from fitune.compose.encoders import SAYS, refusal
 from fitune.errors import ModelError
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.model import has_values, unwrapped
+from fitune.plugin.model import has_values, known_tokens, unwrapped
 
 if TYPE_CHECKING:
     from fitune.plugin.strategy import Loss
@@ -40,8 +40,7 @@ def must_be_causal(model: nn.Module, whole: Callable[[Loss], Loss] | None = None
     inner = unwrapped(model)
     if _says_so(inner) or not has_values(inner):
         return
-    known = cast(nn.Embedding, inner.get_input_embeddings()).weight.shape[0]
-    ids = torch.arange(1, TOKENS + 1, device=inner.device)[None] % known
+    ids = torch.arange(1, TOKENS + 1, device=inner.device)[None] % known_tokens(inner)
     batch = Batch(input_ids=ids, labels=ids, targets=TOKENS, tokens=TOKENS)
     forward = logits_of if whole is None else whole(logits_of)
     with watched_embeddings(inner) as seen, torch.enable_grad(), same_random(inner.device):

@@ -19,7 +19,7 @@ from fitune.compose.model import Strategies, called
 from fitune.compose.together import together
 from fitune.errors import ModelError, described
 from fitune.plugin.dataflow import Batch
-from fitune.plugin.model import unwrapped
+from fitune.plugin.model import known_tokens, unwrapped
 from fitune.plugin.strategy import Plan
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def _difference(
 def _row(model: nn.Module, plan: Plan) -> Batch:
     """A row whose tokens do not share out evenly, `[1, length]`, on the host."""
     length = TOKENS * plan.context_parallel - 3
-    known = cast(nn.Embedding, unwrapped(model).get_input_embeddings()).weight.shape[0]
-    ids = (torch.arange(1, length + 1) * 7)[None] % known
+    ids = (torch.arange(1, length + 1) * 7)[None] % known_tokens(model)
     return Batch(input_ids=ids, labels=ids.clone(), targets=length - 1, tokens=length)
 
 

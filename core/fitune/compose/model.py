@@ -21,10 +21,11 @@ from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
 from fitune.compose.shards import give_room, is_sharded
 from fitune.compose.together import together
+from fitune.compose.tokens import told_of_tokens, with_tokens
 from fitune.compose.weights import weights_to_blame
 from fitune.data.prepare import Prepared
 from fitune.errors import ModelError, PluginError
-from fitune.plugin.model import ADDED, added_modules, decay_groups, unwrapped
+from fitune.plugin.model import ADDED, added_modules, added_tokens, decay_groups, unwrapped
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
@@ -76,10 +77,10 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
 def adapted(
     recipe: Recipe, strategies: Strategies, model: PreTrainedModel, start: Path | None = None
 ) -> PreTrainedModel:
-    """The base model, changed by the strategies, as the objective trains it, with its adapter: a new one, or what was
-    saved in `start`.
+    """The base model, with the tokens that the recipe adds, changed by the strategies, as the objective trains it, with
+    its adapter: a new one, or what was saved in `start`.
     """
-    return begun(recipe, converted(recipe, loaded(strategies, model)), start)
+    return begun(recipe, converted(recipe, loaded(strategies, with_tokens(recipe, model))), start)
 
 
 def loaded(strategies: Strategies, model: PreTrainedModel) -> PreTrainedModel:
@@ -119,6 +120,12 @@ def begun(recipe: Recipe, model: PreTrainedModel, start: Path | None) -> PreTrai
                 f'the adapter "{use.record.name}" does not train "{name}", which the objective '
                 f'"{recipe.objective.record.name}" has added to the model (fitune.added_modules). Name another adapter'
             )
+    of_tokens = unwrapped(model).get_input_embeddings().parameters() if added_tokens(model) else ()
+    if of_tokens and not any(p.requires_grad for p in of_tokens):
+        raise PluginError(
+            f'the adapter "{use.record.name}" does not train the rows of the tokens that [model] adds '
+            "(fitune.added_tokens). Name another adapter"
+        )
     if start is not None and use.record.fill is not None:
         call_plugin(use, use.record.fill, use.options, model, start)
     return model
@@ -156,7 +163,8 @@ def called(strategies: Strategies, compute: Callable[P, T]) -> Callable[P, T]:
 def told(recipe: Recipe, strategies: Strategies, model: PreTrainedModel) -> tuple[str, ...]:
     """What the adapter and the strategies say of the prepared model."""
     adapter = recipe.adapter
-    said = [*call_plugin(adapter, adapter.record.told, adapter.options, model)]
+    said = [*told_of_tokens(unwrapped(model))]
+    said += call_plugin(adapter, adapter.record.told, adapter.options, model)
     for use, strategy in strategies:
         said += call_plugin(use, strategy.told, model)
     return tuple(said)

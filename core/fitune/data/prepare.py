@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fitune.data.cache import Rows, build_or_open
 from fitune.data.cache_key import contents_of, key_of
@@ -17,8 +17,7 @@ from fitune.data.origins import paths_of
 from fitune.data.split import Part, side, weighted
 from fitune.data.streams import made
 from fitune.data.targets import EMPTY, Taken, must_fit, with_targets
-from fitune.errors import DataError, PluginError
-from fitune.plugin.contract import blame
+from fitune.errors import DataError
 from fitune.plugin.dataflow import Batch, DataContext, Example, Stage
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import DataStage
@@ -26,7 +25,6 @@ from fitune.plugin.records import DataStage
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -101,18 +99,6 @@ class Prepared:
 
 
 UNWATCHED = Unwatched()
-
-
-def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model; no weight is read. Raises `ModelError` or `PluginError`."""
-    loader = f'model loader "{recipe.model.record.name}"'
-    with blame(loader):
-        found: object = recipe.model.record.load_tokenizer(recipe.model.options)
-    if getattr(found, "backend_tokenizer", None) is None:
-        raise PluginError(
-            f"{loader}: load_tokenizer gave a {type(found).__name__}, and must give a fast tokenizer of transformers"
-        )
-    return cast("PreTrainedTokenizerBase", found)
 
 
 def context_of(recipe: Recipe, tokenizer: Any) -> DataContext:

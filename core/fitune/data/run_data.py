@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from fitune.data.prepare import UNWATCHED, Prepared, Watch, context_of, held_out_data, tokenizer_of, training_data
+from fitune.data.prepare import UNWATCHED, Prepared, Watch, context_of, held_out_data, training_data
+from fitune.data.tokenizer import tokenizer_of
 from fitune.errors import ModelError
 from fitune.plugin.dataflow import DataContext
+from fitune.plugin.model import known_tokens
 from fitune.plugin.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -34,7 +35,7 @@ class RunData:
         """Raise `ModelError` if the data hold a token that the model has no embedding of: a GPU's own error says
         nothing.
         """
-        known = cast("nn.Embedding", model.get_input_embeddings()).weight.shape[0]
+        known = known_tokens(model)
         of_data = [prepared.highest for prepared in (self.data, self.held_out) if prepared is not None]
         highest = max(cast(int, self.tokenizer.pad_token_id), *of_data)
         if highest >= known:

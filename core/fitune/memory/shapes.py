@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fitune.compose.model import planned
 from fitune.compose.objective import REFERENCE
-from fitune.data.prepare import batch_maker, context_of, tokenizer_of
+from fitune.data.prepare import batch_maker, context_of
 from fitune.data.run_data import RunData
 from fitune.data.sampler import longest
+from fitune.data.tokenizer import tokenizer_of
 from fitune.plugin.dataflow import IGNORED, Batch, DataContext, Example, Origin
 from fitune.plugin.objective import ROLE, ROLES
 from fitune.plugin.recipe import Recipe

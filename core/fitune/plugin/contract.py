@@ -186,7 +186,7 @@ def _wrong(record: Any) -> str | None:
         hints = typing.get_type_hints(record.options, include_extras=True)
     except Exception as error:
         return f"{what} has options whose types cannot be read at run time: {error}"
-    beside = {"reference"} if isinstance(record, Objective) else {"weight"} if _is_source(record) else ()
+    beside = _BESIDE.get(type(record), {"weight"} if _is_source(record) else set())
     if wrong := list(wrong_fields(record.options, hints, beside)):
         return f"{what} has options that no recipe could give: {'; '.join(wrong)}"
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
@@ -194,6 +194,10 @@ def _wrong(record: Any) -> str | None:
             return f"{what} has a {field} that cannot be called"
     odd = _wrong_of_others(record) or _wrong_of_its_kind(record)
     return odd and f"{what} {odd}"
+
+
+_BESIDE: dict[type, set[str]] = {Objective: {"reference"}, ModelLoader: {"add_tokens", "add_special_tokens"}}
+"""Keys of the core's beside the options of a kind of provider."""
 
 
 def _is_source(record: Any) -> bool:

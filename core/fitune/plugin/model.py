@@ -42,6 +42,27 @@ def added_modules(model: nn.Module) -> tuple[str, ...]:
     return found
 
 
+NEW_TOKENS = "_fitune_new_tokens"
+"""The attribute of a model that holds `added_tokens`."""
+
+
+def added_tokens(model: nn.Module) -> tuple[int, ...]:
+    """Ids, ascending, of the tokens that the recipe adds to the model inside of a wrapper (`[model] add_tokens`); none
+    that its tokenizer had already. The embeddings, and the output head where it has weights of its own, have a row for
+    each. Whatever an adapter does beside, these rows train, and are saved with it.
+    """
+    found: tuple[int, ...] = getattr(unwrapped(model), NEW_TOKENS, ())
+    return found
+
+
+def known_tokens(model: nn.Module) -> int:
+    """How many rows the embeddings have of the model inside of a wrapper."""
+    embeddings: Any = unwrapped(model).get_input_embeddings()
+    plain = getattr(embeddings, "original_module", embeddings)  # peft's wrappers make a weight anew when asked for it
+    rows: int = plain.weight.shape[0]
+    return rows
+
+
 def has_values(model: nn.Module) -> bool:
     """Whether the model's weights are numbers: in a forecast they have shapes alone, and a question to them fails."""
     return not any(parameter.is_meta for parameter in model.parameters())

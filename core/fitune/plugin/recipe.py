@@ -163,6 +163,24 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewTokens:
+    """The keys that `[model]` takes beside its plugin's own."""
+
+    add_tokens: tuple[str, ...] = ()
+    """Tokens that are added to the tokenizer, and to the model's embeddings and output head, e.g. `["<tool>"]`; they
+    are found in texts as they stand, and are a part of what the model writes. Those that the tokenizer has already stay
+    as they are."""
+    add_special_tokens: tuple[str, ...] = ()
+    """The same for marks, e.g. `["<|im_start|>", "<|im_end|>"]`, which are left out of the text of an answer, and may
+    end it."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self.add_tokens or self.add_special_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
     """The key that every `[[data.source]]` takes beside its plugin's own."""
 
@@ -194,13 +212,17 @@ class Use(Generic[R]):
     """Of an adapter (its key is `from`): the directory of the run whose adapter it goes on with; None for a new one."""
     reference: Reference | None = None
     """Of an objective: where its reference comes from; None where it has none."""
+    tokens: NewTokens = NewTokens()
+    """Of a model loader: the tokens that are added."""
 
     def table(self, base: Path | None = None) -> dict[str, object]:
         """The table as TOML, every option explicit; paths as they are seen from a directory, where one is given."""
         weight = {} if self.weight is None else {"weight": self.weight}
         start = {} if self.start is None else {"from": seen_from(self.start, base)}
         reference = {} if self.reference is None else {"reference": self.reference}
-        return {"use": self.given or self.record.name, **weight, **start, **reference, **to_table(self.options, base)}
+        tokens = {key: value for key, value in to_table(self.tokens).items() if value}
+        beside = {**weight, **start, **reference, **tokens}
+        return {"use": self.given or self.record.name, **beside, **to_table(self.options, base)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

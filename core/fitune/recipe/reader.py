@@ -10,13 +10,14 @@ from typing import Any
 from fitune.errors import PluginError, Problem
 from fitune.plugin.dataflow import Takes
 from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, Recipe, Train, Use
-from fitune.plugin.records import DataStage, Listener, MemoryStrategy, ModelLoader
+from fitune.plugin.records import DataStage, Listener, MemoryStrategy
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import UnknownCode
 from fitune.recipe.chain import close_chain
 from fitune.recipe.checks import evaluation_problems, fit_problems, name_problem
 from fitune.recipe.conflicts import conflict_problems
 from fitune.recipe.listeners import with_defaults
+from fitune.recipe.model import read_model
 from fitune.recipe.objective import objective_problems, read_adapter, read_objective
 from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
 from fitune.recipe.source import Key, TomlSource
@@ -56,7 +57,7 @@ class _Reader:
         whole = adapter is not None and adapter.record.load_whole is not None
         parts: dict[str, Any] = {
             "general": general,
-            "model": self.tables.use(ModelLoader, ("model",), look=self.look or not whole),
+            "model": read_model(self.tables, look=self.look or not whole),
             "adapter": adapter,
             "objective": read_objective(self.tables, adapter),
             "memory": self.tables.parse(Memory, without(memory, "strategy"), ("memory",), known=["strategy"]),

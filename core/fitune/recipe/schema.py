@@ -11,7 +11,7 @@ from typing import Any
 
 from fitune.plugin.option_schema import schema_of_options
 from fitune.plugin.provided import Provided
-from fitune.plugin.recipe import Checkpoint, Compared, Data, Evaluation, General, Memory, Train, Weight
+from fitune.plugin.recipe import Checkpoint, Compared, Data, Evaluation, General, Memory, NewTokens, Train, Weight
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.registry import KINDS, Registry
 from fitune.recipe.objective import CONTINUED, FROM
@@ -37,7 +37,7 @@ def schema_of(registry: Registry) -> Schema:
     begun: Schema = {FROM: {"type": "string", "description": CONTINUED}}
     top = plain(General)
     top["properties"] |= {
-        "model": table(ModelLoader),
+        "model": table(ModelLoader, **plain(NewTokens)["properties"]),
         "adapter": table(Adapter, **begun),
         "objective": table(Objective, **plain(Compared)["properties"]),
         "memory": _with(plain(Memory), strategy=_array(table(MemoryStrategy))),

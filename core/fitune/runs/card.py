@@ -78,6 +78,12 @@ class _Facts:
         found = None if model.get("path") else model.get("id")
         return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
 
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether the base must have rows for more tokens before the adapter is put on it."""
+        model = self._table("model")
+        return any(model.get(key) for key in ("add_tokens", "add_special_tokens"))
+
     def of(self, event: str) -> list[Values]:
         """Lines of the metrics of one kind."""
         return self.metrics.of(event)
@@ -149,7 +155,10 @@ def _use(facts: _Facts, name: str, file: str | None) -> Iterator[str]:
     if facts.is_adapter:
         load += "from peft import PeftModel\n\n"
         more = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if facts.gives_scores else ""
-        load += f"{tokenizer if more else ''}base = {kind}.from_pretrained({json.dumps(facts.base)}{more})\n"
+        added = facts.adds_tokens
+        load += f"{tokenizer if more or added else ''}base = {kind}.from_pretrained({json.dumps(facts.base)}{more})\n"
+        load += "if len(tokenizer) > base.get_input_embeddings().num_embeddings:\n" if added else ""
+        load += "    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)\n" if added else ""
         load += f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n"
     else:
         load += f'model = {kind}.from_pretrained("{name}")\n'

@@ -209,6 +209,7 @@ def _opened(
 
     from fitune.compose.devices import make_accelerator, set_allocator, set_deterministic
     from fitune.compose.model import converted, know_padding, loaded, planned
+    from fitune.compose.tokens import with_tokens
     from fitune.data.prepare import context_of
 
     recipe = trained.recipe
@@ -217,7 +218,8 @@ def _opened(
     set_deterministic(recipe.general.deterministic)
     accelerator = make_accelerator()
     tokenizer = tokenizer_for(trained)
-    model = loaded(strategies, load(recipe, plan, accelerator.device))
+    model = load(recipe, plan, accelerator.device)
+    model = loaded(strategies, model if whole else with_tokens(recipe, model))
     if plain and plan.quantized and not unpacks(plan):
         model = dequantized(model)
     model = model if whole else converted(recipe, model)
@@ -242,7 +244,7 @@ def tokenizer_for(trained: Trained) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    from fitune.data.prepare import tokenizer_of
+    from fitune.data.tokenizer import tokenizer_of
 
     try:
         return tokenizer_of(trained.recipe)

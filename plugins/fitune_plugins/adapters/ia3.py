@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from annotated_types import MinLen
 
-from fitune import Adapter, ModelError, Problem, added_modules, hookimpl, unwrapped
+from fitune import Adapter, ModelError, Problem, Recipe, added_modules, hookimpl, unwrapped
 from fitune_plugins.adapters import peft_files
 from fitune_plugins.adapters.lora_imports import without_bitsandbytes
 from fitune_plugins.adapters.lora_merge import merge
@@ -99,6 +99,14 @@ def _load(options: Ia3Options, model: PreTrainedModel, directory: Path) -> PreTr
 
 def _fill(options: Ia3Options, adapted: PreTrainedModel, directory: Path) -> None:
     peft_files.fill(adapted, peft_files.read(directory), directory)
+
+
+@hookimpl
+def ft_check(recipe: Recipe) -> Iterable[Problem]:
+    """Refuse tokens whose rows it would not train."""
+    if isinstance(recipe.adapter.options, Ia3Options) and recipe.model.tokens.any:
+        what = 'tokens are added, whose rows in the embeddings "ia3" does not train'
+        yield Problem(key="model", what=what, fix='Use "lora" or "none", or add none')
 
 
 @hookimpl

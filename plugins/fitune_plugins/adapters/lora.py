@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
@@ -17,7 +17,7 @@ from fitune_plugins.adapters.lora_init import as_at_first, doubled, fill_split, 
 from fitune_plugins.adapters.lora_merge import merge
 from fitune_plugins.adapters.lora_peft import Settings, wrap
 from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, of_layers, told
-from fitune_plugins.adapters.lora_whole import find_whole, whole_names
+from fitune_plugins.adapters.lora_whole import find_whole, row_names, whole_names
 from fitune_plugins.text_files import json_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ UNSPLIT = {
 
 RANDOM = ("gaussian", "orthogonal")
 """What peft makes of its own, beside its default."""
+
+CONFIG = "adapter_config.json"
 
 WRITTEN = {
     "r": "r",
@@ -170,6 +172,8 @@ def _told(options: LoraOptions, model: PreTrainedModel) -> Iterable[str]:
     yield from told(options.targets, adapted, inner)
     if whole := whole_names(inner):
         yield f"lora: trains whole: {', '.join(whole)}"
+    if rows := row_names(inner):
+        yield f"lora: trains the rows of new tokens: {', '.join(rows)}"
     if options.init in SPLITS:
         twice = saved_settings(options).r
         yield f'lora: "{options.init}" begins with a part of the base; what is saved is a plain adapter of rank {twice}'
@@ -184,7 +188,7 @@ def _save(model: PreTrainedModel, directory: Path) -> None:
 
 def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     adapted = _wrapped(options, saved_settings(options), model)
-    peft_files.fill(adapted, _read(options, directory), directory)
+    peft_files.fill(adapted, _read(options, adapted, directory), directory)
     adapted.requires_grad_(False)
     adapted.eval()
     return adapted
@@ -193,12 +197,15 @@ def _load(options: LoraOptions, model: PreTrainedModel, directory: Path) -> PreT
 def _fill(options: LoraOptions, adapted: PreTrainedModel, directory: Path) -> None:
     """Put what was saved into an adapter that is on its model. Raises `ModelError`."""
     fill = fill_split if is_split(adapted) else peft_files.fill
-    fill(adapted, _read(options, directory), directory)
+    fill(adapted, _read(options, adapted, directory), directory)
 
 
-def _read(options: LoraOptions, directory: Path) -> dict[str, Tensor]:
+def _read(options: LoraOptions, adapted: PreTrainedModel, directory: Path) -> dict[str, Tensor]:
+    from fitune_plugins.adapters.lora_tokens import must_be_these
+
     weights = peft_files.read(directory)
-    _must_be_of(options, directory)
+    saved = _must_be_of(options, directory)
+    must_be_these(adapted, saved, directory / CONFIG)
     return weights
 
 
@@ -209,9 +216,11 @@ def _off(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def _must_be_of(options: LoraOptions, directory: Path) -> None:
-    """The settings that no tensor tells must be those that were trained with. Raises `ModelError`."""
-    file = directory / "adapter_config.json"
+def _must_be_of(options: LoraOptions, directory: Path) -> Mapping[str, Any]:
+    """What an adapter's file says; the settings that no tensor tells must be those that were trained with. Raises
+    `ModelError`.
+    """
+    file = directory / CONFIG
     asked, usual = saved_settings(options).written(), Settings(r=0, lora_alpha=0).written()
     try:
         saved = json_of(file)
@@ -225,6 +234,7 @@ def _must_be_of(options: LoraOptions, directory: Path) -> None:
                 f"{file}: the adapter was trained with {WRITTEN[name]} = {value}, but the recipe's [adapter] says "
                 f"{asked[name]}. Give it the same"
             )
+    return cast("Mapping[str, Any]", saved)
 
 
 @hookimpl

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 def merge(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model inside peft's wrapper, its adapters merged; adapted layers get the type. Raises `ModelError`."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in model.named_modules():
+        if isinstance(module, TrainableTokensLayer):
+            continue  # its rows are put where they belong, which is exact in any type
         if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
             _untie(model, module.get_base_layer())
             _merge_layer(name, cast("nn.Module", module), dtype)

@@ -82,6 +82,8 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, whole
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
+    from fitune_plugins.adapters.lora_tokens import look_up_rows, trained_rows
+
     _must_suit(targets, settings)
     added = added_modules(model)
     if both := [name for name in targets.modules if name in added]:
@@ -97,12 +99,14 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, whole
     every, parameters = plain_modules(model), [name for name, _ in model.named_parameters()]
     weights = [f"{name}.weight" for name in misread]
     tying: dict[str, Any] = {"ensure_weight_tying": True} if whole.tied else {}
+    rows = trained_rows(model, targets.modules, whole)
     config = LoraConfig(
         **settings.written(),
         target_modules=shortened(read, every) or ([] if targets.parameters else DUMMY_TARGET_MODULES),
         target_parameters=shortened(targets.parameters, parameters) or None,
         fan_in_fan_out=any(type(every[name]).__name__ == "Conv1D" for name in read),
         modules_to_save=[*saved] or None,
+        trainable_token_indices={shortened([name], every)[0]: ids for name, ids in rows.items()} or None,
         **tying,
         task_type="SEQ_CLS" if "ForSequenceClassification" in type(model).__name__ else "CAUSAL_LM",
     )
@@ -116,6 +120,7 @@ def _wrapped(model: PreTrainedModel, targets: Targets, settings: Settings, whole
             _put_on(adapted, config, misread, float32=float32)
         except ValueError as error:  # e.g. a target that is no layer with weights
             raise ModelError(f"[adapter] {' '.join(str(error).split())}") from error
+    look_up_rows(adapted)
     _write_down(config, shortened(read, every), shortened([*targets.parameters, *weights], parameters))
     config.modules_to_save = saved or None  # peft has put others beside them
     return adapted

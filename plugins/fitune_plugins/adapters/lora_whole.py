@@ -57,3 +57,11 @@ def whole_names(inner: PreTrainedModel) -> list[str]:
 
     found = [name for name, module in inner.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+
+
+def row_names(inner: PreTrainedModel) -> list[str]:
+    """The modules of an adapted model in which the rows of new tokens train, by the ends of their names."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    found = [name for name, module in inner.named_modules() if isinstance(module, TrainableTokensWrapper)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))

@@ -37,8 +37,8 @@ def match_quantized(model: PeftModel) -> None:
 
 def save(model: PreTrainedModel, directory: Path, **how: Any) -> None:
     """Write an adapter; `how` goes to peft's `save_pretrained`."""
-    # "auto" would ask the hub whether the embeddings were resized, and would write an adapted head's frozen weight
-    # too. fitune never resizes them, and the base model has that weight.
+    # "auto" would ask the hub whether the embeddings were resized, and would write them whole, or an adapted head's
+    # frozen weight. The rows of new tokens are in the adapter, and the base model has all other weights.
     adapted: Any = model
     adapted.create_or_update_model_card = lambda output_dir: None  # of blanks, in every checkpoint; runs have their own
     try:
@@ -87,12 +87,13 @@ def off(model: PreTrainedModel, *, layers: bool = True) -> Iterator[None]:
 
     peft's own context also changes what trains, of each parameter, twice.
     """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
     added = {*added_modules(model)}
     inner: Any = cast(Any, model).get_base_model()
-    kinds = (BaseTunerLayer, ModulesToSaveWrapper) if layers else (ModulesToSaveWrapper,)
+    kinds = (BaseTunerLayer if layers else TrainableTokensLayer, ModulesToSaveWrapper)
     switched: list[Any] = [
         module
         for name, module in inner.named_modules()

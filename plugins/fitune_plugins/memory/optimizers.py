@@ -78,6 +78,6 @@ def of_tokens(model: PreTrainedModel) -> set[int]:
     found = {id(p) for m in inner.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     heads = [inner.get_output_embeddings(), *(inner.get_submodule(name) for name in added_modules(model))]
     for head in (head for head in heads if head is not None):
-        weight = getattr(head, "weight", None)
+        weight = getattr(getattr(head, "original_module", head), "weight", None)  # not one that peft makes when asked
         found |= {id(p) for p in head.parameters() if weight is not None and p.shape == weight.shape}
-    return found
+    return found | {id(p) for name, p in inner.named_parameters() if ".trainable_tokens_delta." in name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,25 +20,47 @@ WARM_UP = "transformers' warm-up of the allocator"
 DEQUANTISED = "a weight that is dequantised as it is read"
 
 
-def load(model: PreTrainedModel, tracer: Tracer, reading: float, read: list[Tensor]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What a base is read as, and what becomes of it before it trains."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    """Its tensors, of which the objective may have let go."""
+    outgrown: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Tables of tokens as they are read, each with the larger one that takes its place."""
+
+    def forget(self) -> None:
+        """Let go of all of it."""
+        self.tensors.clear()
+        self.outgrown.clear()
+
+
+def load(model: PreTrainedModel, tracer: Tracer, reading: float, read: Read) -> None:
     """Take the memory of the weights as loading them does: transformers first takes all of it in one block, and gives
     it back to the caching allocator, which then serves every tensor from it. The largest of those that are dequantised
-    as they are read takes `reading` bytes more a weight for a while; here, it comes last. What was `read` and is no
-    part of the model any more is given back behind that.
+    as they are read takes `reading` bytes more a weight for a while; here, it comes last. Tables that get rows for more
+    tokens are then made anew, one after the other. What was `read` and is no part of the model any more is given back
+    behind that.
     """
     of_adapter = {id(p) for p in model.parameters() if p.requires_grad} if adapts(model) else set()
     tensors = list(tensors_of(model))
     known = {id(tensor) for tensor in tensors}
-    left = [tensor for tensor in read if id(tensor) not in known]
-    read.clear()
+    left = [tensor for tensor in read.tensors if id(tensor) not in known]
+    larger, smaller = [new for _, new in read.outgrown], {id(new): old for old, new in read.outgrown}
+    read.forget()
     base = [*left, *(tensor for tensor in tensors if id(tensor) not in of_adapter)]
+    base = [smaller.get(id(tensor), tensor) for tensor in base]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in base}
     tracer.log.pass_through(Block(sum(storages.values()), "weights", "load", WARM_UP, ""))
     gc.collect()
     for tensor in base:
         tracer.adopt(tensor)
-    left.clear()
     base.clear()
+    for table in larger:
+        tracer.adopt(table)
+        del smaller[id(table)]
+    larger.clear()
+    left.clear()
     if reading:
         tracer.log.pass_through(Block(int(reading * _largest(model)), "kernel scratch", "load", DEQUANTISED, ""))
     for tensor in (tensor for tensor in tensors if id(tensor) in of_adapter):

@@ -38,11 +38,12 @@ from fitune.compose.optimizer import Trainables
 from fitune.compose.parts import make_step
 from fitune.compose.positions import longest_row
 from fitune.compose.step import Phase, Step
+from fitune.compose.tokens import outgrown, tables, with_tokens
 from fitune.memory.cards.cards import Card
 from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
 from fitune.memory.shapes import Shapes
 from fitune.memory.trace.generation import generate
-from fitune.memory.trace.load import load, load_in_shards
+from fitune.memory.trace.load import Read, load, load_in_shards
 from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.meta import DEVICE, tensors_of
 from fitune.memory.trace.modules import ModuleTracker
@@ -112,6 +113,10 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     must_not_say_so(recipe, base.config.to_dict())
     if layers is not None:
         shorten(base, layers)
+    before = [table.detach() for table in tables(base)] if recipe.model.tokens.any else []
+    base = with_tokens(recipe, base)
+    larger = outgrown(before, base) if before else []
+    before.clear()
     config, base = base.config, loaded(strategies, base)
     weights = list(tensors_of(base)) if recipe.objective.record.convert is not None else []
     model = begun(recipe, converted(recipe, base), None)
@@ -140,7 +145,8 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         if card.count > 1:
             stack.enter_context(as_sharded(tracer))
         known.packed = packed
-        step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate, read=weights)
+        read = Read(tensors=weights, outgrown=larger)
+        step, computed = follow(recipe, strategies, plan, model, shapes, tracer, known, isolate=isolate, read=read)
     if tracer.by_most:
         notices.append(THE_MOST)
     trained = [batch for number, batches in computed.items() for batch in shapes.training[:number][:batches]]
@@ -167,10 +173,10 @@ def follow(
     known: Known,
     device: torch.device = DEVICE,
     isolate: Callable[[nn.Module], None] = lambda model: None,
-    read: list[Tensor] | None = None,
+    read: Read | None = None,
 ) -> tuple[Step, Counter[int]]:
-    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart. `read` are the tensors
-    of the base as it is read, of which the objective may have let go, and which are let go here.
+    """Trace a model from its weights to its evaluation; `isolate` keeps packed documents apart. `read` is what the base
+    is read as, and is let go of here.
 
     Gives the step, and how many micro-batches were computed in the first, the second and so on. Tests do it with values
     too, on another device.
@@ -180,10 +186,10 @@ def follow(
     with tracer:
         if plan.sharded:
             if read is not None:
-                read.clear()  # a layer's whole weights are given back once it is spread
+                read.forget()  # a layer's whole weights are given back once it is spread
             model = load_in_shards(model, strategies, tracer)
         else:
-            load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading, read or [])
+            load(model, tracer, 0.0 if plan.stored is None else plan.stored.reading, read or Read())
             model = distributed(strategies, changed(strategies, model))
         isolate(model)
         split_rows(strategies, plan, model, device)

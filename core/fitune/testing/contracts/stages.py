@@ -106,7 +106,8 @@ def _twice(trial: Trial, use: Any, stream: Iterable[object]) -> list[Any]:
 
 
 def _context(trial: Trial) -> Any:
-    from fitune.data.prepare import context_of, tokenizer_of
+    from fitune.data.prepare import context_of
+    from fitune.data.tokenizer import tokenizer_of
 
     recipe = trial.read("context", {"data": {}})
     return context_of(recipe, tokenizer_of(recipe))

@@ -17,6 +17,7 @@ import torch
 
 from fitune.compose.model import built
 from fitune.compose.special import special_ids
+from fitune.compose.tokens import with_tokens
 from fitune.errors import ModelError
 from fitune.plugin.dataflow import Example
 from fitune.trained.export.gguf_family import family_of, settings_of, tensors_of, told_of
@@ -68,7 +69,7 @@ class Gguf:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError("the package gguf is not installed, which writes such files. Install it: pip install gguf")
         if trained.recipe.model.record.build_model is not None:
-            config: Any = built(trained.recipe).config
+            config: Any = with_tokens(trained.recipe, built(trained.recipe)).config
             family_of(config)
             vocabulary_of(tokenizer_for(trained), None, (), int(config.vocab_size), None)
 
