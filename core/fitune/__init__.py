@@ -50,12 +50,14 @@ from fitune.plugin.events import (
     StepReport,
     StopRequest,
 )
+from fitune.plugin.gradients import GradientOwner
 from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.launching import Job, JobState, JobStatus, Launcher, Machine, Price
 from fitune.plugin.levers import Lever
 from fitune.plugin.model import (
     added_modules,
     added_tokens,
+    buckets,
     decay_groups,
     has_values,
     mend_generation_config,
@@ -109,6 +111,7 @@ __all__ = [
     "Fit",
     "Flow",
     "FtError",
+    "GradientOwner",
     "Interrupted",
     "Job",
     "JobState",
@@ -156,6 +159,7 @@ __all__ = [
     "__version__",
     "added_modules",
     "added_tokens",
+    "buckets",
     "decay_groups",
     "has_values",
     "hookimpl",

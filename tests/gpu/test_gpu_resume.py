@@ -21,6 +21,11 @@ CASES = {
     "lion in bfloat16": ['adapter={use="none"}', 'memory.strategy=[{use="lion", state="bfloat16"}]'],
     "muon": ['adapter={use="none"}', 'memory.strategy=[{use="muon"}]'],
     "schedule-free": ['memory.strategy=[{use="schedule-free"}]', 'train.schedule="constant"'],
+    "step in backward": [
+        'adapter={use="none"}',
+        'memory.strategy=[{use="step-in-backward"}]',
+        "train.max_grad_norm=0",
+    ],
     "pissa": ['adapter.init="pissa"', 'model.dtype="bfloat16"'],
     "a whole head": ['adapter.modules_to_save=["lm_head"]', 'model.dtype="bfloat16"'],
     "ia3": ['adapter={use="ia3"}'],

@@ -146,6 +146,7 @@ OF_STRATEGIES = {
     "around_step": "gave None, and must give a context manager",
     "micro_batch": "gave None, and must give something to call",
     "make_optimizer": "gave a int, and must give a torch.optim.Optimizer, or None",
+    "own_gradients": "gave a int, and must give a fitune.GradientOwner, or None",
 }
 WRONG = {
     f'memory.strategy=[{{use="wrong-{hook}"}}]': f'memory strategy "wrong-{hook}": {hook} {what}'

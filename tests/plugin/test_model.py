@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fitune import ModelError, decay_groups, has_values, mend_generation_config, unwrapped
+from fitune import ModelError, buckets, decay_groups, has_values, mend_generation_config, unwrapped
 from fitune.testing import write_tiny_model
 
 
@@ -53,6 +53,13 @@ def test_vectors_are_not_decayed_and_a_group_without_any_is_left_out() -> None:
     assert decay_groups(iter([matrix])) == [{"params": [matrix]}]
     assert decay_groups([vector]) == [{"params": [vector], "weight_decay": 0.0}]
     assert decay_groups([]) == []
+
+
+def test_buckets_hold_no_more_than_they_may_or_one_alone() -> None:
+    assert list(buckets(["aa", "b", "ccccc", "d", "ee", "f"], len, 3)) == [["aa", "b"], ["ccccc"], ["d", "ee"], ["f"]]
+    assert list(buckets(iter([3, 4]), abs, 7)) == [[3, 4]]
+    assert list(buckets([0, 0, 2], abs, 1)) == [[0, 0], [2]]
+    assert list(buckets([], len, 3)) == []
 
 
 def test_sound_settings_stay_as_they_are(model: PreTrainedModel) -> None:

@@ -61,6 +61,7 @@ STRATEGIES = {
     ("prepare", "None"): f"prepare gave None, and must give {OTHER['model']}",
     ("distribute", "None"): f"distribute gave None, and must give {OTHER['model']}",
     ("make_optimizer", "3"): "make_optimizer gave a int, and must give a torch.optim.Optimizer, or None",
+    ("own_gradients", "3"): "own_gradients gave a int, and must give a fitune.GradientOwner, or None",
     ("around_step", "None"): f"around_step gave None, and must give {OTHER['context']}",
     ("averaged", "3"): f"averaged gave a int, and must give {OTHER['context']}",
     ("micro_batch", "None"): f"micro_batch gave None, and must give {OTHER['call']}",

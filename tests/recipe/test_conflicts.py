@@ -28,7 +28,7 @@ MADE = [
 
 def _told(read: Read, *records: Any, strategies: str) -> list[str]:
     with pytest.raises(RecipeError) as raised:
-        read(f"memory.strategy=[{strategies}]", registry=open_registry(giving(*records)))
+        read(f"memory.strategy=[{strategies}]", "train.max_grad_norm=0", registry=open_registry(giving(*records)))
     return [line[line.index("]: ") + 3 :] for line in raised.value.lines]
 
 
@@ -95,3 +95,5 @@ def test_built_in_strategies_that_make_an_optimizer_say_so(record: Any) -> None:
     made = record.make(record.options())
     overrides = type(made).make_optimizer is not Strategy.make_optimizer
     assert overrides == ("optimizer" in record.makes)
+    owns = type(made).own_gradients is not Strategy.own_gradients
+    assert owns == ("gradients" in record.makes)

@@ -51,9 +51,9 @@ class HostBatch(Batch):
         return replace(moved, positions=positions, ends=ends, longest=max(self.lengths))
 
 
-def both_logs(recipe: Recipe, processes: int = 1) -> tuple[MemoryLog, MemoryLog]:
-    """Without values, and with random ones, of the first of so many processes."""
-    shapes = _with_values(shapes_of_recipe(recipe, 2))
+def both_logs(recipe: Recipe, processes: int = 1, micro_batches: int = 2) -> tuple[MemoryLog, MemoryLog]:
+    """Without values, and with random ones, of the first of so many processes; so many micro-batches to a step."""
+    shapes = _with_values(shapes_of_recipe(recipe, micro_batches))
     with as_processes(processes):
         return _log(recipe, shapes, processes, real=False), _log(recipe, shapes, processes, real=True)
 

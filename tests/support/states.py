@@ -22,6 +22,11 @@ CASES: dict[str, list[str]] = {
     "lion": ['memory.strategy=[{use="lion", state="bfloat16"}]'],
     "muon": ['adapter={use="none"}', 'memory.strategy=[{use="muon"}]'],
     "schedule-free": ['memory.strategy=[{use="schedule-free"}]', 'train.schedule="constant"'],
+    "step in backward": [
+        'adapter={use="none"}',
+        'memory.strategy=[{use="step-in-backward"}]',
+        "train.max_grad_norm=0",
+    ],
     "accumulation": ['memory.strategy=[{use="accumulation", steps=2}]', "train.micro_batch=1"],
     "warm-up": ["train.warmup_steps=3", 'train.schedule="linear"'],
 }

@@ -19,6 +19,7 @@ def ft_memory_strategies():
     for method in ("plan", "loaded", "prepare", "distribute", "whole", "around_step", "micro_batch"):
         yield strategy(method, None)
     yield strategy("make_optimizer", 3)
+    yield strategy("own_gradients", 3)
 
 
 def attached(options, model):

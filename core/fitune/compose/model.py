@@ -19,6 +19,7 @@ from fitune.compose.calling import call_for, call_for_callable, call_for_model, 
 from fitune.compose.causal import must_be_causal
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
+from fitune.compose.owned import must_suit_owner
 from fitune.compose.shards import give_room, is_sharded
 from fitune.compose.together import together
 from fitune.compose.tokens import told_of_tokens, with_tokens
@@ -70,6 +71,7 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
             f"the checkpoint is quantised already ({stored.name}), and a [[memory.strategy]] would do so again. Remove "
             "that strategy, or load a checkpoint that is not quantised"
         )
+    plan = replace(plan, unrecorded=must_suit_owner(uses, plan) or plan.unrecorded)
     behind = (AMID_A_LAYER,) if plan.interlocked and plan.gpu and recipe.memory.recoveries else ()
     return strategies, replace(plan, notices=(*told_order(recipe.strategies, uses), *plan.notices, *behind))
 

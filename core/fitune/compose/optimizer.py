@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from fitune.compose.shards import device_of_group, is_sharded, local
 from fitune.compose.together import together
 from fitune.errors import ModelError
+from fitune.plugin.model import buckets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from fitune.compose.owned import Owned
 
 REDUCE_ELEMENTS = 16 * 2**20
 """Elements that are summed over processes in one message: bounds the copy that this takes to 64 MiB."""
@@ -47,25 +50,58 @@ class Trainables:
         self.keep = False
         """Whether the masters' gradients stay the same tensors, and are zeros between steps; else there are none."""
         self._kept: list[Tensor] = []
+        self._gathered = self.masters
+        """Those whose gradients are gathered here."""
         self._copied = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
-        self._published = [(local(p), m) for p, m in self._copied if local(p).data_ptr() != m.data_ptr()]
+        pairs = [(local(p), m) for p, m in self._copied]
+        self._published = _alike([pair for pair in pairs if pair[0].data_ptr() != pair[1].data_ptr()])
+        self._owned: Owned | None = None
+        self._units = 1.0
 
-    def begin(self) -> None:
-        """Have the gradients there that are kept. Call it before a step's first backward pass."""
+    @property
+    def pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Each parameter with its master."""
+        return list(zip(self.parameters, self.masters, strict=True))
+
+    @property
+    def are_owned(self) -> bool:
+        """Whether a strategy takes gradients as they come: a step may have changed weights before it is accepted."""
+        return self._owned is not None
+
+    def leave_to(self, owned: Owned) -> None:
+        """Gather no gradients of what a strategy owns, which takes them in the backward pass."""
+        self._owned = owned
+        self._gathered = [m for m in self.masters if id(m) not in owned.masters]
+        self._copied = [pair for pair in self._copied if id(pair[1]) not in owned.masters]
+
+    def begin(self, units: float = 1.0) -> None:
+        """Have the gradients there that are kept. Call it before a step's first backward pass; its gradients are to be
+        divided by `units`.
+        """
+        self._units = units
+        if self._owned is not None:
+            self._owned.begin()
         if not self.keep:
             return
         if not self._kept:
-            self._kept = [torch.zeros_like(m) for m in self.masters]
-        for master, kept in zip(self.masters, self._kept, strict=True):
+            self._kept = [torch.zeros_like(m) for m in self._gathered]
+        for master, kept in zip(self._gathered, self._kept, strict=True):
             if master.grad is not kept:  # at first, or where somebody has dropped it
                 kept.zero_()
                 master.grad = kept
 
+    def expect(self, loss: Tensor) -> None:
+        """Gradients of this loss are to come. Call it before each backward pass."""
+        if self._owned is not None:
+            self._owned.expect(loss, self._units)
+
     def gather(self) -> None:
         """Add a micro-batch's gradients to the masters' and free them. Call it after each backward pass."""
+        if self._owned is not None:
+            self._owned.complete()
         given = [(p, m) for p, m in self._copied if p.grad is not None]
         if given and all(m.grad is not None for _, m in given):
-            for bucket in _buckets(given):
+            for bucket in buckets(given, lambda pair: pair[0].numel(), ADDED_TOGETHER):
                 _add([_grad(m) for _, m in bucket], [_grad(p) for p, _ in bucket])
         else:
             for parameter, master in given:
@@ -83,14 +119,16 @@ class Trainables:
         """
         if accelerator.num_processes == 1:
             return
-        buckets = list(self._buckets())
-        flats = _flat_buffers([[_grad(m) for m in bucket] for bucket in buckets])
+        here = {id(master) for _, master in self._sharded}
+        summed = [master for master in self.masters if id(master) not in here]
+        messages = list(buckets(summed, lambda master: master.numel(), REDUCE_ELEMENTS))
+        flats = _flat_buffers([[_grad(m) for m in message] for message in messages])
         together().meet()  # with all memory at hand that the sum takes
         at_work: deque[Callable[[], None]] = deque()
-        for bucket in buckets:  # the next is sent while the one before is copied
+        for message in messages:  # the next is sent while the one before is copied
             if len(at_work) == IN_FLIGHT:
                 at_work.popleft()()
-            at_work.append(_summing(bucket, flats))
+            at_work.append(_summing(message, flats))
             flats.rotate(-1)
         for finish in at_work:
             finish()
@@ -100,24 +138,32 @@ class Trainables:
 
         Of a loss that was scaled, `targets` are scaled too.
         """
-        grads = [_grad(m) for m in self.masters]
+        grads = [_grad(m) for m in self._gathered]
         # In float32 even where gradients are not (no masters): 1 / targets in bfloat16 would be off by up to 0.4 %.
         norm = self._norm() / targets
         scale = torch.full_like(norm, 1 / targets)
         if max_norm:
             scale = scale * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(grads, scale)
+        if grads:
+            torch._foreach_mul_(grads, scale)
         return norm
+
+    def changed(self) -> int:
+        """How many masters the backward pass of this step has changed, of those that a strategy owns."""
+        return 0 if self._owned is None else self._owned.changed()
 
     def publish(self) -> None:
         """Copy the masters into the model and drop all gradients. Call it after the optimizer's step."""
         if self._published:
             with torch.no_grad():
-                torch._foreach_copy_([p for p, _ in self._published], [m for _, m in self._published])
+                for alike in self._published:
+                    torch._foreach_copy_([p for p, _ in alike], [m for _, m in alike])
         self.drop()
 
     def leave(self) -> None:
         """Forget what a micro-batch that failed has left to be gathered."""
+        if self._owned is not None:
+            self._owned.leave()
         for parameter, _ in self._copied:
             parameter.grad = None
 
@@ -126,15 +172,19 @@ class Trainables:
         self.leave()
         if self._kept:
             torch._foreach_zero_(self._kept)
-        for at, master in enumerate(self.masters):
+        for at, master in enumerate(self._gathered):
             master.grad = self._kept[at] if self._kept else None
 
     def norms(self) -> Tensor:
         """The norm of each gradient, over all processes that have a part of it: `[parameters]`, float32. In a run of
         several processes with shared out weights, each must ask.
         """
-        own = torch._foreach_norm([_grad(m) for m in self.masters], 2, dtype=torch.float32)
-        norms = torch.stack([norm.to(own[0].device) for norm in own])
+        found = {} if self._owned is None else self._owned.norms()
+        if self._gathered:
+            own = torch._foreach_norm([_grad(m) for m in self._gathered], 2, dtype=torch.float32)
+            found |= {id(master): norm for master, norm in zip(self._gathered, own, strict=True)}
+        every = [found[id(master)] for master in self.masters]
+        norms = torch.stack([norm.to(every[0].device) for norm in every])
         if not self._sharded:
             return norms
         parts = torch.tensor([is_sharded(p) for p in self.parameters], device=norms.device)
@@ -146,17 +196,6 @@ class Trainables:
         """Of all gradients together."""
         return cast(Tensor, torch.linalg.vector_norm(self.norms()))
 
-    def _buckets(self) -> Iterator[list[nn.Parameter]]:
-        bucket: list[nn.Parameter] = []
-        summed = {id(master) for _, master in self._sharded}
-        for master in (master for master in self.masters if id(master) not in summed):
-            if bucket and sum(m.numel() for m in bucket) + master.numel() > REDUCE_ELEMENTS:
-                yield bucket
-                bucket = []
-            bucket.append(master)
-        if bucket:
-            yield bucket
-
 
 def _master(parameter: nn.Parameter, masters: bool) -> nn.Parameter:
     """What the optimizer changes in the place of a parameter: a float32 copy, itself, or the part that is here."""
@@ -165,18 +204,15 @@ def _master(parameter: nn.Parameter, masters: bool) -> nn.Parameter:
     return nn.Parameter(parameter.detach().float()) if masters and parameter.dtype != torch.float32 else parameter
 
 
-def _buckets(pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
-    """Parameters and masters, so many together that their gradients have `ADDED_TOGETHER` elements, or one alone."""
-    bucket: list[tuple[nn.Parameter, nn.Parameter]] = []
-    elements = 0
-    for pair in pairs:
-        if bucket and elements + pair[0].numel() > ADDED_TOGETHER:
-            yield bucket
-            bucket, elements = [], 0
-        bucket.append(pair)
-        elements += pair[0].numel()
-    if bucket:
-        yield bucket
+def _alike(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
+    """The pairs in lists that torch copies in few launches: it does so where types, devices and strides are alike, and
+    otherwise, for one pair that is not, tensor by tensor.
+    """
+    found: dict[object, list[tuple[Tensor, Tensor]]] = {}
+    for number, (to, by) in enumerate(pairs):
+        kind = (to.dtype, to.device, by.dtype, by.device)
+        found.setdefault(kind if to.stride() == by.stride() else number, []).append((to, by))
+    return list(found.values())
 
 
 def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:

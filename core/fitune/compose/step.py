@@ -15,6 +15,7 @@ from fitune.compose.calling import call_for_callable, call_for_context, call_plu
 from fitune.compose.loss_scaling import LossScaling
 from fitune.compose.objective import ObjectiveLoss, Tally
 from fitune.compose.optimizer import Trainables
+from fitune.compose.owned import must_not_be_scaled, owned_by
 from fitune.compose.recorder import NoRecorder
 from fitune.plugin.dataflow import Batch
 from fitune.plugin.strategy import MicroBatch, Recorder
@@ -99,6 +100,7 @@ class Computation:
             if weight != 1:
                 loss = loss * weight
             self._enter("backward")
+            self.trainables.expect(loss)
             (loss if self._factor is None else loss * self._factor).backward()
             self._enter("gradients")
             self.trainables.gather()
@@ -137,6 +139,7 @@ class Step:
     """The same, as strategies have it."""
 
     def __post_init__(self) -> None:
+        self._share_gradients()
         computation = Computation(
             model=self.model,
             loss=self.whole(self.loss),
@@ -153,6 +156,14 @@ class Step:
         object.__setattr__(self, "computation", computation)
         object.__setattr__(self, "micro_batch", changed)
 
+    def _share_gradients(self) -> None:
+        """Leave gradients to a strategy that takes them as they come. Raises `RunError` where the loss is scaled."""
+        owned = owned_by(self.strategies, self.trainables.pairs, self.optimizer)
+        if owned is not None:
+            if self.scaling is not None:
+                raise must_not_be_scaled(owned)
+            self.trainables.leave_to(owned)
+
     def make(
         self,
         micro_batches: Iterable[Batch],
@@ -168,12 +179,12 @@ class Step:
 
         Of `idle` micro-batches nothing counts, but that they are computed. `reduce` sums the gradients over processes;
         `enter` is told of each phase; where `accept`, given the norm of the gradient and the sum of this process'
-        losses, says no, no weight is changed. Gives that sum and that norm, float32 scalars on the device.
+        losses, says no, the optimizer makes no step. Gives that sum and that norm, float32 scalars on the device.
         """
         factor = None if self.scaling is None else self.scaling.factor(targets)
         self.recorder.step += 1
         self.computation.begin(enter, factor)
-        self.trainables.begin()
+        self.trainables.begin(targets)
         self.tally.begin()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         with self._around():

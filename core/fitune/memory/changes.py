@@ -62,14 +62,27 @@ def levers_of_strategies(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, processes: int
 ) -> Iterator[Lever]:
     """Those that `Fit` tells of, and then every strategy that the recipe does not name, with its default options."""
-    records = [record for record in strategies_of(registry) if processes > 1 or not is_of_several(record)]
+    records = [record for record in strategies_of(registry) if _goes_with(record, processes)]
     for record in records:
         if record.fit is not None:
             yield from _of_fit(recipe, record, record.fit, config)
     for record in records:
         if strategy_options(recipe, record.name) is None:
-            change = with_strategy(recipe, record.name)
-            yield Lever(name=record.name, changes=(change,), exact=record.exact, remark=record.summary)
+            yield _with(recipe, record)
+
+
+def _goes_with(record: MemoryStrategy[Any], processes: int) -> bool:
+    """Whether a run of so many processes can have it: some are made for several, some for one."""
+    return "gradients" not in record.makes if processes > 1 else not is_of_several(record)
+
+
+def _with(recipe: Recipe, record: MemoryStrategy[Any]) -> Lever:
+    """A strategy that the recipe does not name, with its default options, and what has to go with it."""
+    change = with_strategy(recipe, record.name)
+    if "gradients" not in record.makes or not recipe.train.max_grad_norm:
+        return Lever(name=record.name, changes=(change,), exact=record.exact, remark=record.summary)
+    changes = change, ("train.max_grad_norm", 0.0)
+    return Lever(name=f"{record.name}, without clipping", changes=changes, exact=False, remark=record.summary)
 
 
 def _of_fit(recipe: Recipe, record: MemoryStrategy[Any], fit: Fit, config: PreTrainedConfig) -> Iterator[Lever]:

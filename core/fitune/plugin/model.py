@@ -5,14 +5,17 @@ Nothing here imports torch or transformers before it is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fitune.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import GenerationConfig, PreTrainedModel
+
+
+T = TypeVar("T")
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
@@ -78,6 +81,23 @@ def decay_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def buckets(items: Iterable[T], elements: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """What follows each other, so many together that they have no more than `most` elements, as `elements` counts those
+    of each; or one alone that has more. For work on lists of tensors, which takes room for those of one list.
+    """
+    bucket: list[T] = []
+    held = 0
+    for item in items:
+        size = elements(item)
+        if bucket and held + size > most:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(item)
+        held += size
+    if bucket:
+        yield bucket
 
 
 def mend_generation_config(model: PreTrainedModel) -> None:

@@ -185,7 +185,8 @@ class MemoryStrategy(Related, Generic[O]):
     """How `[memory] fit` may choose it; None if it may not."""
     makes: tuple[Role, ...] = ()
     """What of a run it makes, of which there is one alone: "optimizer" (`make_optimizer`), "loss" (`Plan.loss`,
-    `Plan.log_probs`) or "quantization" (`Plan.quantization`). Two that make the same are refused."""
+    `Plan.log_probs`), "quantization" (`Plan.quantization`) or "gradients" (`own_gradients`). Two that make the same
+    are refused."""
     before: tuple[str, ...] = ()
     """Names of strategies that work behind this one wherever a run has both, in whatever order the recipe, or a fit,
     names them: say so where the other order would change what is computed, or kept."""

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["optimizer", "loss", "quantization"]
+Role = Literal["optimizer", "loss", "quantization", "gradients"]
 """What of a run a memory strategy may make in place of the plain one, and one alone."""
 
 ROLES: Mapping[Role, str] = {
     "optimizer": "make the optimizer",
     "loss": "compute the loss in their own way",
     "quantization": "quantise the base model",
+    "gradients": "take gradients as they come",
 }
 """What is said of two that do the same."""
 

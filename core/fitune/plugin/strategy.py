@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from fitune.plugin.dataflow import Batch
+    from fitune.plugin.gradients import GradientOwner
 
     Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
@@ -222,6 +223,14 @@ class Strategy:
         self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings
     ) -> torch.optim.Optimizer | None:
         """Make the optimizer of these float32 parameters, or None to leave it to others. At most one may."""
+        return None
+
+    def own_gradients(self, masters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> GradientOwner | None:
+        """Take gradients of these masters as the backward pass gives them, by what is returned; None to leave them to
+        the loop. Called once, when the run's optimizer is made. One strategy may, whose record `makes` "gradients".
+
+        A step is one micro-batch of one process then, without clipping by the norm of all, and not in float16.
+        """
         return None
 
     def averaged(self) -> contextlib.AbstractContextManager[None] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fitune.errors import Problem
 from fitune.plugin.recipe import Recipe, Use
+from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.registry import Registry
 from fitune.plugin.relations import ROLES
 from fitune.recipe.source import Key
@@ -31,6 +32,29 @@ def conflict_problems(recipe: Recipe, registry: Registry) -> Iterator[tuple[Key,
     yield from _conflicts(named)
     yield from _missing(named, registry)
     yield from _twice(recipe)
+    for number, use in enumerate(recipe.strategies):
+        yield from gradient_problems(recipe, use.record, ("memory", "strategy", number, "use"))
+
+
+def gradient_problems(recipe: Recipe, record: MemoryStrategy[Any], at: Key) -> Iterator[tuple[Key, Problem]]:
+    """What a recipe asks for that a strategy cannot give which takes gradients as they come, named `at` this key: all
+    that is known only when every gradient has come. Each with its key.
+    """
+    if "gradients" not in record.makes:
+        return
+    why, remove = f'"{record.name}" changes weights as gradients come', f'or remove "{record.name}"'
+    if recipe.train.max_grad_norm:
+        what = f'{why}, before the norm of all is known, by which "max_grad_norm" would clip them'
+        yield ("train", "max_grad_norm"), Problem(what=what, fix=f"Set max_grad_norm = 0, {remove}")
+    if recipe.train.non_finite == "skip":
+        what = f'{why}, so that a step cannot be left out that turns out not to be finite, as "non_finite" asks'
+        yield ("train", "non_finite"), Problem(what=what, fix=f'Set non_finite = "stop", {remove}')
+    said: list[tuple[int, Key]] = [(recipe.train.accumulation or 1, ("train", "accumulation"))]
+    said += [(getattr(use.options, use.record.accumulates), at) for use in recipe.strategies if use.record.accumulates]
+    for steps, key in said:
+        if steps > 1:
+            what = f"{why}, so that a step is one micro-batch, and here it is {steps}"
+            yield key, Problem(what=what, fix=f"Accumulate nothing, {remove}")
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[Key, Use[Any]]]:

@@ -150,6 +150,15 @@ def zero_gradients(norms: Mapping[str, float]) -> str | None:
     )
 
 
+def _unchanged(parts: Parts) -> str:
+    """What such a step has done to the weights, as a sentence."""
+    changed = parts.step.trainables.changed()
+    if not changed:
+        return "No weight was changed by it"
+    every = len(parts.step.trainables.masters)
+    return f"{changed} of {every} tensors were changed before that was known, as their gradients came"
+
+
 def non_finite_text(step: int, loss: float, norm: float, kept: Path | None) -> str:
     """What is wrong with a step whose loss or gradient is no finite number, and where its rows are; no full stop."""
     rows = f"Its rows are in {kept}" if kept is not None else "Its rows could not be kept"
@@ -234,7 +243,7 @@ class Watcher:
             fix = 'In float16 the model itself may overflow: set its dtype to "bfloat16" or "float32"'
         self._skipped += 1
         if parts.run.recipe.train.non_finite == "stop":
-            raise RunError(f"{what}. No weight was changed by it. {fix}")
+            raise RunError(f"{what}. {_unchanged(parts)}. {fix}")
         if self._skipped >= MOST_SKIPPED:
             raise RunError(f"{what}. So were the {self._skipped - 1} steps before, none of which was made. {fix}")
         yield Notice(step=report.step, kind="skipped", what=f"{what}. It was left out")

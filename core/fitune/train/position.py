@@ -1,7 +1,8 @@
 """Where a run stands, and how what it was doing is undone, if memory runs out in its midst.
 
 A step is undone by dropping its gradients and putting its random generators back: it changes nothing else before its
-last part, the optimizer's. Where that has begun to change weights, it cannot be undone.
+last part, the optimizer's. Where that has begun to change weights, or a strategy that takes gradients as they come, it
+cannot be undone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Position:
         self.doing, self.phase = doing, "forward"
         self.random = random_state(parts.accelerator.device)
         self._scaling = parts.step.scaling.state() if parts.step.scaling else None
+        if parts.step.trainables.are_owned:
+            self._before = _traces(parts)
 
     def enter(self, parts: Parts, phase: Phase) -> None:
         """Note the phase of the step."""
@@ -67,6 +70,10 @@ class Position:
     def undo(self, parts: Parts) -> bool:
         """Undo what has begun; whether that is possible. Generators are left to `random`."""
         parts.step.trainables.drop()
+        if self.doing == "step" and parts.step.trainables.are_owned:
+            if parts.step.trainables.changed():
+                return False
+            self._drop_what_was_made(parts)
         if self.doing == "step" and self.phase == "optimizer" and not self._undo_optimizer(parts):
             return False
         if parts.step.scaling is not None and self._scaling is not None:
@@ -86,10 +93,14 @@ class Position:
             made = now.keys() - before.keys()
             if any(_was_used(optimizer.state[master][key]) for key in made):
                 return False
+        self._drop_what_was_made(parts)
+        return True
+
+    def _drop_what_was_made(self, parts: Parts) -> None:
+        """Drop the state of masters that had none before."""
         for master in parts.step.trainables.masters:
             if len(self._before[id(master)]) == 1:
-                optimizer.state.pop(master, None)
-        return True
+                parts.step.optimizer.state.pop(master, None)
 
 
 def _traces(parts: Parts) -> dict[int, Mapping[str, object]]:

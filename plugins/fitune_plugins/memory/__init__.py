@@ -22,6 +22,7 @@ PLUGINS: tuple[str, ...] = (
     "fitune_plugins.memory.adafactor",  # squared gradients by row and column
     "fitune_plugins.memory.lion",  # updates by sign, with one moment
     "fitune_plugins.memory.muon",  # orthogonal updates of matrices
+    "fitune_plugins.memory.step_in_backward",  # AdamW's step of each parameter as its gradient comes
     "fitune_plugins.memory.schedule_free",  # averaged weights in place of a schedule
 )
 """Dotted names of the modules, in the order in which they are loaded."""

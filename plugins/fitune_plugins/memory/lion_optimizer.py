@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fitune import decay_groups
+from fitune import buckets, decay_groups
 
 TOGETHER = 4 * 2**20
 """Elements that are changed at a time, of one tensor or of several: bounds what a step takes beside the state."""
@@ -39,7 +39,7 @@ class LionOptimizer(torch.optim.Optimizer):
         """Change each parameter that has a gradient."""
         for group in self.param_groups:
             pieces = (piece for p in group["params"] if p.grad is not None for piece in self._pieces(p, p.grad))
-            for bucket in _buckets(pieces):
+            for bucket in buckets(pieces, _elements, TOGETHER):
                 self._change(bucket, group)
 
     def _change(self, bucket: list[Piece], group: dict[str, Any]) -> None:
@@ -69,15 +69,5 @@ class LionOptimizer(torch.optim.Optimizer):
         yield from zip(*(tensor.split(rows) for tensor in every), strict=True)
 
 
-def _buckets(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """So many together that they have `TOGETHER` elements, or one alone."""
-    bucket: list[Piece] = []
-    elements = 0
-    for piece in pieces:
-        if bucket and elements + piece[0].numel() > TOGETHER:
-            yield bucket
-            bucket, elements = [], 0
-        bucket.append(piece)
-        elements += piece[0].numel()
-    if bucket:
-        yield bucket
+def _elements(piece: Piece) -> int:
+    return piece[0].numel()

@@ -21,7 +21,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import Fit, MemoryStrategy, must_be_asked
 from fitune.plugin.registry import Registry
 from fitune.plugin.strategy import Plan
-from fitune.recipe.conflicts import conflict_problems
+from fitune.recipe.conflicts import conflict_problems, gradient_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -58,7 +58,8 @@ def choices_for(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str], *, processes: int = 1
 ) -> list[Choice]:
     """Those that a recipe leaves to be chosen, in the order in which they stand in one: free ones first, and none
-    before what it needs; what shards weights over processes is none for a single one.
+    before what it needs; what shards weights over processes is none for a single one, and what takes gradients as they
+    come none for several, nor where the recipe asks for what is known of all of them alone.
     """
     named = {use.record.name for use in recipe.strategies}
     found: list[Choice] = []
@@ -67,6 +68,8 @@ def choices_for(
         if fit is None or record.name in named or (must_be_asked(record) and record.name not in allow):
             continue
         if processes == 1 and is_of_several(record):
+            continue
+        if any(gradient_problems(recipe, record, ())) or ("gradients" in record.makes and processes > 1):
             continue
         if fit.suits is None or fit.suits(config):
             plans = tuple(plan_alone(record, setting, processes=processes) for setting in fit.settings)

@@ -8,7 +8,7 @@ from typing import Any
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.relations import ROLES, Role
 from fitune.plugin.strategy import Plan, Strategy
-from fitune.testing.contracts.trial import Options, Trial, losses, must_go_on_to_the_bit, must_not_fail
+from fitune.testing.contracts.trial import STEPS, Options, Trial, losses, must_go_on_to_the_bit, must_not_fail
 
 ROUNDING = 1e-3
 """By how much losses in float32 may differ, relative, where a strategy says that it is exact."""
@@ -16,12 +16,14 @@ ROUNDING = 1e-3
 
 def strategy_keeps_its_contract(plugin: object, name: str, directory: Path, options: Options) -> None:
     """Raise `AssertionError`, which says what of the contract is broken."""
-    trial = Trial(plugin=plugin, directory=directory, changes={"memory": {"strategy": [{"use": name, **options}]}})
-    record = trial.find(MemoryStrategy, name)
+    record = Trial(plugin=plugin, directory=directory).find(MemoryStrategy, name)
+    plain = {"train": {"steps": STEPS, "max_grad_norm": 0.0}} if "gradients" in record.makes else {}
+    changes = {**plain, "memory": {"strategy": [{"use": name, **options}]}}
+    trial = Trial(plugin=plugin, directory=directory, changes=changes)
     _says_what_it_makes(record, trial.read("read").strategies[0].options)
     found = losses(must_go_on_to_the_bit(trial))
     if record.exact and not record.accumulates:  # which changes what a step is
-        wanted = losses(Trial(plugin=plugin, directory=directory).ran("without"))
+        wanted = losses(Trial(plugin=plugin, directory=directory, changes=plain).ran("without"))
         off = max(abs(one / other - 1) for one, other in zip(found, wanted, strict=True))
         assert off <= ROUNDING, (
             f"its record says exact=True, but losses are off by {off:.2g} from those of a run without it: {found} in "
@@ -38,6 +40,7 @@ def _says_what_it_makes(record: MemoryStrategy[Any], options: Any) -> None:
         "optimizer": type(strategy).make_optimizer is not Strategy.make_optimizer,
         "loss": plan.loss is not None or plan.log_probs is not None,
         "quantization": plan.quantization is not None,
+        "gradients": type(strategy).own_gradients is not Strategy.own_gradients,
     }
     for role, does in makes.items():
         assert not does or role in record.makes, (
