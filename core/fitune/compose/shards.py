@@ -7,6 +7,7 @@ only where it was imported already.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -69,8 +70,8 @@ def picked(tensor: Tensor, places: Tensor) -> Tensor:
 
 
 def give_room(model: nn.Module) -> None:
-    """Give tensors on meta zeros on the host, in place of values that another process has. The system maps pages that
-    are only read to one that is empty. Tied ones stay so.
+    """Give tensors on meta zeros on the host, in place of values that another process has, which take no memory until
+    they are written to. Tied ones stay so.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for module in model.modules():
@@ -80,11 +81,23 @@ def give_room(model: nn.Module) -> None:
                 if not isinstance(tensor, Tensor) or not tensor.is_meta:
                     continue
                 if id(tensor) not in found:
-                    room = torch.zeros_like(tensor, device="cpu")
+                    room = unwritten(tensor)
                     if isinstance(tensor, nn.Parameter):
                         room = nn.Parameter(room, requires_grad=tensor.requires_grad)
                     found[id(tensor)] = (tensor, room)  # the first too, so that its number stays its own
                 tensors[name] = found[id(tensor)][1]
+
+
+def unwritten(tensor: Tensor) -> Tensor:
+    """Zeros on the host of a tensor's shape and type, in memory that the system gives as it is written to.
+
+    `torch.zeros` writes them: of a large model each process of a host would hold a copy.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size == 0 or not tensor.is_contiguous():
+        return torch.zeros_like(tensor, device="cpu")
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.uint8).view(tensor.dtype).view(tensor.shape)
 
 
 @contextlib.contextmanager
