@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from fitune.compose.cudnn_guard import attention
+from fitune.compose.flash_attention import taken
+from fitune.runs.layout import MEMORY, read_json
 from fitune.runs.record import read_record
 from fitune.testing import write_recipe
-from support.tiny import train
+from fitune_plugins.speed.flash_attention import installed
+from support.tiny import losses, train
 
 pytestmark = pytest.mark.gpu
 
@@ -63,3 +66,16 @@ def test_gradients_under_a_mask_are_numbers(tokens: int) -> None:
     out, _ = attention(torch.nn.Module(), query, key, value, mask)
     out.backward(torch.randn_like(out))
     assert all(leaf.grad is not None and bool(torch.isfinite(leaf.grad).all()) for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", ["FA3", "FA4"])
+def test_packed_rows_by_an_installed_flash_attention(recipe: Path, tmp_path: Path, name: str) -> None:
+    capability = torch.cuda.get_device_capability()
+    if name not in installed() or taken((name,), capability) != name:
+        pytest.skip(f"{name} is not installed, or not for this card")
+    strategy = f'memory.strategy=[{{use="flash-attention", implementation="{name}"}}]'
+    assert _ran(recipe, tmp_path / "run", PACKED, strategy) == (f"variable-length flash attention ({name})",)
+    _ran(recipe, tmp_path / "own", PACKED)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "own"), rel=0.01)
+    forecast, measured = (read_json(tmp_path / "run" / MEMORY)[key]["allocated"] for key in ("forecast", "measured"))
+    assert measured == pytest.approx(forecast, rel=0.001)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import attention
 
+from fitune.compose import flash_attention
 from fitune.plugin.model import has_values
 
 if TYPE_CHECKING:
@@ -40,14 +40,6 @@ KERNELS = {
     "flash_attn::_flash_attn_varlen_forward": "the package flash-attn, variable length",
 }
 """All that are looked for, by the names under which the dispatcher knows them."""
-
-
-def flash_implementation() -> str:
-    """The FlashAttention that torch's own operations compute by: "FA2", or what was put in its place (torch's registry:
-    `torch.nn.attention.activate_flash_attention_impl`).
-    """
-    current = getattr(attention, "current_flash_attention_impl", None)
-    return (None if current is None else current()) or "FA2"
 
 
 class AttentionRan:
@@ -85,7 +77,7 @@ class AttentionRan:
     @staticmethod
     def _name(operation: str) -> str:
         name = KERNELS[operation]
-        return f"{name} ({flash_implementation()})" if operation in FLASH else name
+        return f"{name} ({flash_attention.current()})" if operation in FLASH else name
 
 
 @contextlib.contextmanager

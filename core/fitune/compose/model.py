@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
-from fitune.compose import cudnn_guard
+from fitune.compose import cudnn_guard, flash_attention
 from fitune.compose.attention import isolate_documents
 from fitune.compose.calling import call_for, call_for_callable, call_for_model, call_plugin, wrong
 from fitune.compose.causal import must_be_causal
@@ -183,11 +183,15 @@ def with_documents_apart(
     plan: Plan, recipe: Recipe, strategies: Strategies, model: PreTrainedModel, data: Prepared
 ) -> Plan:
     """Where rows hold several documents, make the model keep them apart, and say how; `ModelError` if it cannot."""
+    plan = flash_attention.put(plan, recipe, model)
     if not recipe.several:
         return plan
     packs = any(use.record.packs for use in recipe.stages)
     with weights_to_blame(model):
         isolated = isolate_documents(model, partial(called, strategies))
+        if isolated.reason and flash_attention.current() != flash_attention.OWN:
+            plan = flash_attention.take_out(plan, isolated.reason)
+            isolated = isolate_documents(model, partial(called, strategies))
     apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolated}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
     return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fitune.compose import flash_attention
+
 NAME = "fitune_documents"
 """Name under which transformers finds this attention. It must not hold "flash": transformers looks for that."""
 
@@ -48,12 +50,16 @@ def check(capability: tuple[int, int]) -> None:
 
 def kernel_of(varlen_attn: Callable[..., Any]) -> Kernel:
     """The kernel by torch's function. From torch 2.12 on, grouped heads must be allowed, which 2.11 just does."""
-    gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    known = inspect.signature(varlen_attn).parameters
+    gqa = "enable_gqa" in known
+    whole = {"num_splits": 1} if "num_splits" in known else {}  # sums in one order, and no memory for parts of them
 
     def kernel(
         query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, *, scale: float, window: int | None
     ) -> Tensor:
-        more = {"enable_gqa": True} if gqa and query.shape[1] != key.shape[1] else {}
+        more: dict[str, Any] = {"enable_gqa": True} if gqa and query.shape[1] != key.shape[1] else {}
+        if flash_attention.current() != flash_attention.OWN:
+            more |= whole
         back = -1 if window is None or window >= longest else window - 1  # the token itself is not counted here
         out: Tensor = varlen_attn(
             query, key, value, ends, ends, longest, longest, scale=scale, window_size=(back, 0), **more

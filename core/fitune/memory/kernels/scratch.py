@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fitune.memory.kernels.attention import attention_table
+from fitune.memory.kernels.flash import flash_table
 from fitune.memory.kernels.gpu import Gpu, Scratch
 from fitune.memory.kernels.index import index_table
 from fitune.memory.kernels.reduce import reduce_table
@@ -29,11 +30,14 @@ def cublas_workspace(capability: tuple[int, int], *, deterministic: bool = False
     return 32 * MIB if capability[0] in large_workspaces(torch_version()) else 8519680  # :4096:2:16:8, in KiB
 
 
-def scratch_table(capability: tuple[int, int], *, deterministic: bool = False) -> dict[str, Scratch]:
-    """By operation, on a usual card of this compute capability."""
-    gpu = Gpu.of(capability, deterministic=deterministic)
+def scratch_table(
+    capability: tuple[int, int], *, deterministic: bool = False, flash: str = "FA2"
+) -> dict[str, Scratch]:
+    """By operation, on a usual card of this compute capability, with this FlashAttention."""
+    gpu = Gpu.of(capability, deterministic=deterministic, flash=flash)
     return {
         **attention_table(gpu),
+        **flash_table(gpu),
         **reduce_table(gpu),
         **index_table(gpu),
         "aten._softmax_backward_data.default": softmax_backward,

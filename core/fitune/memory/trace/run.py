@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from fitune.compose import flash_attention
 from fitune.compose.attention import assume_isolated
 from fitune.compose.context_parallel import split_rows
 from fitune.compose.encoders import must_not_say_so
@@ -124,9 +125,10 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     notices: list[str] = []
     modules = ModuleTracker(model)
     deterministic = recipe.general.deterministic
+    flash = flash_attention.taken(plan.flash_attention, card.capability, deterministic=deterministic)
     tracer = Tracer(
         modules,
-        scratch=scratch_table(card.capability, deterministic=deterministic),
+        scratch=scratch_table(card.capability, deterministic=deterministic, flash=flash),
         cublas_workspace=cublas_workspace(card.capability, deterministic=deterministic),
     )
     packed, whole = any(batch.positions is not None for batch in shapes.training), partial(called, strategies)
