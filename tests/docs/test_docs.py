@@ -27,7 +27,7 @@ from support.paths import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = {
     "README.md": 8,
-    "docs/adapters.md": 0,
+    "docs/adapters.md": 1,
     "docs/after-training.md": 3,
     "docs/api.md": 0,
     "docs/architecture.md": 0,

@@ -1,7 +1,8 @@
 """Adapters: which parameters train, `[adapter] use = "NAME"`.
 
 The files that are not listed below are what `lora` and `ia3` are made of: `lora_targets.py` says which layers are
-meant, `lora_merge.py` how what was trained becomes part of the weights, `peft_files.py` what both have in common.
+meant, `lora_tokens.py` how rows of new tokens train, `lora_merge.py` how what was trained becomes part of the weights,
+`peft_files.py` what both have in common.
 """
 
 PLUGINS: tuple[str, ...] = (

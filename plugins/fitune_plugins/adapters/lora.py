@@ -13,7 +13,16 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from fitune import Adapter, Lever, ModelError, Problem, Recipe, hookimpl, nearest, sentences, unwrapped
 from fitune_plugins.adapters import peft_files
-from fitune_plugins.adapters.lora_init import as_at_first, doubled, fill_split, is_split, save_difference, split
+from fitune_plugins.adapters.lora_init import (
+    SPLITS,
+    as_at_first,
+    doubled,
+    fill_split,
+    first_weights_problems,
+    is_split,
+    save_difference,
+    split,
+)
 from fitune_plugins.adapters.lora_merge import merge
 from fitune_plugins.adapters.lora_peft import Settings, wrap
 from fitune_plugins.adapters.lora_targets import PRESETS, find_targets, of_layers, told
@@ -24,15 +33,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
-
-SPLITS = ("pissa", "olora")
-"""What adapters begin with that changes the weights of the base (`lora_init.py`)."""
-
-UNSPLIT = {
-    "nf4": "has quantised them by then",
-    "fsdp": "reads them in one process alone, where each needs the first adapters",
-}
-"""Strategies beside which they cannot be made, and why."""
 
 RANDOM = ("gaussian", "orthogonal")
 """What peft makes of its own, beside its default."""
@@ -89,11 +89,12 @@ class LoraOptions:
     dora: bool = False
     """Train how large the rows of adapted weights are beside where they point (arXiv 2402.09353): one more number a
     row, and more memory and time in each adapted layer. Not for experts."""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "default"
     """What the adapters begin with. "default" is random A and B of zeros; "gaussian" and "orthogonal" are random too,
     and add nothing at first. "pissa" begins with the principal components of the weights (arXiv 2404.02948), "olora"
     with their QR decomposition (arXiv 2406.01775): the base keeps the rest, the first A and B stay on the card beside
-    those that train, and what is saved is a plain adapter of twice the rank. Not for quantised weights, nor experts."""
+    those that train, and what is saved is a plain adapter of twice the rank. Not for quantised weights, nor experts.
+    "loftq" is for those of `nf4`: it begins with the components of what four bits have taken (arXiv 2310.08659)."""
     modules_to_save: tuple[str, ...] = ()
     """Names of modules that train whole and are saved with the adapter, or ends of names, e.g. `["embed_tokens",
     "lm_head"]`; where these two are one, either means both."""
@@ -131,6 +132,9 @@ def _check(options: LoraOptions) -> Iterable[Problem]:
     if options.init in SPLITS and options.dora:
         what = f'"init" = "{options.init}" takes a part of the weights away, whose lengths "dora" trains'
         yield Problem(key="init", what=what, fix="Keep one of them")
+    if options.init == "loftq" and options.dora:
+        what = '"init" = "loftq" changes where weights point, whose lengths "dora" has noted before'
+        yield Problem(key="init", what=what, fix="Keep one of them")
     odd = [rank for rank in (options.r, *(one.r for one in options.ranks)) if rank % 2]
     if options.init == "orthogonal" and odd:
         yield Problem(key="init", what=f'"init" = "orthogonal" needs even ranks, and one is {odd[0]}', fix="Change it")
@@ -146,6 +150,10 @@ def _attach(options: LoraOptions, model: PreTrainedModel) -> PreTrainedModel:
     adapted = _wrapped(options, settings_of(options), model)
     if options.init == "pissa" or options.init == "olora":
         split(cast("PeftModel", adapted), options.init)
+    if options.init == "loftq":
+        from fitune_plugins.adapters.lora_loftq import give_back
+
+        give_back(cast("PeftModel", adapted))
     return adapted
 
 
@@ -259,10 +267,8 @@ def ft_adapters() -> Iterable[Adapter[LoraOptions]]:
 def ft_check(recipe: Recipe) -> Iterable[Problem]:
     """Refuse first weights that are taken from weights which nobody has by then."""
     options = recipe.adapter.options
-    if isinstance(options, LoraOptions) and options.init in SPLITS:
-        for name in (use.record.name for use in recipe.strategies if use.record.name in UNSPLIT):
-            what = f'"init" = "{options.init}" takes a part of the weights away, and "{name}" {UNSPLIT[name]}'
-            yield Problem(key="adapter.init", what=what, fix='Set it to "default", or remove the strategy')
+    if isinstance(options, LoraOptions):
+        yield from first_weights_problems(recipe, options.init)
 
 
 @hookimpl

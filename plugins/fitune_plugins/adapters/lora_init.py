@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fitune import ModelError
+from fitune import ModelError, Problem, Recipe
 from fitune_plugins.adapters.lora_peft import Settings
 from fitune_plugins.adapters.peft_files import ADAPTER, fill, save
 
@@ -29,11 +29,41 @@ if TYPE_CHECKING:
 
 Split = Literal["pissa", "olora"]
 
+SPLITS = ("pissa", "olora")
+"""What adapters begin with that changes the weights of the base."""
+
+UNSPLIT = {
+    "nf4": "has quantised them by then",
+    "fsdp": "reads them in one process alone, where each needs the first adapters",
+}
+"""Strategies beside which they cannot be made, and why."""
+
 ITERATIONS = 16
 """Of the randomised singular value decomposition."""
 
 FIRST = ("first_A", "first_B")
 """Buffers of an adapted layer, which no file holds."""
+
+
+def first_weights_problems(recipe: Recipe, init: str) -> Iterable[Problem]:
+    """First weights that are taken from weights which nobody has by then, by what a recipe says."""
+    other = 'Set it to "default", or remove the strategy'
+    names = [use.record.name for use in recipe.strategies]
+    if init in SPLITS:
+        for name in (name for name in names if name in UNSPLIT):
+            what = f'"init" = "{init}" takes a part of the weights away, and "{name}" {UNSPLIT[name]}'
+            yield Problem(key="adapter.init", what=what, fix=other)
+    if init != "loftq":
+        return
+    if not any("quantization" in use.record.makes for use in recipe.strategies):
+        what = '"init" = "loftq" gives back what four bits take of weights, and none are quantised'
+        yield Problem(key="adapter.init", what=what, fix='Add [[memory.strategy]] use = "nf4", or set another')
+    elif "fsdp" in names:
+        what = f'"init" = "loftq" needs the quantised weights, and "fsdp" {UNSPLIT["fsdp"]}'
+        yield Problem(key="adapter.init", what=what, fix=other)
+    if recipe.objective.reference == "adapter-off":
+        what = '"init" = "loftq" begins with an adapter that counts: without it, the model is not what it was'
+        yield Problem(key="objective.reference", what=what, fix='Set reference = "prepared"')
 
 
 def split(adapted: PeftModel, how: Split) -> None:

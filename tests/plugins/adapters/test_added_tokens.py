@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from peft import PeftModel
@@ -14,20 +16,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fitune import ModelError, RecipeError, RunError, added_tokens
+from fitune import ModelError, RecipeError, RunError, StepReport, added_tokens
 from fitune.checkpoint.begin import begun_from
 from fitune.compose.parts import Parts, compose
 from fitune.compose.step import Step
+from fitune.memory.cards.cards import find_card
+from fitune.memory.shapes import shapes_of_recipe
+from fitune.memory.trace.log import MemoryLog
+from fitune.memory.trace.run import trace
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe
 from fitune.testing.tiny import write_tiny_tokenizer
 from fitune.train.loop import train
 from fitune.train.save import save
+from fitune.trained.export.gguf_tokenizer import CONTROL, USER_DEFINED
 from fitune.trained.open import find, open_run
 from fitune_plugins.adapters.lora import ft_adapters
 from fitune_plugins.adapters.lora_tokens import NewRows
 from support.after_runs import finished, ft
 from support.architectures import recipe_of
+from support.gguf_models import bytewise, write
+from support.objectives import write_preference_recipe
 from support.real_steps import both_logs, events
 from support.resuming import go, stop, weights
 from support.tiny import losses, parts_of
@@ -282,3 +291,56 @@ def test_what_cannot_have_them_is_refused(tmp_path: Path) -> None:
         parts_of(path, 'adapter.targets=["q_proj", "lm_head"]')
     with pytest.raises(ModelError, match="host-embeddings"):
         parts_of(path, 'memory.strategy=[{use="host-embeddings"}]')
+
+
+def test_beside_four_bits(tmp_path: Path) -> None:
+    """Whose tables stay as they are: what is merged is what was trained."""
+    recipe = write_recipe(tmp_path / "recipe", {"model": {**ADDED, "dtype": "bfloat16"}})
+    run = tmp_path / "run"
+    done = train_run(recipe, run, 'memory.strategy=[{use="nf4"}]', "train.learning_rate=0.02")
+    after = _logits(done.model)
+    torch.testing.assert_close(_logits(open_run(find(run, open_registry())).model), after)
+    ft("merge", run, "--to", tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.vocab_size == 262
+
+
+def test_a_model_that_gives_scores(tmp_path: Path) -> None:
+    """It has no output head: the rows of the embeddings train alone."""
+    path = write_preference_recipe(tmp_path, {"model": ADDED})
+    parts = parts_of(path, 'objective={use="reward"}')
+    rows = [n for n, p in parts.run.model.named_parameters() if p.requires_grad and "trainable_tokens" in n]
+    assert added_tokens(parts.run.model) == (259, 260, 261)
+    assert [name.split(".token_adapter")[0].rpartition(".")[2] for name in rows] == ["embed_tokens"]
+    assert [report.loss for report in train(parts) if isinstance(report, StepReport)]
+
+
+def test_a_gguf_file_has_them(tmp_path: Path) -> None:
+    model = write(tmp_path / "llama", "llama, tied", bytewise("smollm"))
+    run = finished(tmp_path, "eval.exact_match=false", model={**ADDED, "path": str(model)})
+    ft("export", run, "--to", "gguf", "--type", "q8_0")  # which makes tokens of the rows by the file, and compares
+    fields = gguf.GGUFReader(run / "export" / "gguf-q8_0" / "tiny-q8_0.gguf").fields
+    words, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    found = {word: kind for word, kind in zip(words, kinds, strict=True) if word in ("<tool>", "<|mark|>")}
+    assert found == {"<tool>": USER_DEFINED, "<|mark|>": CONTROL}
+
+
+def test_the_larger_tables_are_there_beside_the_old_ones_for_a_moment(tmp_path: Path) -> None:
+    recipe_of(tmp_path, "llama", length=32, changes={"tie_word_embeddings": False, "vocab_size": 260})
+    write_tiny_tokenizer(tmp_path / "model")
+    logs = []
+    for tokens in ([], ["<a>", "<b>"]):
+        read = read_recipe(tmp_path / "recipe.toml", open_registry(), [f"model.add_tokens={tokens}"])
+        found = trace(read, shapes_of_recipe(read, 2), find_card("a10g"))
+        logs.append([event for event, phase in _of_load(found.log) if phase == "load"])
+    plain, grown = logs
+    table = 2 * found.config.hidden_size  # bytes of a row
+    assert grown[: len(plain)] != plain
+    assert [size for size in grown if abs(size) == 261 * table] == [261 * table] * 2
+    assert [size for size in grown if size == -260 * table] == [-260 * table] * 2
+
+
+def _of_load(log: MemoryLog) -> Iterator[tuple[int, str]]:
+    """Bytes that are taken and given back, each with its block's phase."""
+    for number in log.events:
+        block = log.blocks[abs(number) - 1]
+        yield (block.bytes if number > 0 else -block.bytes), block.phase
