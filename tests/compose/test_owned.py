@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from fitune import MemoryStrategy, NoOptions, PluginError, RunError, Strategy
 from fitune.compose.owned import Owned
+from fitune.memory.cards.cards import find_card
+from fitune.memory.forecast import forecast
+from fitune.memory.shapes import of_recipe
 from fitune.plugin.recipe import Use
+from fitune.recipe.reader import read_recipe
+from fitune.testing import open_registry
 from fitune.train.loop import train as steps_of
+from support.architectures import recipe_of
 from support.made_plugins import giving
 from support.tiny import assert_close, parts_of
 
@@ -181,3 +187,46 @@ def test_a_model_that_is_let_go_is_gone() -> None:
     finally:
         gc.enable()
     assert gone
+
+
+class Masters(Owning):
+    """Gives masters of its own."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__(1)
+        self.make = make
+
+    def make_master(self, parameter: nn.Parameter) -> Any:
+        return self.make(parameter)
+
+
+def test_an_owner_has_masters_as_it_likes(recipe_path: Path) -> None:
+    """None for matrices, in float64 for vectors: both train, and the model has what they are."""
+    made = Masters(lambda p: p if p.ndim > 1 else nn.Parameter(p.detach().double()))
+    parts = run(recipe_path, made, 'model.dtype="bfloat16"', "train.learning_rate=0.5")
+    before = [p.detach().clone() for p in parts.step.trainables.parameters]
+    list(steps_of(parts))
+    for (parameter, master), one in zip(parts.step.trainables.pairs, before, strict=True):
+        assert (master is parameter) is (parameter.ndim > 1)
+        assert master.dtype == (torch.bfloat16 if parameter.ndim > 1 else torch.float64)
+        assert torch.equal(parameter, master.to(torch.bfloat16))
+        assert not torch.equal(parameter, one)
+
+
+def test_a_forecast_has_no_masters_where_there_are_none(tmp_path: Path) -> None:
+    recipe_of(tmp_path, "llama", lora=False, length=16)
+    kinds = []
+    for make in (lambda p: None, lambda p: p):
+        registry = open_registry(giving(record(Masters(make), "optimizer", "gradients")))
+        recipe = read_recipe(tmp_path / "recipe.toml", registry, ['memory.strategy=[{use="mine"}]', UNCLIPPED])
+        found = forecast(recipe, of_recipe(recipe), find_card("h100"))
+        kinds.append({entry.kind: entry.bytes for entry in found.ledger.entries})
+    assert kinds[0]["master weights"] > 2 * kinds[0]["weights"] * 0.9
+    assert "master weights" not in kinds[1]
+
+
+@pytest.mark.parametrize("given", [3, nn.Parameter(torch.ones(7))])
+def test_a_master_of_another_shape_is_refused(recipe_path: Path, given: Any) -> None:
+    said = rf'memory strategy "mine": make_master gave a {type(given).__name__}, and must give a parameter of the shape'
+    with pytest.raises(PluginError, match=said):
+        run(recipe_path, Masters(lambda p: given))

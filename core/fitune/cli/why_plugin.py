@@ -27,6 +27,7 @@ METHODS = {
     "split_rows": "has processes compute a part of each row (split_rows)",
     "whole": "lies around each call of the model (whole)",
     "make_optimizer": "makes the optimizer (make_optimizer)",
+    "make_master": "has masters of its own (make_master)",
     "own_gradients": "takes gradients as they come (own_gradients)",
     "around_step": "lies around each step (around_step)",
     "micro_batch": "computes micro-batches in its own way (micro_batch)",

@@ -31,6 +31,10 @@ ADDED_TOGETHER = 4 * 2**20
 """Elements of a bucket of gradients that are added to their masters' in few launches, by way of a float32 copy."""
 
 
+def _left(parameter: nn.Parameter) -> None:
+    """Leave the master of a parameter to be made as the recipe says."""
+
+
 class Trainables:
     """The parameters that train, with float32 masters for those of lower precision, and for parts of shared out ones.
 
@@ -39,12 +43,17 @@ class Trainables:
     (mixed-precision training, arXiv 1710.03740, section 3.1).
     """
 
-    def __init__(self, model: nn.Module, *, masters: bool) -> None:
-        """Find the parameters of `model` that train. Raises `ModelError` if there are none."""
+    def __init__(
+        self, model: nn.Module, *, masters: bool, make: Callable[[nn.Parameter], nn.Parameter | None] = _left
+    ) -> None:
+        """Find the parameters of `model` that train; `make` gives the masters of those that it does not leave to be
+        made here. Raises `ModelError` if there are none.
+        """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ModelError("no parameter of the model trains: choose an [adapter] that has some")
-        self.masters = [_master(p, masters) for p in self.parameters]
+        made = [make(p) for p in self.parameters]
+        self.masters = [_master(p, masters) if m is None else m for p, m in zip(self.parameters, made, strict=True)]
         self._sharded = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if is_sharded(p)]
         """Those of which this process has a part: FSDP has summed their gradients over processes."""
         self.keep = False

@@ -21,6 +21,7 @@ from fitune.compose.devices import make_accelerator, must_be_one_run, set_alloca
 from fitune.compose.dialogue import dialogue_of, end_as_trained
 from fitune.compose.evaluate import Evaluator
 from fitune.compose.loss_scaling import loss_scaling
+from fitune.compose.masters import trainables_of
 from fitune.compose.model import (
     Strategies,
     called,
@@ -148,7 +149,7 @@ def compose(
     plan = replace(plan, notices=(*plan.notices, *behind))
     dialogue = dialogue_of(recipe, run_data.context)
     end_as_trained(unwrapped(model), run_data.tokenizer, dialogue)  # before any of it is saved
-    trainables = Trainables(model, masters=recipe.train.master_weights)
+    trainables = trainables_of(recipe, strategies, model)
     set_seed(recipe.general.seed, device_specific=True)  # each process drops other units
 
     optimizer = make_optimizer(recipe, strategies, trainables, fused=accelerator.device.type == "cuda")

@@ -15,7 +15,8 @@ class GradientOwner(Protocol):
     the midst of the backward pass, changes a master by it, or keeps what it needs of it, and lets it go.
 
     The loop gathers, divides, clips and steps none of these; it copies the masters to the model behind the step, as
-    ever. What an owner keeps from step to step stands in the optimizer's state, where checkpoints find it.
+    ever (`Strategy.make_master` says which those are). What an owner keeps from step to step stands in the optimizer's
+    state, where checkpoints find it.
     """
 
     masters: Sequence[nn.Parameter]

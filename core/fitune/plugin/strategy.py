@@ -229,6 +229,13 @@ class Strategy:
         """Make the optimizer of these float32 parameters, or None to leave it to others. At most one may."""
         return None
 
+    def make_master(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        """Make what is trained in the place of a parameter: one of its shape, which the loop copies to it behind each
+        step; the parameter itself, where it shall have none; or None for what the recipe says (`[train]
+        master_weights`). Of a strategy that owns gradients alone, called before the optimizer is made.
+        """
+        return None
+
     def own_gradients(self, masters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> GradientOwner | None:
         """Take gradients of these masters as the backward pass gives them, by what is returned; None to leave them to
         the loop. Called once, when the run's optimizer is made. One strategy may, whose record `makes` "gradients".

@@ -22,6 +22,7 @@ from fitune.compose import flash_attention
 from fitune.compose.attention import assume_isolated
 from fitune.compose.context_parallel import split_rows
 from fitune.compose.encoders import must_not_say_so
+from fitune.compose.masters import trainables_of
 from fitune.compose.model import (
     Strategies,
     begun,
@@ -195,7 +196,7 @@ def follow(
             model = distributed(strategies, changed(strategies, model))
         isolate(model)
         split_rows(strategies, plan, model, device)
-        trainables = _trainables(recipe, model, tracer)
+        trainables = _trainables(recipe, strategies, model, tracer)
         optimizer = make_optimizer(recipe, strategies, trainables, fused=True)
         recorder = TracedRecorder(tracer, plan, device, length=longest_row(recipe, model))
         step = make_step(recipe, plan, strategies, model, trainables, optimizer, device, recorder)
@@ -207,9 +208,9 @@ def follow(
     return step, computed
 
 
-def _trainables(recipe: Recipe, model: PreTrainedModel, tracer: Tracer) -> Trainables:
+def _trainables(recipe: Recipe, strategies: Strategies, model: PreTrainedModel, tracer: Tracer) -> Trainables:
     """What trains, with its masters."""
-    trainables = Trainables(model, masters=recipe.train.master_weights)
+    trainables = trainables_of(recipe, strategies, model)
     copied = [m for p, m in zip(trainables.parameters, trainables.masters, strict=True) if p is not m]
     tracer.retag(copied, "master weights")
     return trainables
