@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fitune.errors import RecipeError
-from fitune.plugin.recipe import Recipe
+from fitune.plugin.recipe import NewTokens, Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.foreign.convert import DEFAULTS, OF_TRAINER, RATES, Conversion, convert
 from fitune.recipe.foreign.known import keys_of
@@ -298,6 +298,18 @@ def test_adapters_beginnings_whole_modules_and_the_best(registry: Registry) -> N
     assert recipe.train.result == "best"
     without = outcomes(convert(MORE.replace("val_set_size: 0.1\n", ""), Path("theirs.yaml"), registry))
     assert without["early_stopping_patience"] == without["metric_for_best_model"] == "not needed"
+
+
+def test_added_tokens(registry: Registry) -> None:
+    data = "datasets: [{path: notes.jsonl, type: chat_template, field_messages: messages}]"
+    axolotl = f"base_model: some/model\nadapter: lora\ntokens: ['<tool>', '</tool>']\n{data}"
+    _, recipe = made(registry, axolotl)
+    assert recipe.model.tokens == NewTokens(add_tokens=("<tool>", "</tool>"))
+    factory = "model_name_or_path: some/model\nfinetuning_type: lora\ndataset: a\ntemplate: qwen\nresize_vocab: true"
+    Path("data").mkdir()
+    Path("data/a.json").write_text("[]", encoding="utf-8")
+    _, recipe = made(registry, f"{factory}\nadd_tokens: '<tool>, </tool>'\nadd_special_tokens: <mark>")
+    assert recipe.model.tokens == NewTokens(add_tokens=("<tool>", "</tool>"), add_special_tokens=("<mark>",))
 
 
 def test_a_template_in_the_configuration_is_written_beside_the_recipe(registry: Registry) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitune import ModelError
 from fitune_plugins.adapters.lora_init import ITERATIONS

@@ -10,7 +10,8 @@ INT8 = read('[[memory.strategy]] use = "nf4", or a checkpoint that is in 8 bits'
 CODE = read("[model] trust_remote_code, beside --trust-remote-code on the command line")
 ATTENTION = needless("torch takes the fastest attention that suits")
 TOKENIZER = needless("the model's own tokenizer is taken")
-TOKENS = lacking("the tokenizer stays as it is: no tokens are added")
+TOKENS = lacking("tokens are added by [model] add_tokens and add_special_tokens; those that there are stay as they are")
+ADDED, MARKS = read("[model] add_tokens"), read("[model] add_special_tokens")
 R, ALPHA, DROPOUT = copied("adapter", "r", int), read("[adapter] alpha"), copied("adapter", "dropout", float)
 TARGETS, SAVED = read("[adapter] targets"), read("[adapter] modules_to_save")
 PARAMETERS = lacking('[adapter] targets = "all-linear" adapts experts, too')
@@ -76,7 +77,7 @@ AXOLOTL: dict[str, Known] = {
     "processor_type": SIGHT,
     "skip_prepare_dataset": lacking("rows are always prepared before the first step"),
     "special_tokens": read("nothing: the tokenizer stays as it is; a pad token is not needed"),
-    "tokens": TOKENS,
+    "tokens": ADDED,
     "added_tokens_overrides": TOKENS,
     "eot_tokens": needless("what ends a turn is learned from the chat template"),
     "resize_token_embeddings_to_32x": lacking("the embeddings stay as they are"),
@@ -166,9 +167,9 @@ LLAMA_FACTORY: dict[str, Known] = {
     "flash_attn": ATTENTION,
     "shift_attn": lacking("attention is the model's own"),
     "rope_scaling": lacking("positions are those of the model's configuration"),
-    "resize_vocab": TOKENS,
-    "add_tokens": TOKENS,
-    "add_special_tokens": TOKENS,
+    "resize_vocab": needless("embeddings grow by the tokens that are added"),
+    "add_tokens": ADDED,
+    "add_special_tokens": MARKS,
     "new_special_tokens_config": TOKENS,
     "init_special_tokens": TOKENS,
     "use_fast_tokenizer": TOKENIZER,

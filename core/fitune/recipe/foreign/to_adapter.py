@@ -86,7 +86,8 @@ def _init(source: Source, draft: Draft) -> None:
     elif said is True:
         source.needless("peft_init_lora_weights", "it is the default")
     elif said is not None:
-        source.could_not("peft_init_lora_weights", "[adapter] init is default, gaussian, orthogonal, pissa or olora")
+        known = "default, gaussian, orthogonal, pissa, olora, or, beside nf4, loftq"
+        source.could_not("peft_init_lora_weights", f"[adapter] init is {known}")
 
 
 def _names(value: object) -> list[str]:

@@ -44,8 +44,21 @@ def model(source: Source, draft: Draft, beside: Path) -> None:
         source.needless("trust_remote_code", TRUSTED)
     if source.has("special_tokens"):
         source.needless("special_tokens", "the tokenizer stays as it is, and a pad token is not needed")
+    _tokens(source, draft)
     if source.has("plugins"):
         source.needless("plugins", "the keys of axolotl's own plugins say what they are for")
+
+
+def _tokens(source: Source, draft: Draft) -> None:
+    """Tokens that are added: a list, or a text with commas between them."""
+    keys = {"tokens": "add_tokens", "add_tokens": "add_tokens", "add_special_tokens": "add_special_tokens"}
+    for key, name in keys.items():
+        value = source.values.get(key) if source.tool == ("axolotl" if key == "tokens" else "llama-factory") else None
+        listed = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+        found = list(dict.fromkeys(str(one).strip() for one in listed if str(one).strip()))
+        if found:
+            draft.set("model", name, found)
+            source.converted(key, f"[model] {name}")
 
 
 def seen(name: str, beside: Path) -> str:
