@@ -139,6 +139,22 @@ def test_held_out_rows(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "⟦out<|end|>⟧" in text
 
 
+def test_the_share_that_is_held_out_is_told_of_each_source(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (recipe.parent / "same.jsonl").write_text(turns("Same?", "yes") * 5, encoding="utf-8")
+    sources = [f'{{use="jsonl", path="{recipe.parent}/{name}.jsonl"}}' for name in ("data", "same")]
+    asked = ("--set", f"data.source=[{', '.join(sources)}]", "--set", "eval.fraction=0.375")
+    # 4.5 of 12 and 6.375 of 17, rounded; of five equal rows all or none.
+    lines = ("5 of 12 rows of jsonl", "0 of 5 rows of jsonl', not 1: equal rows stay on one side")
+    said = "".join(f"    held out: {line}\n" for line in lines)
+    assert said in ft(capsys, "--held-out", *asked)
+    assert said in ft(capsys, *asked)
+    assert ft_json(capsys, "--held-out", *asked)["shares"] == [
+        {"held_out": 5, "rows": 12, "asked": 5, "source": "jsonl"},
+        {"held_out": 0, "rows": 5, "asked": 1, "source": "jsonl'"},
+    ]
+    assert "held out: " not in ft(capsys, "--held-out", *asked, "--set", "eval.split=by_row")
+
+
 def test_held_out_rows_that_there_are_not(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error(capsys, "--held-out") == (
         'error: r.toml: no held-out data. Add an [[eval.source]], or "fraction" to [eval]'
@@ -163,6 +179,7 @@ def test_json_says_the_same(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found == {
         "flow": [["jsonl", 12], ["detect", 12], ["chat", 12], ["tokenize", 12], ["truncate", 12]],
         "notes": [["rows read as messages", 12]],
+        "shares": [],
         "rows": 12,
         "documents": 12,
         "tokens": 438,

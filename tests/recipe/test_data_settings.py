@@ -94,7 +94,7 @@ def test_a_fraction_parts_the_rows(tmp_path: Path) -> None:
     path = write(tmp_path, numbered(400))
     trained, kept = origins(prepared(path, "eval.fraction=0.25")), origins(held_out(path, "eval.fraction=0.25"))
     assert sorted(trained + kept) == list(range(1, 401))
-    assert 70 < len(kept) < 130
+    assert len(kept) == 100
     assert kept == origins(held_out(path, "eval.fraction=0.25", "data.cache=false"))
     assert kept != origins(held_out(path, "eval.fraction=0.25", "seed=7"))
 
@@ -124,6 +124,23 @@ def test_the_order_of_rows_does_not_count(tmp_path: Path) -> None:
     before = texts(held_out(path, "eval.fraction=0.3"), data)
     data.write_text("".join(reversed(numbered(100).splitlines(keepends=True))), encoding="utf-8")
     assert texts(held_out(path, "eval.fraction=0.3"), data) == before
+
+
+def test_rows_that_cannot_be_used_are_counted_once(tmp_path: Path) -> None:
+    """Sources are read once more before, to know all of their rows."""
+    path = write(tmp_path, numbered(20) + "no JSON\n")
+    data = prepared(path, "eval.fraction=0.25", 'data.bad_rows="skip"')
+    assert dict(data.notes)["bad rows skipped"] == 1
+    assert [(one.held_out, one.rows) for one in data.shares] == [(5, 20)]
+
+
+def test_each_row_by_itself_as_before_0_2(tmp_path: Path) -> None:
+    path, rule = write(tmp_path, numbered(400)), 'eval.split="by_row"'
+    kept = origins(held_out(path, "eval.fraction=0.25", rule))
+    assert len(kept) != 100
+    assert 70 < len(kept) < 130
+    write(tmp_path, numbered(500))  # rows that are added move none
+    assert origins(held_out(path, "eval.fraction=0.25", rule))[: len(kept)] == kept
 
 
 def test_held_out_data_are_not_packed(tmp_path: Path) -> None:

@@ -6,15 +6,16 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fitune.data.cache import Rows, build_or_open
+from fitune.data.cache import build_or_open
 from fitune.data.cache_key import contents_of, key_of
 from fitune.data.cache_writer import Writer
 from fitune.data.origins import paths_of
-from fitune.data.split import Part, side, weighted
+from fitune.data.prepared import Prepared as Prepared
+from fitune.data.split import Part, Share, Split, split_of, weighted
 from fitune.data.streams import made
 from fitune.data.targets import EMPTY, Taken, must_fit, with_targets
 from fitune.errors import DataError
@@ -50,52 +51,6 @@ class Unwatched:
 
     def tell(self, notice: str) -> None:
         """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Data that are ready to be batched."""
-
-    rows: Rows
-    cached: bool
-    """Whether they were prepared before, by an equal recipe on equal data."""
-    lasting: bool
-    """Whether they are kept for the next start."""
-
-    @property
-    def flow(self) -> list[tuple[str, int]]:
-        """What each stage gave: (name, how many)."""
-        return [(str(name), int(number)) for name, number in self.rows.meta["flow"]]
-
-    @property
-    def notes(self) -> list[tuple[str, int]]:
-        """What the stages counted, e.g. rows cut: (what, how many)."""
-        return [(str(what), int(number)) for what, number in self.rows.meta["notes"]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all rows."""
-        return int(self.rows.meta["tokens"])
-
-    @property
-    def digest(self) -> str:
-        """Of the content of all rows."""
-        return str(self.rows.meta["digest"])
-
-    @property
-    def highest(self) -> int:
-        """The highest token id in the rows."""
-        return int(self.rows.meta["highest"])
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document in the rows."""
-        return int(self.rows.meta["longest"])
-
-    @property
-    def lengths(self) -> Counter[int]:
-        """Tokens of documents before any was cut or packed: how many there are of each length."""
-        return Counter({int(length): int(number) for length, number in self.rows.meta["lengths"]})
 
 
 UNWATCHED = Unwatched()
@@ -149,7 +104,7 @@ class _Job:
 
     def key(self, contents: Sequence[str]) -> str:
         """Of the prepared rows, where the sources have these contents."""
-        settings = [self.part, self.fraction, self.recipe.data.max_empty]
+        settings = [self.part, self.fraction, self.recipe.evaluation.split, self.recipe.data.max_empty]
         return key_of(contents, self.sources, self.stages[:-1], self.context, settings)
 
 
@@ -192,6 +147,7 @@ class _Chain:
         self.job = job
         self.notes: Counter[str] = Counter()
         self.flow: dict[str, int] = {}
+        self.shares: list[Share] = []
         self.lengths: Counter[int] = Counter()
         self.highest = self.longest = 0
         self.tokens = 0
@@ -202,14 +158,23 @@ class _Chain:
 
     def read(self) -> Iterator[Any]:
         """The rows of all sources, one after another."""
-        streams = []
-        for use in self.job.sources:
-            stage = made(use, self.context)
-            weight = 1.0 if use.weight is None else use.weight
-            stream = weighted(partial(stage, iter(())), weight, self.context.seed)
-            stream = side(stream, self.job.part, self.job.fraction, self.context.seed)
-            streams.append(self._counted(use.record.name, stream))
+        split = self._split()
+        sources = self.job.sources
+        streams = [self._counted(use.record.name, split(self._rows(use, self.context))) for use in sources]
+        self.shares = [replace(share, source=name) for share, name in zip(split.shares, self.flow, strict=False)]
         return itertools.chain.from_iterable(streams)
+
+    def _split(self) -> Split:
+        """Which rows are on the wanted side. To part them exactly all are read once before, with nothing counted."""
+        job, before = self.job, replace(self.context, count=lambda what: None)
+        rule = job.recipe.evaluation.split
+        rows = (self._rows(use, before) for use in job.sources)
+        return split_of(job.part, rule, rows, job.fraction, self.context.seed)
+
+    def _rows(self, use: Use[DataStage[Any]], context: DataContext) -> Iterator[Any]:
+        """The rows of a source, as often as its weight says."""
+        weight = 1.0 if use.weight is None else use.weight
+        return weighted(partial(made(use, context), iter(())), weight, context.seed)
 
     def through(self, stream: Iterator[Any]) -> Iterator[Example]:
         """The rows through all stages but the last."""
@@ -249,6 +214,7 @@ class _Chain:
         return {
             "flow": list(self.flow.items()),
             "notes": list(self.notes.items()),
+            "shares": list(map(asdict, self.shares)),
             "lengths": sorted(self.lengths.items()),
             "highest": self.highest,
             "longest": self.longest,

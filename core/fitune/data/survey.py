@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from fitune.data.prepare import Prepared
+from fitune.data.prepared import Prepared
+from fitune.data.split import Share
 from fitune.plugin.dataflow import IGNORED, Example
 from fitune.plugin.objective import CHOSEN, MISMATCHED, REJECTED
 
@@ -28,6 +29,8 @@ class Survey:
     """What each stage gave."""
     notes: list[tuple[str, int]]
     """What the stages counted."""
+    shares: list[Share]
+    """What `[eval] fraction` holds out of each source; none where each row tells by itself."""
     rows: int
     documents: int
     tokens: int
@@ -70,6 +73,9 @@ class Survey:
             yield f"  {name:<24}{number:>12,}"
         for what, number in self.notes:
             yield f"    {what}: {number:,}"
+        for share in self.shares:
+            other = "" if share.held_out == share.asked else f", not {share.asked:,}: equal rows stay on one side"
+            yield f"    held out: {share.held_out:,} of {share.rows:,} rows of {share.source}{other}"
         what = "rows by tokens of both documents" if self.roles else "documents by tokens"
         yield f"{what}, before any is cut{' or packed' if self.packed else ''}"
         most = max(number for _, _, number in self.histogram)
@@ -113,6 +119,7 @@ def survey(data: Prepared, length: int) -> Survey:
     return Survey(
         flow=data.flow,
         notes=data.notes,
+        shares=data.shares,
         rows=len(data.rows),
         documents=documents,
         tokens=tokens,

@@ -134,6 +134,9 @@ class Evaluation:
     fraction: Annotated[float, Gt(0), Lt(1)] | None = None
     """Share of the training sources' rows that is held out in place of an `[[eval.source]]`. Equal rows fall on one
     side, so that no held-out row is trained on."""
+    split: Literal["exact", "by_row"] = "exact"
+    """Whether exactly the share of each source is held out, so that rows which are added move a few others to the
+    other side, or about so many, each row by itself, so that none ever moves, as before 0.2."""
     patience: Annotated[int, Ge(1)] | None = None
     """Evaluations in a row without a better one after which training ends early; without it, it goes on to its last
     step."""

@@ -63,6 +63,8 @@ def translated(values: Mapping[str, Any]) -> Table:
     """The values of a recipe that a run of 0.1 wrote, as they are written now."""
     tables = [table for _, table in renamed(values)]
     kept = {"objective": {"use": "sft"}, **without_renamed(values)}  # 0.1 knew no other
+    if isinstance(held_out := kept.get("eval"), Mapping) and "fraction" in held_out:
+        kept["eval"] = {"split": "by_row", **held_out}  # nor another rule than this
     return {**kept, "listener": [*kept.get("listener", []), *tables]} if tables else kept
 
 

@@ -21,6 +21,7 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
 from fitune.recipe.places import data_places, model_place
 from fitune.recipe.reader import read_recipe, read_recipe_text
+from fitune.recipe.source import TomlSource
 from fitune.runs.atomic import is_left_over
 from fitune.runs.identity import Identity, must_be_allowed, read_identity, recipe_differences
 from fitune.runs.layout import IDENTITY, RECIPE, read_json, read_toml
@@ -77,7 +78,7 @@ def start_of(
     if resume:
         directory = out or _newest(recipe)
         if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
-            return _going_on(directory, recipe, registry, allowed, places)
+            return _going_on(directory, _parted_as(directory, recipe, given, overrides), registry, allowed, places)
         return Start(recipe=recipe, directory=directory, resume=None)
     if allowed:
         raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
@@ -182,6 +183,17 @@ def _going_on(
     damaged = f"{trained}: {wrong}" if wrong is not None and os.path.lexists(trained) else None
     resume = Resume(identity=identity, allowed=tuple(allowed), refit=refit, damaged=damaged)
     return Start(recipe=recipe, directory=directory, resume=resume, done=done)
+
+
+def _parted_as(run: Path, recipe: Recipe, given: Path | Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe that does not say by which rule rows are held out: for a run of before 0.2, by what that knew."""
+    identity = read_identity(run)
+    began = None if identity is None else identity.recipe.get("eval", {}).get("split")
+    if began != "by_row" or recipe.evaluation.fraction is None:
+        return recipe
+    if isinstance(given, Path) and "split" in TomlSource.read(given, overrides).values["eval"]:
+        return recipe
+    return replace(recipe, evaluation=replace(recipe.evaluation, split="by_row"))
 
 
 def _as_it_reads_now(run: Path, identity: Identity, registry: Registry, places: Sequence[str]) -> Mapping[str, object]:

@@ -36,7 +36,9 @@ class Resolver:
         self.asked: list[tuple[Recipe, int | None]] = []
         self.shapes: list[Any] = []
 
-    def __call__(self, recipe: Recipe, registry: Any, shapes: Callable[[Recipe], Any], *, budget: Any = None) -> Any:
+    def __call__(
+        self, recipe: Recipe, registry: Any, shapes: Callable[[Recipe], Any], *, budget: Any = None, start: Any = None
+    ) -> Any:
         """What the search gives."""
         self.asked.append((recipe, budget))
         self.shapes.append(shapes(recipe))

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from transformers import PreTrainedModel
 
+from fitune.compose.model import built
 from fitune.data.cache import cache_directory
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import budget_card, find_card
@@ -214,9 +216,17 @@ def test_a_choice_that_is_kept_is_taken_without_counting_layers(
 
 
 def test_a_run_takes_what_is_kept_with_its_figures(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a trace: under the same key it would give the same."""
+    """Without a trace: under the same key it would give the same. Each start builds one model to know the key by."""
     asked = recipe(directory, f'memory.fit="{ROOMY}"', "train.learning_rate=3e-4")
+    models: list[PreTrainedModel] = []
+
+    def counted(recipe: Recipe) -> PreTrainedModel:
+        models.append(built(recipe))
+        return models[-1]
+
+    monkeypatch.setattr(resolve_module, "built", counted)
     found = [composition_of(asked) for _ in range(2)]
+    assert len(models) == 2
     assert found[1].forecast == found[0].forecast
     assert found[1].tables == found[0].tables
     assert found[1].lines[:2] == found[0].lines[:2]

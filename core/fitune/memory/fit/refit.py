@@ -83,18 +83,18 @@ def fitted(recipe: Recipe, registry: Registry, run_data: RunData) -> Composition
 
     Raises `RunError` if nothing fits.
     """
-    from fitune.memory.fit.resolve import card_of_fit, key_here, resolve
+    from fitune.memory.fit.resolve import card_of_fit, resolve, start_of_fit
 
     shapes, card = partial(shapes_of_data, data=run_data), card_of_fit(recipe)
-    key = None if card is None else key_here(recipe, registry, shapes, card)
-    if card is not None and key is not None and (known := _known(key, recipe, registry, card)) is not None:
-        return known
-    found = resolve(recipe, registry, shapes)
-    if found is not None:
-        composition = _composition(found)
-        if key is not None and composition.forecast is not None:
-            keep_told(key, composition.forecast)
-        return composition
+    if card is not None:
+        start = start_of_fit(recipe, registry, shapes, card)
+        if (known := _known(start.key, recipe, registry, card)) is not None:
+            return known
+        if (found := resolve(recipe, registry, shapes, start=start)) is not None:
+            composition = _composition(found)
+            if composition.forecast is not None:
+                keep_told(start.key, composition.forecast)
+            return composition
     if recipe.train.batch_tokens is not None:
         record = accumulating(registry)
         strategy = f' and the strategy "{record.name}"' if record else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fitune.compose.model import built, planned
@@ -34,25 +34,38 @@ MOST_ROWS = 64
 FREE_NOW = "none: what is free now, beside the context"
 
 
-def resolve(recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | None = None) -> Fitted | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a choice begins with: a model without weights takes seconds to build, so it is built once."""
+
+    card: Card
+    model: PreTrainedModel
+    key: str
+    """What the choice is kept under."""
+
+
+def start_of_fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> Start:
+    """What the choice for a card begins with."""
+    model = built(recipe)
+    return Start(card=card, model=model, key=key_of_fit(recipe, registry, model.config, shapes(recipe), card))
+
+
+def resolve(
+    recipe: Recipe, registry: Registry, shapes: Shape, *, budget: int | None = None, start: Start | None = None
+) -> Fitted | None:
     """What `[memory] fit` chooses; None where it is not set, or asks for this machine's GPU and there is none.
 
-    `budget` are the bytes that torch's allocator can have now, where that is less than all of the card. Raises
-    `RunError` if nothing fits.
+    `budget` are the bytes that torch's allocator can have now, where that is less than all of the card. `start` is this
+    recipe's, where it is there already. Raises `RunError` if nothing fits.
     """
-    card = card_of_fit(recipe)
+    card = card_of_fit(recipe) if start is None else start.card
     if card is None:
         return None
     if budget is not None:
         usable = min(budget, card.usable)
         card = replace(card, memory=usable, context=0, nccl=0, context_source=FREE_NOW)
         return fit(recipe, registry, shapes, card)
-    return fit(recipe, registry, shapes, card, again=False)
-
-
-def key_here(recipe: Recipe, registry: Registry, shapes: Shape, card: Card) -> str:
-    """What the choice of `resolve` is kept under."""
-    return key_of_fit(recipe, registry, built(recipe).config, shapes(recipe), card)
+    return fit(recipe, registry, shapes, card, again=False, start=start)
 
 
 def card_of_fit(recipe: Recipe) -> Card | None:
@@ -66,15 +79,17 @@ def card_of_fit(recipe: Recipe) -> Card | None:
     return several(card_or_budget(wanted, local), process_count())
 
 
-def fit(recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True) -> Fitted:
+def fit(
+    recipe: Recipe, registry: Registry, shapes: Shape, card: Card, *, again: bool = True, start: Start | None = None
+) -> Fitted:
     """The fastest composition of a recipe that fits a card. Raises `RunError` with the nearest if none does.
 
     Unless it is to be looked for `again`, what an earlier search for the same has chosen is taken; of a run's processes
     on one machine the first searches, and the others wait for what it has chosen.
     """
-    model = built(recipe)
+    start = start or start_of_fit(recipe, registry, shapes, card)
+    model, key = start.model, start.key
     tracing = Traces(recipe, registry, shapes, card, twins_of(registry))
-    key = key_of_fit(recipe, registry, model.config, shapes(recipe), card)
     choices = choices_for(recipe, registry, model.config, recipe.memory.allow, processes=card.count)
     if again:
         return _searched(recipe, registry, model, tracing, key, choices)
