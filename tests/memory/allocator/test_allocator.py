@@ -77,11 +77,13 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
 
 
 def test_among_blocks_of_one_size_the_lowest_address_is_taken() -> None:
-    # free, both of 20 MiB: the first segment, and the second half of the next one, which is of 40
-    log = [*allocations(20 * MIB, 40 * MIB), (-2, 0), (3, 20 * MIB), (-1, 0), (4, 20 * MIB), (5, 30 * MIB)]
-    with pytest.raises(OutOfMemory):  # had block 4 taken the half, the first segment would have been given back
-        replay(log, capacity=80 * MIB)
-    assert replay(log, capacity=90 * MIB).reserved == 90 * MIB
+    # free, both of 20 MiB: a segment of its own, and the second half of one of 40; the later segment lies below
+    half_below = [*allocations(20 * MIB, 40 * MIB), (-2, 0), (3, 20 * MIB), (-1, 0), (4, 20 * MIB), (5, 30 * MIB)]
+    assert replay(half_below, capacity=80 * MIB).reserved == 70 * MIB, "the segment of 20 is given back"
+    half_above = [*allocations(40 * MIB, 24 * MIB, 20 * MIB), (-1, 0), (4, 20 * MIB), (-3, 0), (5, 20 * MIB)]
+    with pytest.raises(OutOfMemory):  # had block 5 taken the half, the segment of 20 would have been given back
+        replay([*half_above, (6, 30 * MIB)], capacity=104 * MIB)
+    assert replay([*half_above, (6, 30 * MIB)], capacity=114 * MIB).reserved == 114 * MIB
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))

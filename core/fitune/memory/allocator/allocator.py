@@ -4,13 +4,14 @@ It follows `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.13) and `c10/cor
 settings: each stream has free blocks of its own, and CUDA graphs a private pool. The constants carry the names that
 they have there. Reserved bytes are what a card must hold; allocated bytes are the blocks that tensors occupy.
 
-What it leaves out: addresses of `cudaMalloc` are the driver's choice (here every segment lies behind the older ones,
-which decides between free blocks of one size), and an expandable segment has room for 9/8 of a card's memory there,
-but without end here. `capacity` is memory that runs out, not `set_per_process_memory_fraction`, which counts otherwise.
+What it leaves out: an expandable segment has room for 9/8 of a card's memory there, but without end here; and what
+libraries ask the driver for lies between torch's segments, whose addresses are else as in `addresses.py`. `capacity` is
+memory that runs out, not `set_per_process_memory_fraction`, which counts otherwise.
 """
 
 from __future__ import annotations
 
+from fitune.memory.allocator.addresses import Addresses
 from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
 
@@ -72,7 +73,7 @@ class CachingAllocator:
         self._closed: list[tuple[Pool, Pool]] = []
         """Private pools that were given up."""
         self._blocks: dict[int, Piece | None] = {}
-        self._top = 0
+        self._addresses = Addresses()
 
     @property
     def unallocated(self) -> int:
@@ -157,8 +158,7 @@ class CachingAllocator:
         size = segment_size(size)
         if not self._reserve(size, pool):
             return None
-        self._top += size
-        return Piece(size, self._top - size, pool)
+        return Piece(size, self._addresses.take(size), pool)
 
     def _map(self, pool: Pool, size: int) -> Piece | None:
         """Pages of the expandable segment, mapped where there is room: `try_allocate_expandable_block`."""
@@ -202,6 +202,7 @@ class CachingAllocator:
                     self._unmap(pool, block)
                 elif block.before is None and block.after is None:
                     pool.remove(block)
+                    self._addresses.give(block.address, block.size)
                     self.reserved -= block.size
 
     def _unmap(self, pool: Pool, block: Piece) -> None:
