@@ -31,7 +31,7 @@ CASES = (
         "adapter as a memory strategy",
         [('use = "accumulation"\nsteps = 2', 'use = "lora"')],
         [
-            'r.toml:11: [memory.strategy] use: "lora" is an adapter, not a memory strategy. Name one of: accumulation, adafactor, adamw-8bit, chunked-loss, context-parallel, cuda-graphs, expandable-segments, fast-layers, fp8, fsdp, fused-lora, fused-rms-norm, gradient-checkpointing, host-embeddings, lion, muon, nf4, offload-checkpoints, pinned-memory, recompute-pointwise, schedule-free, step-in-backward, tiled-mlp'
+            'r.toml:11: [memory.strategy] use: "lora" is an adapter, not a memory strategy. Name one of: accumulation, adafactor, adamw-8bit, chunked-loss, context-parallel, cuda-graphs, expandable-segments, fast-layers, flash-attention, fp8, fsdp, fused-lora, fused-rms-norm, gradient-checkpointing, host-embeddings, lion, muon, nf4, offload-checkpoints, pinned-memory, recompute-pointwise, schedule-free, step-in-backward, tiled-mlp'
         ],
     ),
     case(
