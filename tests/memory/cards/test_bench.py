@@ -16,6 +16,7 @@ from fitune.memory.cards.bench import Bench, measure
 from fitune.memory.cards.bench_clock import Calls
 from fitune.memory.cards.cards import find_card
 from fitune.memory.cards.rates import Rates, directory, origin_of, read
+from fitune_plugins.speed.kernels import fp8
 
 
 class Made:
@@ -87,3 +88,19 @@ def test_this_machines_card_can_be_measured() -> None:
     assert large.seconds > small.seconds > rates.gap / 2
     copies = sorted((one for one in rates.passes if one.kind == "copy"), key=lambda one: one.bytes)
     assert copies[-1].seconds > copies[0].seconds
+
+
+def test_products_of_8_bits_are_measured_as_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other sums take another kernel, of another speed."""
+    asked: list[dict[str, Any]] = []
+
+    def scaled(left: torch.Tensor, right: torch.Tensor, **named: Any) -> torch.Tensor:
+        asked.append({name: value for name, value in named.items() if not isinstance(value, torch.Tensor)})
+        return left.new_empty((left.shape[0], right.shape[1]), dtype=torch.bfloat16)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled)
+    left, right = torch.randn(1, 16, 32), torch.randn(1, 16, 32).mT
+    bench._scaled(left, right)()
+    eighth, scale = torch.empty(16, 32, device="meta", dtype=torch.float8_e4m3fn), torch.ones(16, 1, device="meta")
+    fp8.product(eighth, scale, eighth, scale.t(), torch.bfloat16)
+    assert asked[0] == asked[1]

