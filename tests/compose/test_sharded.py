@@ -111,6 +111,17 @@ def test_an_adapter_on_a_sharded_base(home: Home) -> None:
     assert identities[0]["model"] == identities[1]["model"]  # it is the same base, in parts or not
 
 
+def test_rows_of_added_tokens_on_a_sharded_base(home: Home) -> None:
+    """Which train in tables that each process has a part of."""
+    sets = ('model.add_tokens=["Count"]', "train.learning_rate=0.02")
+    one = home.run("tokens-one", 1, LESS[1], sets=sets)
+    two = home.run("tokens-two", 2, LESS[1], '{use="fsdp"}', sets=sets)
+    _must_be_equal(one, two)
+    mine, theirs = adapter(one), adapter(two)
+    assert any("trainable_tokens_delta" in name for name in mine)
+    assert_close(theirs.values(), mine.values(), relative=1e-4)
+
+
 def test_fast_layers_on_a_sharded_base(home: Home) -> None:
     """Which put adapters side by side before each process is given the first one's, on its own device."""
     one = home.run("fast-one", 1)
