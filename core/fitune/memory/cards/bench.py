@@ -231,7 +231,7 @@ class Bench:
 
 def _scaled(left: Tensor, right: Tensor) -> Callable[[], Any]:
     """A product of 8-bit numbers, with a scale for each row of either, summed as `fp8` has it: by tensor cores alone.
-    With sums that are promoted on the way they took an eighth longer by themselves than in an H100's step at 4096 tokens.
+    With sums that are promoted on the way they took an eighth longer by themselves than in an H100's step.
     """
     import torch
 
