@@ -7,6 +7,7 @@ float64 and a few rows at a time: it takes no memory of a card, and is the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 TOLD = "_fitune_told_tokens"
 """The attribute of a model that holds what is told of its new tokens."""
 
+ALIGNED = 64
+"""Rows that a table has a multiple of, as far as the model's own has."""
+
 AT_ONCE = 1024
 """Rows whose sum is made at a time."""
 
@@ -39,7 +43,7 @@ def with_tokens(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         means = [_mean(table, min(found.before, rows)) for table in tables(model)]
         _grow(model, 1 + max(found.new))
         for table, mean in zip(tables(model), means, strict=True):
-            table.data[list(found.new)] = mean.to(table)
+            table.data[[*found.new, *range(max(rows, 1 + found.new[-1]), len(table))]] = mean.to(table)
     setattr(model, NEW_TOKENS, found.new)
     setattr(model, TOLD, tuple(_told(found, rows, known_tokens(model))))
     return model
@@ -76,12 +80,15 @@ def _must_suit(model: PreTrainedModel, rows: int) -> None:
 
 
 def _grow(model: PreTrainedModel, rows: int) -> None:
-    """Have at least so many rows. Random numbers that are drawn for them count for nothing, and are drawn again."""
-    if rows <= known_tokens(model):
+    """Have at least so many rows, and a number that is divided by what the old one was: products of a head with an odd
+    number of rows are slow. Random numbers that are drawn for them count for nothing, and are drawn again.
+    """
+    before = known_tokens(model)
+    if rows <= before:
         return
     cards = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cards):
-        model.resize_token_embeddings(rows, mean_resizing=False)
+        model.resize_token_embeddings(rows, pad_to_multiple_of=math.gcd(before, ALIGNED), mean_resizing=False)
 
 
 def _mean(table: Tensor, rows: int) -> Tensor:

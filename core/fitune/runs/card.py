@@ -26,6 +26,13 @@ from fitune.runs.lines import readable_metrics
 
 CARD = "README.md"
 
+GROW = """\
+rows = base.get_input_embeddings().num_embeddings
+if len(tokenizer) > rows:
+    base.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=math.gcd(rows, 64))
+"""
+"""What a base needs whose adapter has the rows of more tokens, as `fitune.compose.tokens` has made them."""
+
 MARKS = re.compile(r"[\\`*_{}\[\]<>()#!|~&$^]|(?<=:)//|(?<=www)\.|@")
 """Characters that mean something in Markdown, and the beginnings of what becomes a link by itself."""
 
@@ -150,15 +157,15 @@ def _use(facts: _Facts, name: str, file: str | None) -> Iterator[str]:
         yield f"llama.cpp, and what is built on it, reads {code(file)}: weights, tokenizer and chat template.\n"
         return
     kind = "AutoModelForSequenceClassification" if facts.gives_scores else "AutoModelForCausalLM"
-    load = f"from transformers import {kind}, AutoTokenizer\n\n"
+    load = "import math\n\n" if facts.is_adapter and facts.adds_tokens else ""
+    load += f"from transformers import {kind}, AutoTokenizer\n\n"
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
     if facts.is_adapter:
         load += "from peft import PeftModel\n\n"
         more = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if facts.gives_scores else ""
         added = facts.adds_tokens
         load += f"{tokenizer if more or added else ''}base = {kind}.from_pretrained({json.dumps(facts.base)}{more})\n"
-        load += "if len(tokenizer) > base.get_input_embeddings().num_embeddings:\n" if added else ""
-        load += "    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)\n" if added else ""
+        load += GROW if added else ""
         load += f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n"
     else:
         load += f'model = {kind}.from_pretrained("{name}")\n'
