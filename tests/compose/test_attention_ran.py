@@ -144,3 +144,14 @@ def test_what_fails_leaves_no_profile() -> None:
     with pytest.raises(ZeroDivisionError), seen.watch(make_batch([([1], [1])])):
         raise ZeroDivisionError
     assert not torch._C._autograd._profiler_enabled()
+
+
+def test_a_torch_that_records_nothing_ends_no_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another(config: Any) -> None:
+        raise TypeError("incompatible function arguments")
+
+    monkeypatch.setattr(torch._C._autograd, "_enable_profiler_legacy", another)
+    assert ran(recipe, tmp_path / "run") == ()
+    assert not [line for line in lines(tell(tmp_path / "run")) if line.startswith("attention")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_the_strategy_wants_what_is_installed(monkeypatch: pytest.MonkeyPatch) -
     assert strategy.plan(Plan(gpu=True)).flash_attention == ("FA3", "FA4")
     config.attention_dropout = 0.1
     assert not plugin._suits(config)
+
+
+def test_what_is_installed_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """FlashAttention 4 lies in the package of FlashAttention 2, whose import takes seconds."""
+    outer = tmp_path / "flash_attn"
+    outer.mkdir()
+    (outer / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert plugin.installed() == ()
+    (outer / "cute").mkdir()
+    assert plugin.installed() == ("FA4",)
+    (tmp_path / "flash_attn_interface.py").write_text("raise RuntimeError('imported')")
+    importlib.invalidate_caches()
+    assert plugin.installed() == ("FA3", "FA4")
 
 
 def test_one_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

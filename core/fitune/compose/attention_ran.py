@@ -58,13 +58,19 @@ class AttentionRan:
     def watch(self, batch: Batch) -> Iterator[None]:
         """A context for the forward pass of a batch; nothing is done for one of a form that was seen."""
         form = batch.positions is not None, int(batch.input_ids.shape[1]).bit_length()
-        if not self._watches or form in self._forms or torch._C._autograd._profiler_enabled():
+        if not self._watches or form in self._forms or _is_profiled():
             yield
             return
         self._forms.add(form)
-        found: list[str] = []
-        with _operations(found):
+        self._watches = _began()
+        if not self._watches:
             yield
+            return
+        found: list[str] = []
+        try:
+            yield
+        finally:
+            found += _ended()
         self._note(found)
 
     def _note(self, operations: list[str]) -> None:
@@ -80,15 +86,24 @@ class AttentionRan:
         return f"{name} ({flash_attention.current()})" if operation in FLASH else name
 
 
-@contextlib.contextmanager
-def _operations(found: list[str]) -> Iterator[None]:
-    """Adds the names of all operations that are called within, in this thread."""
-    from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
+def _is_profiled() -> bool:
+    """Whether somebody looks at this thread's operations already."""
+    look = getattr(torch.autograd, "_profiler_enabled", None)
+    return look is None or bool(look())
 
-    config = ProfilerConfig(ProfilerState.CPU, False, False, False, False, False, _ExperimentalConfig())
-    torch._C._autograd._enable_profiler_legacy(config)
+
+def _began() -> bool:
+    """Have operations of this thread recorded; false where this torch does not: no record is worth a run."""
     try:
-        yield
-    finally:
-        events = torch._C._autograd._disable_profiler_legacy()
-        found += [event.name() for events_of_thread in events for event in events_of_thread]
+        from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
+
+        config = ProfilerConfig(ProfilerState.CPU, False, False, False, False, False, _ExperimentalConfig())
+        torch._C._autograd._enable_profiler_legacy(config)
+    except (ImportError, AttributeError, TypeError, RuntimeError):  # none of it is torch's public part
+        return False
+    return True
+
+
+def _ended() -> list[str]:
+    """The names of all operations since then."""
+    return [event.name() for events in torch._C._autograd._disable_profiler_legacy() for event in events]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fitune import Fit, MemoryStrategy, ModelError, Plan, Strategy, has_values, hookimpl, unwrapped
@@ -36,15 +37,20 @@ class FlashAttentionOptions:
 
 
 def installed() -> tuple[str, ...]:
-    """The implementations whose packages are there; none is imported for that but a package that holds one."""
+    """The implementations whose packages are there; none is imported for that."""
     return tuple(name for name, module in MODULES.items() if _is_there(module))
 
 
 def _is_there(module: str) -> bool:
+    """Whether a module, or a package within one, is installed: to ask for the inner one would import the outer."""
+    outer, *inner = module.split(".")
     try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # what holds it is not there, or is broken
+        found = importlib.util.find_spec(outer)
+    except (ImportError, ValueError):  # what stands under its name is broken
         return False
+    if found is None or not inner:
+        return found is not None
+    return any(Path(place, *inner).is_dir() for place in found.submodule_search_locations or ())
 
 
 @dataclass(slots=True)
