@@ -41,6 +41,8 @@ class Problem:
     """What to do, without a full stop."""
     to_train: bool = False
     """Whether it keeps from training alone: what was trained before can be merged in spite of it."""
+    to_run: bool = False
+    """Whether it keeps from running here alone: `ft plan` forecasts the memory of a run in spite of it."""
 
     def sentence(self) -> str:
         """What is wrong and what to do, in one line."""

@@ -67,6 +67,7 @@ def _explain(
     from fitune.recipe.reader import read_recipe
 
     registry = settings.registry()
+    registry.forecasts = True
     recipe = read_recipe(path, registry, overrides)
     with TextConsole(stderr=True).status("tracing the run and every change to it"):
         from fitune.memory.oom.explain import explain

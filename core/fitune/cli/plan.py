@@ -48,6 +48,7 @@ def plan_command(settings: Settings, /, recipe: Path, overrides: Sequence[str], 
     from fitune.cli.asked_plan import Asked, card_of, read
 
     all_asked, registry = Asked(**asked), settings.registry()
+    registry.forecasts = True
     planned = read(recipe, registry, overrides, all_asked)
     if all_asked.where:
         from fitune.cli.show_plan import tell_where

@@ -91,6 +91,8 @@ class Registry:
         """Whether installed plugins were loaded."""
         self.takes_other_plugins = False
         """Whether what was trained with other versions of plugins may be opened with these."""
+        self.forecasts = False
+        """Whether recipes are read for a forecast alone, so that what only a run needs may be missing here."""
         self._manager = _new_manager()
         self._trace = trace
         self._homes = set(built_in())

@@ -146,7 +146,7 @@ class Tables:
         before = len(self.problems)
         try:
             for problem in record.check(options):
-                if self.trains or not problem.to_train:
+                if (self.trains or not problem.to_train) and not (problem.to_run and self.registry.forecasts):
                     self.add((*at, *split(problem.key)), problem)
         except FtError as error:
             self.add(at, Problem(what=error.message))

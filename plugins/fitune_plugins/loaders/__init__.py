@@ -1,9 +1,9 @@
 """Model loaders: where a model and its tokenizer come from, `[model] use = "NAME"`.
 
 `remote_code.py` is no plugin: it is what each of them asks before a model may run code of its own. `quantized.py` reads
-what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers;
-`unpacked.py` makes plain weights of those of GPTQ and AWQ, by `packed_weights.py`. `loading.py` is what all loaders
-call transformers by.
+what a checkpoint says of its own quantisation, for which `bitsandbytes_layers.py` and `int8_shapes.py` know the layers,
+and `bitsandbytes_stand_in.py` those of a forecast where bitsandbytes is not installed; `unpacked.py` makes plain
+weights of those of GPTQ and AWQ, by `packed_weights.py`. `loading.py` is what all loaders call transformers by.
 """
 
 PLUGINS: tuple[str, ...] = (

@@ -6,6 +6,7 @@ A model without values gets the layers that transformers' quantiser puts in, and
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,16 +23,32 @@ BITSANDBYTES = (0, 50)
 
 
 def check_bitsandbytes(options: object) -> Iterable[Problem]:
-    """Whether bitsandbytes is installed, and new enough; it is not imported, which takes seconds."""
+    """Whether bitsandbytes is installed, and new enough; it is not imported, which takes seconds. A forecast does
+    without it.
+    """
     fix = "Install it: pip install 'fitune[bitsandbytes]'"
     try:
         version = importlib.metadata.version("bitsandbytes")
     except importlib.metadata.PackageNotFoundError:
-        yield Problem(key="use", what="the package bitsandbytes is not installed", fix=fix)
+        yield Problem(key="use", what="the package bitsandbytes is not installed", fix=fix, to_run=True)
+        return
+    if hasattr(sys.modules.get("bitsandbytes"), "STANDS_IN"):
+        what = "the package bitsandbytes was installed after a forecast was made without it"
+        yield Problem(key="use", what=what, fix="Start Python anew", to_run=True)
         return
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < BITSANDBYTES:
         needed = ".".join(map(str, BITSANDBYTES))
         yield Problem(key="use", what=f"bitsandbytes {version} is too old: {needed} is needed", fix=fix)
+
+
+def stand_in() -> None:
+    """Have `import bitsandbytes` find what stands for it without values, where it is not installed."""
+    try:
+        importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        from fitune_plugins.loaders.bitsandbytes_stand_in import put
+
+        put()
 
 
 def layers_in_4_bits(model: nn.Module) -> list[Any]:
@@ -60,6 +77,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 def quantize_shapes(model: PreTrainedModel, quantization: BitsAndBytesConfig) -> None:
     """Do to a model without values what loading it quantised does to one with."""
+    stand_in()
     from bitsandbytes.functional import name2qmap
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,9 +235,10 @@ def problems(id: str | None, path: Path | None, revision: str) -> Iterable[Probl
     key = "path" if path is not None else "id"
     for module, by in missing_of(method):
         what = f"the checkpoint is quantised by {method.name}, and the package {module} is not installed"
-        yield Problem(key=key, what=what, fix=f"Install it: pip install {by}", to_train=unpacks(values))
+        fix, to_run = f"Install it: pip install {by}", module == "bitsandbytes"
+        yield Problem(key=key, what=what, fix=fix, to_train=unpacks(values), to_run=to_run)
     if "bitsandbytes" in dict(method.packages) and not missing_of(method):
-        yield from (Problem(key=key, what=one.what, fix=one.fix) for one in check_bitsandbytes(None))
+        yield from (replace(one, key=key) for one in check_bitsandbytes(None))
 
 
 def name_of_stored(recipe: Recipe) -> str | None:

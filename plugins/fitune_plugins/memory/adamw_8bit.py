@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from fitune import Fit, MemoryStrategy, OptimizerSettings, Plan, RunError, Strategy, hookimpl
-from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes
+from fitune_plugins.loaders.bitsandbytes_layers import check_bitsandbytes, stand_in
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +46,14 @@ class AdamW8bit(Strategy):
 
     def make_optimizer(self, parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
         """Make it, with the groups that AdamW has otherwise."""
+        shapes_alone = any(p.is_meta for p in parameters)
+        if shapes_alone:
+            stand_in()
         from bitsandbytes.optim import adamw
 
         from fitune import decay_groups
         from fitune_plugins.memory.paged_adamw import PagedAdamW8bit
 
-        shapes_alone = any(p.is_meta for p in parameters)
         kind = PagedAdamW8bit if self.options.paged and not shapes_alone else adamw.AdamW8bit
         optimizer = kind(
             decay_groups(parameters),

@@ -154,7 +154,7 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
         notices.append(THE_MOST)
     trained = [batch for number, batches in computed.items() for batch in shapes.training[:number][:batches]]
     return Trace(
-        log=tracer.log,
+        log=replace(tracer.log, events=list(tracer.log.events)),  # what is let go of from here on is no part of the run
         plan=plan,
         trainable=sum(p.numel() for p in step.trainables.parameters),
         parameters=sum(p.numel() for p in model.parameters()),
