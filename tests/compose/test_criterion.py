@@ -38,7 +38,7 @@ def _raises(*_: Any) -> Any:
 
 ONE = torch.tensor(1.0)
 WRONG: dict[str, tuple[Callable[..., Any], str]] = {
-    "nothing": (lambda *_: None, 'objective "own": its loss gave a NoneType, not a fitune.Outcome'),
+    "nothing": (lambda *_: None, 'objective "own": its loss gave None, and must give a fitune.Outcome'),
     "a tensor": (lambda values, *_: values.sum(), "its loss gave a Tensor"),
     "a number": (lambda *_: Outcome(loss=1.0), "the loss of its Outcome is a float"),  # type: ignore[arg-type]
     "each document": (lambda values, *_: Outcome(loss=values), r"is a tensor of the shape \[9\]"),
@@ -85,7 +85,7 @@ def test_units_are_counted(units: Any, said: str) -> None:
 
 
 def test_what_is_made_and_converted_is_looked_at(recipe_path: Path) -> None:
-    with pytest.raises(PluginError, match='"make" gave a NoneType'):
+    with pytest.raises(PluginError, match=r"make gave None, and must give a fitune\.Criterion"):
         must_be_criterion(None, "own")
     read = read_recipe(recipe_path, open_registry(), ())
     convert: Any = lambda options, model: None  # noqa: E731

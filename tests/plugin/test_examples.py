@@ -155,11 +155,12 @@ WRONG = {
     'adapter={use="wrong-attach"}': f'adapter "wrong-attach": attach gave None, {MODEL}',
     'adapter={use="wrong-save"}': 'adapter "wrong-save": save wrote no safetensors, and what was trained must be in '
     "some. This was tried before any more is trained. Mend the plugin",
-    'objective={use="wrong-objective"}': 'objective "wrong-objective": "make" gave a NoneType, not a fitune.Criterion',
-    'data.source=[{use="wrong-source"}]': 'data stage "wrong-source" says that it gives "rows", and gave a dict, '
-    "not a Row",
-    'data.stage=[{use="detect"},{use="wrong-stage"},{use="chat"}]': 'data stage "wrong-stage" says that it gives '
-    '"conversations", and gave a int, not a Conversation',
+    'objective={use="wrong-objective"}': 'objective "wrong-objective": make gave None, and must give a fitune.'
+    "Criterion",
+    'data.source=[{use="wrong-source"}]': 'data stage "wrong-source" gave a dict, and must give a fitune.Row: it says '
+    'that it gives "rows"',
+    'data.stage=[{use="detect"},{use="wrong-stage"},{use="chat"}]': 'data stage "wrong-stage" gave a int, and must '
+    'give a fitune.Conversation: it says that it gives "conversations"',
     'listener=[{use="wrong-listener"}]': 'listener "wrong-listener": it hears no event: mark methods such as '
     "ft_step_done with @fitune.hookimpl",
 }

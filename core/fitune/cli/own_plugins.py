@@ -63,13 +63,13 @@ def check(place: str, given: tuple[str, ...], as_json: bool) -> None:
     from fitune.testing import check as checking
 
     options = _options(given)
-    modules = checking.modules_at(place)
-    unknown = sorted(options.keys() - {name for module in modules for name in checking.names(module)})
+    plugins = [checking.opened(module) for module in checking.modules_at(place)]
+    unknown = sorted(options.keys() - {one.record.name for plugin in plugins for one in plugin.provided})
     if unknown:
         raise PluginError(f'--set {unknown[0]}...: {place} provides no "{unknown[0]}"')
     found: list[checking.Checked] = []
-    for module in modules:
-        for one in checking.check(module, options):
+    for plugin in plugins:
+        for one in checking.check(plugin, options):
             found.append(one)
             if not as_json:
                 told = f"{one.what} ({one.seconds:.0f} s)" if one.outcome == "ok" and one.seconds else one.what

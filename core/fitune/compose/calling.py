@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fitune.errors import ModelError, PluginError
-from fitune.plugin.contract import blame
+from fitune.plugin.contract import blame, wrong_gift
 from fitune.plugin.model import unwrapped
 from fitune.plugin.recipe import Use
 from fitune.plugin.registry import KINDS
@@ -73,5 +73,4 @@ def call_for_model(use: Use[Any], name: str, function: Callable[..., object], *a
 
 def wrong(use: Use[Any], name: str, found: object, wanted: str) -> PluginError:
     """What is said of a provider that gave something else than it must."""
-    gave = "None" if found is None else f"a {type(found).__name__}" if not isinstance(found, type) else "a class"
-    return PluginError(f"{title(use)}: {name} gave {gave}, and must give {wanted}")
+    return wrong_gift(f"{title(use)}: {name}", found, wanted)

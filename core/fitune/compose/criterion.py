@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fitune.errors import FtError, PluginError
-from fitune.plugin.contract import cause
+from fitune.plugin.contract import cause, wrong_gift
 from fitune.plugin.dataflow import Batch, Example
 from fitune.plugin.objective import Criterion, Measure, Outcome, Scores
 
@@ -23,7 +23,7 @@ LENDER = "fitune.compose.objective"
 def must_be_criterion(criterion: object, name: str) -> Criterion:
     """What an objective's `make` gave. Raises `PluginError`."""
     if not isinstance(criterion, Criterion):
-        raise PluginError(f'{_of(name)}: "make" gave a {type(criterion).__name__}, not a fitune.Criterion')
+        raise wrong_gift(f"{_of(name)}: make", criterion, "a fitune.Criterion")
     return criterion
 
 
@@ -38,7 +38,7 @@ def outcome_of(criterion: Criterion, name: str, model: nn.Module, batch: Batch, 
             raise
         raise PluginError(f"{_of(name)} failed: {cause(error)}") from error
     if not isinstance(outcome, Outcome):
-        raise PluginError(f"{_of(name)}: its loss gave a {type(outcome).__name__}, not a fitune.Outcome")
+        raise wrong_gift(f"{_of(name)}: its loss", outcome, "a fitune.Outcome")
     if (wrong := _wrong_scalar(outcome.loss)) is not None:
         raise PluginError(f"{_of(name)}: the loss of its Outcome is {wrong}, not the sum over units, one number")
     if torch.is_grad_enabled() and not outcome.loss.requires_grad:

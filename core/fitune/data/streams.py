@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fitune.errors import PluginError
-from fitune.plugin.contract import blame
+from fitune.plugin.contract import blame, wrong_gift
 from fitune.plugin.dataflow import (
     Batch,
     Conversation,
@@ -43,7 +43,7 @@ def made(use: Use[DataStage[Any]], context: DataContext) -> Stage:
     with blame(title(name)):
         stage: object = use.record.make(use.options, context)
     if not callable(stage):
-        raise PluginError(f"{title(name)}: make gave {_words(stage)}, and must give a function of an iterator")
+        raise wrong_gift(f"{title(name)}: make", stage, "a function of an iterator")
     return _held(stage, use.record)
 
 
@@ -59,11 +59,11 @@ def _held(stage: Callable[..., Any], record: DataStage[Any]) -> Stage:
         with blame(title(record.name)):
             found: Any = stage(stream)
             if not hasattr(found, "__iter__"):
-                raise PluginError(f"{title(record.name)} gave {_words(found)}, and must give an iterator")
+                raise wrong_gift(title(record.name), found, "an iterator")
             for item in found:
                 if not isinstance(item, kind):
-                    said = f'says that it gives "{record.gives}"'
-                    raise PluginError(f"{title(record.name)} {said}, and gave {_words(item)}, not a {kind.__name__}")
+                    wanted = f'a fitune.{kind.__name__}: it says that it gives "{record.gives}"'
+                    raise wrong_gift(title(record.name), item, wanted)
                 if kind is Row:
                     _must_be_row(item, record.name)
                 yield item

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from fitune.errors import PluginError
-from fitune.plugin.contract import blame
+from fitune.plugin.contract import blame, wrong_gift
 from fitune.plugin.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ def vocabulary_of(recipe: Recipe) -> Vocabulary:
     with blame(loader):
         found: object = recipe.model.record.load_tokenizer(recipe.model.options)
     if getattr(found, "backend_tokenizer", None) is None:
-        raise PluginError(
-            f"{loader}: load_tokenizer gave a {type(found).__name__}, and must give a fast tokenizer of transformers"
-        )
+        raise wrong_gift(f"{loader}: load_tokenizer", found, "a fast tokenizer of transformers")
     return _with_new(found, recipe)
 
 

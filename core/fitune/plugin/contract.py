@@ -262,6 +262,14 @@ def blame(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ())
         raise PluginError(f"{what} failed: {cause(error)}") from error
 
 
+def wrong_gift(who: str, found: object, wanted: str) -> PluginError:
+    """What is said of a plugin that gave something else than it must: `who` is its title and, where it has one, the
+    name of the function that gave it.
+    """
+    gave = "None" if found is None else "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+    return PluginError(f"{who} gave {gave}, and must give {wanted}")
+
+
 def cause(error: BaseException) -> str:
     """An exception in one line; one that is not meant for users with its type, and its place in the plugin."""
     if isinstance(error, FtError):

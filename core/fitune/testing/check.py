@@ -77,27 +77,33 @@ def modules_at(place: str) -> list[ModuleType]:
     raise PluginError(f"there is no file, directory or installed plugin {place}. `ft plugins` lists what is installed")
 
 
-def check(module: object, options: Mapping[str, Mapping[str, object]]) -> Iterator[Checked]:
-    """Hold all that a plugin provides to its contract; `options` are those of each by its name. Raises `PluginError`
-    for a plugin that cannot be loaded.
-    """
-    registry = testing.open_registry(module)
-    name = getattr(module, "__name__", "plugin-1")
-    provided = [one for one in registry.provided if one.plugin == name]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A plugin that is loaded."""
+
+    module: object
+    name: str
+    provided: tuple[Provided, ...]
+    hooks: tuple[str, ...]
+
+
+def opened(module: object) -> Opened:
+    """Load a plugin beside the built-in ones. Raises `PluginError` for one that cannot be loaded."""
+    registry, name = testing.open_registry(module), getattr(module, "__name__", "plugin-1")
+    provided = tuple(one for one in registry.provided if one.plugin == name)
+    return Opened(module=module, name=name, provided=provided, hooks=tuple(registry.plugins[name].hooks))
+
+
+def check(plugin: Opened, options: Mapping[str, Mapping[str, object]]) -> Iterator[Checked]:
+    """Hold all that a plugin provides to its contract; `options` are those of each by its name."""
+    module, name, provided, hooks = plugin.module, plugin.name, plugin.provided, plugin.hooks
     for one in provided:
         yield _checked(module, one, options.get(one.record.name, {}))
-    hooks = registry.plugins[name].hooks
     if "ft_commands" in hooks:
         yield _commands(module)
     if not provided and "ft_commands" not in hooks:
         what = f"it provides nothing that has a contract: {', '.join(hooks)}"
         yield Checked(kind="events", name=name, outcome="not tried", what=what)
-
-
-def names(module: object) -> list[str]:
-    """Names of all that a plugin provides. Raises `PluginError` for one that cannot be loaded."""
-    name = getattr(module, "__name__", "plugin-1")
-    return [one.record.name for one in testing.open_registry(module).provided if one.plugin == name]
 
 
 def _checked(module: object, one: Provided, options: Mapping[str, object]) -> Checked:
