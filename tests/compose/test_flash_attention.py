@@ -16,12 +16,16 @@ from torch.nn import attention as registry
 from fitune import ModelError, Plan
 from fitune.compose import flash_attention, model, varlen
 from fitune.compose.flash_attention import current, switch, taken
+from fitune.memory.cards.cards import find_card
 from fitune.memory.kernels.scratch import scratch_table
-from fitune.testing import write_recipe
+from fitune.memory.trace import run
+from fitune.recipe.reader import read_recipe
+from fitune.testing import open_registry, write_recipe
 from fitune_plugins.speed import flash_attention as plugin
 from fitune_plugins.speed.flash_attention import FlashAttention, FlashAttentionOptions
 from support.packed import tiny
 from support.tiny import parts_of
+from support.traces import shapes
 
 PACKED = 'data.stage=[{use="chat"}, {use="tokenize"}, {use="pack"}]'
 
@@ -124,8 +128,8 @@ def test_one_that_is_wrong_on_packed_rows_is_taken_out(
     monkeypatch.setattr(model, "isolate_documents", isolated)
     monkeypatch.setattr(flash_attention, "put", lambda plan, recipe, model: plan)
     switch("FA3")
-    run = parts.run
-    plan = model.with_documents_apart(Plan(), run.recipe, (), run.model, parts.run_data.data)
+    made = parts.run
+    plan = model.with_documents_apart(Plan(), made.recipe, (), made.model, parts.run_data.data)
     assert seen == ["FA3", "FA2"]
     assert plan.notices[0] == "FA3 is not used, but torch's own: its results differ"
 
@@ -213,3 +217,23 @@ def test_scratch_by_their_sources() -> None:
     assert _scratch("FA3", 128, 2) == 2 * rows + 128 * rows + more + 4 * 8 * 3 * 8
     rows = 4 * 8 * (1024 + 384)
     assert _scratch("FA3", 64, 8) == 2 * rows + 64 * rows + 4 * 4 * 3 * 8
+
+
+class _Seen(Exception):
+    """What was asked of the scratch of kernels."""
+
+
+@pytest.mark.parametrize(
+    ("card", "more", "flash"), [("h100", (), "FA3"), ("h100", ("deterministic=true",), "FA2"), ("a100-80gb", (), "FA2")]
+)
+def test_a_forecast_knows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str, more: tuple[str, ...], flash: str
+) -> None:
+    def asked(capability: tuple[int, int], **named: Any) -> None:
+        raise _Seen(named["flash"])
+
+    monkeypatch.setattr(run, "scratch_table", asked)
+    strategy = 'memory.strategy=[{use="flash-attention", implementation="FA3"}]'
+    recipe = read_recipe(write_recipe(tmp_path / "recipe"), open_registry(), [PACKED, strategy, *more])
+    with pytest.raises(_Seen, match=flash):
+        run.trace(recipe, shapes(recipe), find_card(card))
