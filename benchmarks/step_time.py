@@ -64,7 +64,7 @@ CASES: dict[str, Json] = {
     "fast, 1024": {"strategies": GRAPHS, "length": 1024},
     "plain, 2048": {"strategies": LOSS, "length": 2048},
     "r = 16 on q and v, 2048": {"strategies": FUSED, "length": 2048, "r": 16, "targets": ["q_proj", "v_proj"]},
-    "fast, offloaded": {"strategies": [*FAST, {"use": "offload-checkpoints"}]},
+    "fast, offloaded": {"strategies": [*FAST, {"use": "gradient-checkpointing"}, {"use": "offload-checkpoints"}]},
 }
 """By name: what differs from r = 4 on all linear layers and 4,096 tokens; the first count most."""
 
