@@ -12,6 +12,7 @@ from fitune.errors import RecipeError
 from fitune.plugin.options import describe
 from fitune.recipe.foreign.known import ALL, SETS
 from fitune.recipe.foreign.told import CORE, MEANT
+from fitune.recipe.model import KEYS as NEW_TOKENS
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 from support.light import write_light
@@ -40,6 +41,7 @@ def told(recipe: Path, override: str) -> str:
         ("train.packing=true", 'What other tools call so is here: [[data.stage]] use = "pack"'),
         ("model.load_in_4bit=true", 'What other tools call so is here: [[memory.strategy]] use = "nf4"'),
         ("adapter.lora_alpha=8", "What other tools call so is here: [adapter] alpha"),
+        ("train.add_tokens=['<a>']", "What other tools call so is here: [model] add_tokens"),
         ("lora.r=4", 'What other tools call so is here: [adapter] use = "lora"'),
         ("learning_rate=1e-4", '"learning_rate" is a key of [train]'),
         ("train.r=4", '"r" is a key of [adapter] use = "lora"'),
@@ -60,7 +62,7 @@ def test_what_is_named_is_there() -> None:
     registry = open_registry()
     records = {provided.record.name: provided.record for provided in registry.provided}
     options = {name: {option.name for option in describe(record.options)} for name, record in records.items()}
-    of_kind: dict[str, set[str]] = {"model": set(), "adapter": {"from"}, "objective": {"reference"}}
+    of_kind: dict[str, set[str]] = {"model": {*NEW_TOKENS}, "adapter": {"from"}, "objective": {"reference"}}
     kinds = {"model loader": "model", "adapter": "adapter", "objective": "objective"}
     for provided in registry.provided:
         if provided.kind in kinds:
