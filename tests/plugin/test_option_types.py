@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge
 
-from fitune import DataStage, Objective, PluginError, hookimpl
+from fitune import DataStage, ModelLoader, Objective, PluginError, hookimpl
 from fitune.plugin.options import parse
 from fitune.plugin.registry import Registry
 from support.made_plugins import giving, strategy
@@ -95,7 +95,13 @@ def test_keys_that_stand_beside_the_options_are_the_cores() -> None:
         def ft_objectives(self) -> list[Objective[Any]]:
             return [Objective(name="mine", summary="s", options=named("reference"), make=id)]  # type: ignore[arg-type]
 
-    for plugin, key in ((Source(), "weight"), (Aim(), "reference")):
+    class Loader:
+        @hookimpl
+        def ft_model_loaders(self) -> list[ModelLoader[Any]]:
+            sound: Any = {"summary": "s", "load_tokenizer": id, "load_model": id}
+            return [ModelLoader(name="mine", options=named("add_tokens"), **sound)]
+
+    for plugin, key in ((Source(), "weight"), (Aim(), "reference"), (Loader(), "add_tokens")):
         with pytest.raises(PluginError, match=f'"{key}" is a key of the core\'s, which stands beside the options'):
             Registry().register(plugin, "mine")
     Registry().register(giving(strategy("mine", options=named("weight"))), "mine")
