@@ -10,6 +10,7 @@ from then on. An answer may be an error: `error("ThrottlingException", "Rate exc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,7 +93,10 @@ class Container:
         code = self.process.poll()
         checkpoints = self.home / "checkpoints"
         if checkpoints.is_dir():
-            shutil.copytree(checkpoints, self.local(self.request["CheckpointConfig"]["S3Uri"]), dirs_exist_ok=True)
+            uploaded = self.local(self.request["CheckpointConfig"]["S3Uri"])
+            # What a job that is at work renames or removes meanwhile is not there to be copied.
+            with contextlib.suppress(*(OSError, shutil.Error) if code is None else ()):
+                shutil.copytree(checkpoints, uploaded, dirs_exist_ok=True)
         failure = self.home / "output" / "failure"
         status, second = ("InProgress", "Training") if code is None else ("Completed", "Completed")
         if code and not self.stopped:
