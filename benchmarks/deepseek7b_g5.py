@@ -80,6 +80,7 @@ def run_case(arguments: argparse.Namespace) -> None:
         f"model.path={arguments.model.resolve()}",
         f"train.steps={arguments.steps}",
         f"memory.strategy=[{','.join(strategies)}]",
+        "memory.fast=false",
     ]
     file = arguments.data
     if data == "long":

@@ -104,7 +104,7 @@ def write_recipe(home: Path, name: str, arguments: argparse.Namespace) -> Path:
         "model": {"use": "hf", "path": str(arguments.model.resolve()), "dtype": "bfloat16"},
         "adapter": {"use": "lora", "r": R, "alpha": ALPHA, "targets": TARGETS},
         **({"objective": CASES[name]} if CASES[name] else {}),
-        "memory": {"strategy": STRATEGIES},
+        "memory": {"strategy": STRATEGIES, "fast": False},
         "data": {
             "source": [{"use": "jsonl", "path": "data.jsonl"}],
             "stage": [{"use": "prompt-completion" if name == "sft" else "preferences"}, {"use": "chat"}],

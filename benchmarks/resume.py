@@ -80,7 +80,13 @@ def ready(arguments: argparse.Namespace, home: Path) -> tuple[Path, list[str]]:
 
     strategies = "[{use='accumulation',steps=4},{use='chunked-loss'},{use='expandable-segments'}]"
     data = [f"data.path={arguments.data.resolve()}", f"data.stage={toml_text(tables)}"]
-    return RECIPE, [f"model.path={arguments.model.resolve()}", *data, f"memory.strategy={strategies}", *steps]
+    return RECIPE, [
+        f"model.path={arguments.model.resolve()}",
+        *data,
+        f"memory.strategy={strategies}",
+        "memory.fast=false",
+        *steps,
+    ]
 
 
 def case(recipe: Path, overrides: list[str], home: Path, kills: list[int], *, dry: bool) -> Json:

@@ -54,7 +54,7 @@ def recipe(row: Row, model: Path, data: Path, *, length: int, fit: str | bool, s
     named: list[Json] = [{"use": "accumulation", "steps": ACCUMULATION}]
     if row.nf4 or (row.fp8 and not fit):
         named.insert(0, {"use": "nf4" if row.nf4 else "fp8"})
-    memory: Json = {"strategy": named}
+    memory: Json = {"strategy": named, "fast": bool(fit)}
     if fit:
         memory |= {"fit": fit, "allow": ["fp8"] if row.fp8 else []}
     packing = [{"use": "truncate"}, {"use": "pack"}] if row.packed else []

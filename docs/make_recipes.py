@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fitune.cli.asked_plan import Asked, card_of
+from fitune.memory.fast import with_fast
 from fitune.memory.fit.resolve import fit
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.shapes import of_recipe
@@ -103,7 +104,8 @@ def entry_of(name: str, place: Path, registry: Registry) -> dict[str, Any]:
         made, found = fitted.recipe, fitted.forecast
         seconds: float | None = fitted.chosen.seconds
     else:
-        made, found = recipe, forecast(recipe, of_recipe(recipe), card, twins_of(registry))
+        made = with_fast(recipe, registry, card).recipe
+        found = forecast(made, of_recipe(made), card, twins_of(registry))
         seconds = time_of(found).seconds.step if card.count > 1 else None
     return {
         "name": name,

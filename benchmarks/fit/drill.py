@@ -106,6 +106,7 @@ def changes(data: Path, *, dry: bool) -> list[str]:
         f"data.path={data}",
         "data.stage=[{use='chat'},{use='tokenize'},{use='truncate'}]",
         f"memory.strategy={toml_text([*STRATEGIES, *([{'use': 'short'}] if dry else [])])}",
+        "memory.fast=false",
         "memory.rehearse=false",
         "train.warmup_steps=2",
         f"train.steps={STEPS}",

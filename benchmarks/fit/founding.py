@@ -32,6 +32,8 @@ FOUNDING = [
     "data.stage=[{use='chat'},{use='tokenize'},{use='truncate'}]",
     "memory.recoveries=0",
 ]
+PLAIN = "memory.fast=false"
+"""What leaves a run as it was before there was anything to add."""
 CHILD = "--child"
 """What a process is started with that makes one run: `--child GIB ARGUMENTS OF FT`."""
 WARM_UP = 5
@@ -56,9 +58,9 @@ def main() -> None:
         write_long_rows(arguments.data, rows, arguments.steps)
         paths = [f"model.path={arguments.model.resolve()}", f"data.path={rows}", f"train.steps={arguments.steps}"]
         results = {
-            "founding": one([*FOUNDING, *paths], Path(home) / "founding", arguments.gib),
+            "founding": one([*FOUNDING, PLAIN, *paths], Path(home) / "founding", arguments.gib),
             "fitted": one([*FOUNDING, *paths, f'memory.fit="{arguments.card}"'], Path(home) / "fit", arguments.gib),
-            "founding, all of the card": one([*FOUNDING, *paths], Path(home) / "all", 0),
+            "founding, all of the card": one([*FOUNDING, PLAIN, *paths], Path(home) / "all", 0),
         }
     command = "python benchmarks/fit/founding.py --model DIR --data gsm8k.jsonl --out FILE"
     found = {**circumstances(arguments.gib, command), "results": results, "compared": compared(results)}

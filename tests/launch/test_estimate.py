@@ -54,6 +54,18 @@ def test_what_fit_chooses_is_what_is_sent(read: Any, registry: Registry, launche
     assert made.forecast.passes
 
 
+def test_what_a_card_is_added_is_forecast_and_added_there(
+    found: Estimate, read: Any, registry: Registry, launcher: Launcher[Any]
+) -> None:
+    asked = read("memory.fast=true")
+    made = estimate(asked, registry, launcher, MACHINE)
+    assert made.recipe == asked  # the run adds it by itself
+    assert made.forecast is not None
+    assert found.forecast is not None
+    assert made.forecast.expandable
+    assert made.forecast.allocated < found.forecast.allocated
+
+
 def test_without_a_card_nothing_is_guessed(read: Any, registry: Registry, launcher: Launcher[Any]) -> None:
     found = estimate(read(), registry, launcher, Machine(name="a host"))
     assert (found.forecast, found.seconds, found.steps) == (None, None, 3)

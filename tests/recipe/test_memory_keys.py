@@ -33,8 +33,8 @@ def written(directory: Path, memory: str = "", train: str = "", text: str = BARE
 
 def test_without_the_table_nothing_is_chosen_and_a_run_is_rehearsed(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path), open_registry())
-    assert recipe.memory == Memory(fit=False, allow=(), rehearse=True, recoveries=3)
-    assert recipe.to_toml()["memory"] == {"rehearse": True, "recoveries": 3, "strategy": []}
+    assert recipe.memory == Memory(fit=False, allow=(), fast=True, rehearse=True, recoveries=3)
+    assert recipe.to_toml()["memory"] == {"fast": True, "rehearse": True, "recoveries": 3, "strategy": []}
 
 
 @pytest.mark.parametrize("fit", ["true", '"a10g"', '"3090"', '"22.3GiB"'])

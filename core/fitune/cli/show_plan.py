@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,20 +13,19 @@ from fitune.cli.asked_plan import Asked
 from fitune.cli.printing import say, say_json
 from fitune.data.run_data import gather
 from fitune.memory.cards.cards import Card
+from fitune.memory.fast import json_of_fast, with_fast
+from fitune.memory.fit.refit import Composition
 from fitune.memory.fit.report import in_short, json_of_fit, lines
 from fitune.memory.fit.resolve import fit
 from fitune.memory.fit.write import write, written
 from fitune.memory.forecast import Forecast, forecast
-from fitune.memory.levers import Measured, Plant, Refused, levers, measure
+from fitune.memory.levers import Measured, Plant, Refused, as_file, levers, measure
 from fitune.memory.report import json_of, lever_lines, text
 from fitune.memory.shapes import of_recipe, shapes_of_data
 from fitune.memory.trace.twins import twins_of
 from fitune.memory.where import json_of_where, where, where_lines
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.registry import Registry
-from fitune.recipe.reader import read_recipe
-from fitune.runs.layout import RECIPE
-from fitune.runs.provenance import write_recipe
 
 if TYPE_CHECKING:
     from fitune.memory.fit.result import Fitted
@@ -39,22 +37,23 @@ def plan(recipe: Recipe, card: Card, path: Path, registry: Registry, overrides: 
     fitted = fit(recipe, registry, shape, card) if asked.fit or recipe.memory.fit else None
     if fitted is not None and asked.write is not None:
         write(written(fitted, asked.command(path, overrides)), asked.write)
-    base = forecast(recipe, shape(recipe), card, twins_of(registry)) if fitted is None else fitted.forecast
-    planted = recipe if fitted is None else fitted.recipe
+    made = with_fast(recipe, registry, card) if fitted is None else Composition(recipe=fitted.recipe)
+    planted = made.recipe
+    base = forecast(planted, shape(planted), card, twins_of(registry)) if fitted is None else fitted.forecast
     with contextlib.ExitStack() as stack:
         found: Iterator[Measured | Refused] | None = None
         if asked.with_levers:
-            if fitted is not None:  # levers are changes to a recipe that can be read
-                planted, overrides = _as_file(planted, registry, stack), ()
+            if planted is not recipe:  # levers are changes to a recipe that can be read
+                planted, overrides = as_file(planted, registry, stack), ()
             plant = Plant(
                 recipe=planted, registry=registry, overrides=overrides, shape=shape, base=base, twins=twins_of(registry)
             )
             found = measure(plant, levers(planted, registry, base.trace.config, card.count))
         if asked.as_json:
-            of_fit = {} if fitted is None else {"fit": json_of_fit(fitted)}
-            say_json({**json_of(base, found), **of_fit})
+            chosen = {"fast": json_of_fast(recipe, made)} if fitted is None else {"fit": json_of_fit(fitted)}
+            say_json({**json_of(base, found), **chosen})
             return
-        for line in _lines(recipe, base, fitted, asked):
+        for line in _lines(recipe, base, made, fitted, asked):
             say(line)
         if found is not None:
             say()
@@ -75,9 +74,9 @@ def tell_where(recipe: Recipe, registry: Registry, asked: Asked) -> None:
         say(line)
 
 
-def _lines(recipe: Recipe, base: Forecast, fitted: Fitted | None, asked: Asked) -> Iterator[str]:
+def _lines(recipe: Recipe, base: Forecast, made: Composition, fitted: Fitted | None, asked: Asked) -> Iterator[str]:
     if fitted is None or not asked.fit:
-        yield from text(base, recipe.general.name)
+        yield from text(base, recipe.general.name, made.lines)
     else:
         yield from lines(fitted, recipe)
     if fitted is not None and not asked.fit:
@@ -86,10 +85,3 @@ def _lines(recipe: Recipe, base: Forecast, fitted: Fitted | None, asked: Asked) 
     if asked.write is not None:
         yield ""
         yield f"written: {asked.write}"
-
-
-def _as_file(recipe: Recipe, registry: Registry, stack: contextlib.ExitStack) -> Recipe:
-    """The recipe as one that was read from a file, which is there as long as the stack."""
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    write_recipe(recipe, directory)
-    return read_recipe(directory / RECIPE, registry)

@@ -114,7 +114,7 @@ def compose(
     timings: Timings | None = None,
 ) -> Parts:
     """Load, adapt and prepare everything, data under this watch if they are not there; the forecaster works while the
-    weights are read. `fitted` says what `[memory] fit` chose, `resumed` how many steps were made before, and
+    weights are read. `fitted` says what `[memory]` chose, `resumed` how many steps were made before, and
     `evaluated` after how many the last evaluation; `start` is where the weights are that the adapter goes on from;
     `stop` is what can ask the run to end; `timings` notes what takes how long.
 

@@ -16,6 +16,7 @@ from fitune.errors import FtError, RunError, sentences
 from fitune.memory.cards.cards import Card, find_card, local_card
 from fitune.memory.cards.pace import Pace
 from fitune.memory.cards.several import several
+from fitune.memory.fast import with_fast
 from fitune.memory.fit.report import options_of, worded
 from fitune.memory.fit.resolve import fit
 from fitune.memory.forecast import Forecast, forecast
@@ -92,11 +93,19 @@ def card_of(machine: Machine) -> Card | None:
 
 
 def _forecast(recipe: Recipe, registry: Registry, data: RunData, card: Card) -> tuple[Recipe, Forecast]:
-    """Of the recipe, or of what `[memory] fit` makes of it for this card, whatever card it names itself."""
+    """Of the recipe, which runs there with what `[memory] fast` adds, or of what `[memory] fit` makes of it for this
+    card, whatever card it names itself.
+    """
     if recipe.memory.fit:
         fitted = fit(recipe, registry, partial(shapes_of_data, data=data), card)
         return fitted.recipe, fitted.forecast
-    return recipe, forecast(recipe, shapes_of_data(recipe, data), card, twins_of(registry))
+    return recipe, _as_it_is(recipe, registry, data, card)
+
+
+def _as_it_is(recipe: Recipe, registry: Registry, data: RunData, card: Card) -> Forecast:
+    """Of a recipe without `fit`, or one that `fit` has made, with what is added to it on this card."""
+    made = with_fast(recipe, registry, card).recipe
+    return forecast(made, shapes_of_data(made, data), card, twins_of(registry))
 
 
 def _too_small(
@@ -143,7 +152,7 @@ def _by_machine(
         tried.add(other.gpu)
         if len(tried) > TRIED:
             return
-        found = forecast(recipe, shapes_of_data(recipe, data), find_card(other.gpu), twins_of(registry))
+        found = _as_it_is(recipe, registry, data, find_card(other.gpu))
         if found.passes:
             yield f"It would fit as it is with --instance {other.name} ({found.card.name})"
             return

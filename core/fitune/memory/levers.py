@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitune.errors import FtError
@@ -15,6 +19,8 @@ from fitune.plugin.recipe import Recipe
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.registry import Registry
 from fitune.recipe.reader import read_recipe
+from fitune.runs.layout import RECIPE
+from fitune.runs.provenance import write_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -74,13 +80,27 @@ def levers(recipe: Recipe, registry: Registry, config: PreTrainedConfig, process
     return list(unique.values())
 
 
+def as_file(recipe: Recipe, registry: Registry, stack: contextlib.ExitStack) -> Recipe:
+    """A recipe that was made here as one that was read from a file, which is there as long as the stack: levers are
+    changes to such a one.
+    """
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    write_recipe(recipe, directory)
+    return read_recipe(directory / RECIPE, registry)
+
+
 def measure(plant: Plant, chosen: Iterable[Lever]) -> Iterator[Measured | Refused]:
     """Trace the recipe with each lever by itself."""
     for lever in chosen:
         try:
             yield _measured(plant, lever)
         except FtError as error:
-            yield Refused(lever=lever, reason=error.lines[0])
+            yield Refused(lever=lever, reason=_without_place(error.lines[0], plant.recipe.path))
+
+
+def _without_place(line: str, recipe: Path) -> str:
+    """What is wrong, without where: no line of the recipe holds the lever."""
+    return re.sub(rf"^{re.escape(str(recipe))}:(\d+: )?\s*", "", line)
 
 
 def _measured(plant: Plant, lever: Lever) -> Measured:

@@ -32,9 +32,9 @@ def size(number: int) -> str:
     return f"{number / MIB:,.1f} MiB"
 
 
-def text(forecast: Forecast, name: str) -> Iterator[str]:
-    """The lines of a plan."""
-    yield from verdict(forecast, name)
+def text(forecast: Forecast, name: str, notes: Sequence[str] = ()) -> Iterator[str]:
+    """The lines of a plan; `notes` are of what was planned."""
+    yield from verdict(forecast, name, notes)
     yield ""
     yield from _ledger(forecast)
     yield ""
@@ -51,7 +51,7 @@ def text(forecast: Forecast, name: str) -> Iterator[str]:
     yield from _timeline(forecast.ledger.timeline)
 
 
-def verdict(forecast: Forecast, name: str) -> Iterator[str]:
+def verdict(forecast: Forecast, name: str, notes: Sequence[str] = ()) -> Iterator[str]:
     """Whether it fits, and the figures that say so."""
     card, traced = forecast.card, forecast.trace
     if forecast.passes and forecast.reserved <= card.usable - forecast.margin:
@@ -77,7 +77,7 @@ def verdict(forecast: Forecast, name: str) -> Iterator[str]:
         yield f"  NCCL       {size(card.nccl):>12}  {NCCL_SOURCE if card.nccl else NO_NCCL}"
     yield f"  margin     {size(forecast.margin):>12}  what a forecast may be wrong by, as measured"
     yield from time_lines(forecast)
-    for notice in (*traced.plan.notices, *traced.notices):
+    for notice in (*notes, *traced.plan.notices, *traced.notices):
         yield f"  note       {notice}"
 
 

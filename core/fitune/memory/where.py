@@ -14,6 +14,7 @@ from fitune.compose.model import planned
 from fitune.errors import ModelError, RunError
 from fitune.memory.cards.cards import Card, find_card, known_cards
 from fitune.memory.cards.several import several
+from fitune.memory.fast import with_fast
 from fitune.memory.fit.resolve import fit
 from fitune.memory.fit.tracing import Shape
 from fitune.memory.forecast import Forecast, forecast
@@ -109,7 +110,8 @@ def _least(recipe: Recipe, registry: Registry, shape: Shape, count: int) -> int:
     """Bytes that the run needs of each card; of one that is to be fitted, what its weights take."""
     card = several(find_card(LIKE), count)
     if not recipe.memory.fit:
-        return forecast(recipe, shape(recipe), card, twins_of(registry)).needed
+        made = with_fast(recipe, registry, card).recipe
+        return forecast(made, shape(made), card, twins_of(registry)).needed
     plain = replace(recipe, memory=replace(recipe.memory, fit=False, allow=()), strategies=())
     found = forecast(plain, shape(plain), several(card, 1), twins_of(registry))
     weights = next((phase.bytes for phase in found.ledger.phases if phase.phase == "load"), 0)
@@ -125,7 +127,8 @@ def _look(recipe: Recipe, registry: Registry, shape: Shape, card: Card) -> Where
             return None
         made, found = fitted.recipe, fitted.forecast
     else:
-        made, found = recipe, forecast(recipe, shape(recipe), card, twins_of(registry))
+        made = with_fast(recipe, registry, card).recipe
+        found = forecast(made, shape(made), card, twins_of(registry))
     if not found.passes:
         return None
     return Where(forecast=found, strategies=tuple(use.record.name for use in made.strategies))

@@ -88,7 +88,7 @@ class Run:
     forecast: MemoryForecast | None = None
     """Made beside a run on a GPU while its weights load; None on other devices."""
     fitted: tuple[str, ...] = ()
-    """What `[memory] fit` chose and what for, in lines; empty where nothing was asked for."""
+    """What `[memory] fit` chose and what for, or what `[memory] fast` added, in lines; empty where neither did."""
     told: tuple[str, ...] = ()
     """What the adapter and the memory strategies say of the model, beside what was asked of them, in lines."""
     resumed: int | None = None

@@ -57,6 +57,9 @@ class Memory:
     card's name or description (a .toml file), or a size such as "22.3GiB". Those that are named stay as they are."""
     allow: tuple[str, ...] = ()
     """Strategies that `fit` may take although they change numbers or move bytes off the card, by name."""
+    fast: bool = True
+    """On a GPU, add the strategies that cost no time, take no memory and change nothing but the rounding, where they
+    suit the model and what is named here, e.g. `fast-layers`. `fit` does not choose them where this is false."""
     rehearse: bool = True
     """Save what would be trained once before the first step, and remove it; on a GPU, take the longest batch through a
     whole step and an evaluation before that, and then put everything back as it was."""

@@ -165,9 +165,13 @@ class Fit:
     """Whether a recipe must allow it by name (`[memory] allow`): always so for one that is not exact, and for one that
     moves bytes off the card."""
     free: bool = False
-    """Whether it costs no time, so that it is always taken."""
+    """Whether it costs no time and takes no memory, so that it is always taken; if it is exact, with recipes that have
+    no `fit` as well (`[memory] fast`)."""
     suits: Callable[[PreTrainedConfig], bool] | None = None
     """Whether it works with a model of this configuration, where that can be told; None for every model."""
+    unsuited: str = ""
+    """Why not, where it does not, as a part of a sentence: told where a free one is not added to a recipe without
+    `fit`. Nothing is told where it is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,15 @@ def translated(values: Mapping[str, Any]) -> Table:
     kept = {"objective": {"use": "sft"}, **without_renamed(values)}  # 0.1 knew no other
     if isinstance(held_out := kept.get("eval"), Mapping) and "fraction" in held_out:
         kept["eval"] = {"split": "by_row", **held_out}  # nor another rule than this
+    kept["memory"] = _as_named(kept.get("memory", {}))
     return {**kept, "listener": [*kept.get("listener", []), *tables]} if tables else kept
+
+
+def _as_named(memory: Any) -> Any:
+    """The table `[memory]` of a run: to one of before `fast` nothing was added that it does not name, but by `fit`."""
+    if not isinstance(memory, Mapping) or memory.get("fit"):
+        return memory
+    return {"fast": False, **memory}
 
 
 def is_of_run(path: Path) -> bool:

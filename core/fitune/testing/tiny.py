@@ -80,7 +80,8 @@ def write_tiny_data(file: Path, rows: int = 12) -> Path:
 
 
 def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -> Path:
-    """Write the tiny model, its data and a recipe for three steps; gives the recipe's path.
+    """Write the tiny model, its data and a recipe for three steps, to which nothing is added that it does not name
+    unless `fit` is asked for (`[memory] fast`); gives the recipe's path.
 
     `changes` are TOML tables laid over the recipe's own, e.g. `{"memory": {"strategy": [{"use": "chunked-loss"}]}}`.
     """
@@ -93,6 +94,7 @@ def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -
         "name": "tiny",
         "model": {"use": "hf", "path": "model", "dtype": "float32"},
         "adapter": {"use": "lora"},
+        "memory": {} if "fit" in _table(changes, "memory") else {"fast": False},
         "data": {"source": [{"use": "jsonl", "path": "data.jsonl"}], "stage": [{"use": "chat"}]},
         "train": {"micro_batch": 2, "length": 128, "steps": 3, "learning_rate": 1e-2},
     }
@@ -102,3 +104,8 @@ def write_recipe(directory: Path, changes: Mapping[str, object] | None = None) -
     path = directory / "recipe.toml"
     path.write_text(tomli_w.dumps(recipe), encoding="utf-8")
     return path
+
+
+def _table(changes: Mapping[str, object] | None, name: str) -> Mapping[str, object]:
+    table = (changes or {}).get(name)
+    return table if isinstance(table, Mapping) else {}

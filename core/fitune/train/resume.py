@@ -73,8 +73,8 @@ class Resume:
         )
 
     def composition(self, run: Path, registry: Registry) -> Recipe | None:
-        """The memory strategies that the run last used, where `[memory] fit` chose them; None if they cannot be known,
-        or are to be chosen anew.
+        """The memory strategies that the run last used, where `[memory]` chose them; None if they cannot be known, or
+        are to be chosen anew.
         """
         if self.refit or changed_recipe(run) is not None:
             return None

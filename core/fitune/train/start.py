@@ -78,7 +78,8 @@ def start_of(
     if resume:
         directory = out or _newest(recipe)
         if (directory / IDENTITY).exists() or _holds(directory, recipe.adapter.record.directory):
-            return _going_on(directory, _parted_as(directory, recipe, given, overrides), registry, allowed, places)
+            recipe = _added_to_as(directory, _parted_as(directory, recipe, given, overrides), given, overrides)
+            return _going_on(directory, recipe, registry, allowed, places)
         return Start(recipe=recipe, directory=directory, resume=None)
     if allowed:
         raise RunError("--allow-changed is for a run that goes on: give its directory, or --resume")
@@ -194,6 +195,17 @@ def _parted_as(run: Path, recipe: Recipe, given: Path | Recipe, overrides: Seque
     if isinstance(given, Path) and "split" in TomlSource.read(given, overrides).values["eval"]:
         return recipe
     return replace(recipe, evaluation=replace(recipe.evaluation, split="by_row"))
+
+
+def _added_to_as(run: Path, recipe: Recipe, given: Path | Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe that does not say `[memory] fast`: without, for a run that began so, e.g. before there was the key."""
+    identity = read_identity(run)
+    began = None if identity is None else identity.recipe.get("memory")
+    if not (isinstance(began, Mapping) and began.get("fast") is False and recipe.memory.fast):
+        return recipe
+    if isinstance(given, Path) and "fast" in TomlSource.read(given, overrides).values.get("memory", {}):
+        return recipe
+    return replace(recipe, memory=replace(recipe.memory, fast=False))
 
 
 def _as_it_reads_now(run: Path, identity: Identity, registry: Registry, places: Sequence[str]) -> Mapping[str, object]:

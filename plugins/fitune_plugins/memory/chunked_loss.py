@@ -104,5 +104,6 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[ChunkedLossOptions]]:
             halves=("tokens",),
             words={"tokens": "chunks of"},
             suits=_suits,
+            unsuited="the model's logits are not what its output head gives",
         ),
     )

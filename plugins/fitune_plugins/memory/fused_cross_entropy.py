@@ -17,15 +17,18 @@ from fitune import IGNORED, Batch, standing_for, unwrapped
 from fitune_plugins.memory.chunked_cross_entropy import Head, chunks
 from fitune_plugins.memory.chunked_log_probs import as_labels, scaled
 from fitune_plugins.speed import kernels
+from fitune_plugins.speed.kernels.library import launches_on
 
 ROUNDED = 128
 """Rows that the number of targets is rounded up to: few shapes, and none that a product would be slow for."""
 
 
 def suits(head: Any) -> bool:
-    """Whether a head is a frozen matrix and nothing else."""
+    """Whether a head is a frozen matrix and nothing else, where kernels can be launched."""
     kind: object = type(head)
     if kind is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return False
+    if not launches_on(head.weight.device):
         return False
     return "forward" not in head.__dict__ and not (head._forward_hooks or head._forward_pre_hooks)
 

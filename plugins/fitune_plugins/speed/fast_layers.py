@@ -78,11 +78,15 @@ class FastLayers(Strategy):
 
 
 def _why_not(model: PreTrainedModel) -> str:
-    """Why the card cannot run the kernels; empty where it can, or there is none: a forecast."""
+    """Why the card, or this installation, cannot run the kernels; empty where it can, or there is none: a forecast."""
     import torch
+
+    from fitune_plugins.speed.kernels.library import launches_on
 
     if model.device.type != "cuda":
         return ""
+    if not launches_on(model.device):
+        return "its kernels need triton, which is not installed"
     capability = torch.cuda.get_device_capability(model.device)
     if capability < LEAST or (model.dtype == torch.bfloat16 and capability < BFLOAT16):
         return f"{torch.cuda.get_device_name(model.device)} cannot run its kernels in {str(model.dtype)[6:]}"
@@ -104,5 +108,5 @@ def ft_memory_strategies() -> Iterable[MemoryStrategy[NoOptions]]:
         make=FastLayers,
         before=("fused-lora", "recompute-pointwise", "gradient-checkpointing"),
         exact=True,
-        fit=Fit(free=True, suits=_suits),
+        fit=Fit(free=True, suits=_suits, unsuited="it does not know layers of this kind of model"),
     )

@@ -96,7 +96,7 @@ def test_a_run_takes_what_was_chosen(tmp_path: Path, resolver: Callable[..., Res
     assert made.forecast is not None
     assert (made.forecast.card, made.forecast.reserved, made.forecast.margin) == ("A10G", 10 * GIB, MARGIN)
     said = console.getvalue()
-    assert "fit      chosen for A10G: accumulation (steps 2), chunked-loss, gradient-checkpointing" in said
+    assert "         chosen for A10G: accumulation (steps 2), chunked-loss, gradient-checkpointing" in said
     assert "10.00 GiB reserved, 0.10 GiB margin" in said
     assert "a note" in said
     # The search is for the longest rows of the data, and asked once.

@@ -27,7 +27,7 @@ from support.cuda_messages import GIB, MIB
 from support.oom_forecast import text_of, traced_of, write_many_rows
 from support.paths import ROOT
 
-FOUNDING = ("memory.strategy=[]", "adapter.r=8", "adapter.alpha=16")
+FOUNDING = ("memory.strategy=[]", "memory.fast=false", "adapter.r=8", "adapter.alpha=16")
 
 
 @pytest.fixture(scope="module")

@@ -58,14 +58,17 @@ def choices_for(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str], *, processes: int = 1
 ) -> list[Choice]:
     """Those that a recipe leaves to be chosen, in the order in which they stand in one: free ones first, and none
-    before what it needs; what shards weights over processes is none for a single one, and what takes gradients as they
-    come none for several, nor where the recipe asks for what is known of all of them alone.
+    before what it needs; what shards weights over processes is none for a single one, what takes gradients as they come
+    none for several, nor where the recipe asks for what is known of all of them alone, and what is free none where
+    `[memory] fast` is off.
     """
     named = {use.record.name for use in recipe.strategies}
     found: list[Choice] = []
     for record in strategies_of(registry):
         fit = record.fit
         if fit is None or record.name in named or (must_be_asked(record) and record.name not in allow):
+            continue
+        if fit.free and not recipe.memory.fast:
             continue
         if processes == 1 and is_of_several(record):
             continue
@@ -119,7 +122,7 @@ def composed(
     made = replace(
         recipe,
         strategies=tuple(uses),
-        memory=replace(recipe.memory, fit=False, allow=()),
+        memory=replace(recipe.memory, fit=False, allow=(), fast=False),
         train=replace(recipe.train, micro_batch=micro_batch, batch_tokens=None),
     )
     must_be_right(problem for _, problem in conflict_problems(made, registry))

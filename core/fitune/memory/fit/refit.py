@@ -102,7 +102,7 @@ def fitted(recipe: Recipe, registry: Registry, run_data: RunData) -> Composition
             "[train] batch_tokens is cut into micro-batches for a card, and [memory] fit = true finds no GPU here. "
             f'Name a card, e.g. fit = "a10g", or give micro_batch{strategy}'
         )
-    memory = dataclasses.replace(recipe.memory, fit=False, allow=())
+    memory = dataclasses.replace(recipe.memory, fit=False, fast=False, allow=())
     own = dataclasses.replace(recipe, memory=memory)
     return Composition(recipe=own, lines=("no GPU here to fit to: the recipe's own strategies, and no others",))
 
@@ -132,7 +132,7 @@ def _exactly(asked: Recipe, used: Sequence[Composition], registry: Registry) -> 
     that is not exact is added. A recipe without `fit` keeps its own strategies.
     """
     if not asked.memory.fit:
-        return dataclasses.replace(asked, memory=dataclasses.replace(asked.memory, fit=True, allow=()))
+        return dataclasses.replace(asked, memory=dataclasses.replace(asked.memory, fit=True, fast=True, allow=()))
     named = {use.record.name for use in asked.strategies}
     chosen = [use for use in used[-1].recipe.strategies if use.record.name not in named]
     kept = tuple(use for use in chosen if use.record.exact is not True)

@@ -5,6 +5,7 @@ The recipe's run is traced, and its log replayed on the memory that the message 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from fitune.errors import FtError, RunError
 from fitune.memory.cards.cards import Card, find_card, known_cards
+from fitune.memory.fast import with_fast
 from fitune.memory.forecast import Forecast, forecast
 from fitune.memory.ledger import Entry, Holding, held_at
-from fitune.memory.levers import Plant, Remedies, remedies
+from fitune.memory.levers import Plant, Remedies, as_file, remedies
 from fitune.memory.oom.failure import Failure, Sighting, askers, run_out, sighting
 from fitune.memory.oom.message import OutOfMemoryMessage
 from fitune.memory.shapes import of_recipe
@@ -71,6 +73,8 @@ class Explanation:
     named: bool
     """Whether a user named the card; else it is told by its memory."""
     room: Room
+    added: tuple[str, ...]
+    """What `[memory] fast` adds to the recipe, in lines; it counts as the recipe's own below."""
     forecast: Forecast
     """Of the recipe as it is."""
     failure: Failure | None
@@ -105,16 +109,36 @@ def explain(
     overrides: Sequence[str] = (),
     gpu: str | None = None,
 ) -> Explanation:
-    """Explain a message of a run of this recipe, which was read with `overrides`.
+    """Explain a message of a run of this recipe, which was read with `overrides`, and what `[memory] fast` adds to it.
 
     Raises `RunError` where the card cannot be told, `RecipeError` for a card that is not known, and `ModelError` where
     the run cannot be traced.
     """
     known = card_of(message, gpu)
-    twins = twins_of(registry)
     room = _room(message, known)
     card = dataclasses.replace(known, memory=room.capacity + room.context, context=room.context)
-    base = forecast(recipe, of_recipe(recipe), card, twins)
+    asked, added = recipe, with_fast(recipe, registry, card)
+    with contextlib.ExitStack() as stack:
+        if added.recipe is not asked:  # its changes are those of a recipe that can be read
+            recipe, overrides = as_file(added.recipe, registry, stack), ()
+        base = forecast(recipe, of_recipe(recipe), card, twins_of(registry))
+        plant = Plant(
+            recipe=recipe,
+            registry=registry,
+            overrides=overrides,
+            shape=of_recipe,
+            base=base,
+            twins=twins_of(registry),
+        )
+        found = _explained(plant, message, room, added=added.lines, named=gpu is not None)
+    return found if recipe is asked or found.sighting else _or_as_written(found, asked, registry)
+
+
+def _explained(
+    plant: Plant, message: OutOfMemoryMessage, room: Room, *, added: tuple[str, ...], named: bool
+) -> Explanation:
+    """What the forecast of the recipe says of the message."""
+    base = plant.base
     if room.context_known:
         room = dataclasses.replace(room, spread=max(base.margin, room.spread))
     log, expandable = base.trace.log, base.expandable
@@ -122,13 +146,13 @@ def explain(
     failure = run_out(log, room.capacity, expandable=expandable)
     at = seen.failure if seen else failure
     entries, largest = held_at(log, at.event - 1) if at else (base.ledger.entries, base.ledger.largest)
-    grows = growing(registry)
-    plant = Plant(recipe=recipe, registry=registry, overrides=overrides, shape=of_recipe, base=base, twins=twins)
+    grows = growing(plant.registry)
     return Explanation(
         message=message,
-        card=card,
-        named=gpu is not None,
+        card=base.card,
+        named=named,
         room=room,
+        added=added,
         forecast=base,
         failure=failure,
         sighting=seen,
@@ -138,6 +162,18 @@ def explain(
         growing=grows.name if grows else "",
         remedies=remedies(plant) if not base.passes else Remedies(),
     )
+
+
+def _or_as_written(found: Explanation, asked: Recipe, registry: Registry) -> Explanation:
+    """Also with the run of the recipe and nothing else, where that fails just as the message says."""
+    base = forecast(asked, of_recipe(asked), found.card, twins_of(registry))
+    log, room = base.trace.log, found.room
+    seen = sighting(log, found.message, room.capacity, room.spread, expandable=base.expandable)
+    if seen is None:
+        return found
+    meaning = "the recipe's own strategies alone, as fitune ran it before 0.2, and other programs do"
+    plain = Variant(override="memory.fast=false", meaning=meaning, forecast=base, sighting=seen)
+    return dataclasses.replace(found, variants=(plain, *found.variants))
 
 
 def card_of(message: OutOfMemoryMessage, gpu: str | None) -> Card:

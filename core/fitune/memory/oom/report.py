@@ -53,6 +53,8 @@ def _said(found: Explanation) -> Iterator[str]:
         yield f"{needs}, so {_bytes(found.missing)} are missing (forecast)"
     else:
         yield f"{needs}, so {_bytes(-found.missing)} would be spare (forecast)"
+    for line in found.added:
+        yield f"         {line}"
 
 
 def _request(found: Explanation) -> Iterator[str]:
@@ -189,6 +191,7 @@ def as_json(found: Explanation) -> dict[str, Any]:
             "frames": [str(frame) for frame in message.frames],
         },
         "card": {"name": found.card.name, "context": found.room.context, "context_known": found.room.context_known},
+        "added": list(found.added),
         "capacity": found.room.capacity,
         "others": found.room.others,
         "forecast": {

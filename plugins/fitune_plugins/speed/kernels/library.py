@@ -7,6 +7,7 @@ more than 20 microseconds a call: a layer makes a dozen of calls in each directi
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ def operation(schema: str, *, cpu: Callable[..., Any], meta: Callable[..., Any],
         _LIBRARY.impl(name, _Launch(cuda), "CUDA")
     packet: Any = getattr(torch.ops.fitune, name)
     return packet.default  # type: ignore[no-any-return]  # no resolution of overloads at each call
+
+
+def launches_on(device: torch.device) -> bool:
+    """Whether kernels can be launched there: a GPU needs triton, which torch brings along on Linux alone."""
+    return device.type != "cuda" or importlib.util.find_spec("triton") is not None
 
 
 class _Launch:
