@@ -25,8 +25,8 @@ from typing import Any
 import tomli_w
 
 sys.path.insert(0, str(Path(__file__).parent / "fit"))
+from commands import WARM_UP, figures, ft, give_tokenizer
 from measure import circumstances
-from step_time import WARM_UP, figures, ft, give_tokenizer
 
 Json = dict[str, Any]
 

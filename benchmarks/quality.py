@@ -171,7 +171,8 @@ def by_peft(recipe: Recipe, run: Path) -> None:
     set_seed(recipe.general.seed)
     base = AutoModelForCausalLM.from_pretrained(str(recipe.model.options.path), dtype=torch.bfloat16)
     lora = LoraConfig(r=told.r, lora_alpha=told.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model: Any = get_peft_model(base.to(device), lora)
+    placed: Any = base
+    model: Any = get_peft_model(placed.to(device), lora)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.steps or 1
@@ -191,7 +192,7 @@ def by_peft(recipe: Recipe, run: Path) -> None:
         each = [rows[at : at + 16] for at in range(0, len(rows), 16)]
         with torch.no_grad():
             found = [(float(loss_of(batch)), batch.targets) for batch in make(iter(each))]
-        return sum(loss for loss, _ in found) / sum(targets for _, targets in found)
+        return float(sum(loss for loss, _ in found) / sum(targets for _, targets in found))
 
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as lines:
         for step in range(1, steps + 1):
@@ -237,7 +238,7 @@ def _apart(runs: Sequence[Json], one: str, other: str) -> float:
         each = [run["losses"] for run in runs if run["kind"] == kind]
         tens = range(0, min(map(len, each)), 10)
         curves.append([statistics.mean(loss for losses in each for loss in losses[at : at + 10]) for at in tens])
-    return max(abs(a - b) for a, b in zip(*curves, strict=True))
+    return float(max(abs(a - b) for a, b in zip(*curves, strict=True)))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ import tomli_w
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "fit"))
+from commands import give_tokenizer
 from measure import circumstances
-from step_time import give_tokenizer
 
 Json = dict[str, Any]
 

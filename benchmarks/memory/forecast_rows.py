@@ -194,7 +194,8 @@ def _stages(found: Forecast) -> list[Json]:
 def _shapes(case: Case, recipe: Recipe) -> Shapes:
     """The batches of the run's own data. Raises `ValueError` if their rows are not as long as the case says."""
     from fitune.compose.model import planned
-    from fitune.data.prepare import context_of, held_out_data, tokenizer_of, training_data
+    from fitune.data.prepare import context_of, held_out_data, training_data
+    from fitune.data.tokenizer import tokenizer_of
     from fitune.memory.shapes import shapes_of_rows
 
     context = context_of(recipe, tokenizer_of(recipe))

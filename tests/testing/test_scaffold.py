@@ -95,7 +95,7 @@ def test_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke("plugins", "new", "few-letters", "--kind", "stage", "--single-file").exit_code == 0
     (module,) = check.modules_at("few_letters.py")
-    (found,) = check.check(module, {"few-letters": {"letters": 3}})
+    (found,) = check.check(check.opened(module), {"few-letters": {"letters": 3}})
     assert (found.name, found.outcome) == ("few-letters", "ok")
 
 

@@ -85,9 +85,9 @@ class Plan:
     replaced: tuple[tuple[str, str], ...] = ()
     """Which strategies have given `loss` or `log_probs`: the name of each, and what. Kept by what calls them."""
     flash_attention: tuple[str, ...] = ()
-    """The FlashAttention that is to stand in for torch's own, by torch's names ("FA3", "FA4"): of several the first that
-    the card takes. Packed rows are computed by it. A run that is to be deterministic keeps torch's own, and so does one
-    whose attention it does not compute rightly."""
+    """The FlashAttention that is to stand in for torch's own, by torch's names ("FA3", "FA4"): of several the first
+    that the card takes. Packed rows are computed by it. A run that is to be deterministic keeps torch's own, and so
+    does one whose attention it does not compute rightly."""
     unrecorded: str = ""
     """Why a micro-batch cannot be recorded to be replayed (`Recorder`), e.g. "offload-checkpoints waits for copies"; a
     strategy says it of itself. Empty where nothing is known against it."""
