@@ -48,6 +48,8 @@ def test_its_memory_is_the_forecast(tmp_path: Path) -> None:
     """Each in a process of its own: what torch has measured is the process' peak."""
     path = write_recipe(tmp_path / "recipe", {"train": {"steps": 3}})
     _wide_model(path.parent / "model")
+    row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!" * 2048}]}
+    (path.parent / "data.jsonl").write_text((json.dumps(row) + "\n") * 16, encoding="utf-8")  # as long as rows may be
     measured, expected = {}, {}
     for name, strategy in (("own", USE), ("plain", PLAIN)):
         recipe = read_recipe(path, open_registry(), [*SHARED, strategy])
