@@ -47,8 +47,10 @@ def _assert_close(row: Row, *, quantized: bool, allocated: float, reserved: floa
 
 @pytest.mark.parametrize("row", LORA, ids=str)
 def test_lora(row: Row) -> None:
-    """Reserved memory depends on where the driver puts segments; eager attention's large ones show it."""
-    _assert_close(row, quantized=False, allocated=0.001, reserved=0.10 if row.attention == "eager" else 0.005)
+    """Reserved memory depends on where the driver puts segments, and eager attention's large ones show it: two were 7
+    and 9 % too low while each was thought to lie above all others.
+    """
+    _assert_close(row, quantized=False, allocated=0.001, reserved=0.008)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")

@@ -4,7 +4,8 @@
 left serves later requests that it holds, at the lowest address first. No document says so: it was read off the
 addresses that a run on an H200 was given (CUDA 13.0), 117 of 117 of them until a library took 8 MiB in between
 (`tests/memory/allocator/test_addresses.py` has them). Between free blocks of one size torch takes the lowest, so a run
-that was forecast with every segment above the older ones was 4.9 % short of what it reserved.
+that was forecast with every segment above the older ones was 4.9 % short of what it reserved, and two that others have
+measured on a T4 7 and 9 %, which are exact now.
 """
 
 from __future__ import annotations
