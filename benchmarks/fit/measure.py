@@ -14,6 +14,7 @@ import argparse
 import datetime
 import fcntl
 import importlib.metadata
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # a file ther
 
 Json = dict[str, Any]
 WARM_UP = 2
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton")
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def circumstances(gib: float, command: str) -> Json:
     return {
         "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "allocator_limit_gib": gib,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
         "date": datetime.date.today().isoformat(),
         "command": command,
     }
