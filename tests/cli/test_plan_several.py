@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from fitune.cli.main import main
 from fitune.memory import where as where_module
 from fitune.memory.cards.cards import Card, find_card
 from fitune.memory.cards.several import OF_MORE
-from fitune.memory.shapes import of_recipe
-from fitune.memory.where import COUNTS, candidates, counts_of
+from fitune.memory.forecast import Forecast, forecast
+from fitune.memory.shapes import Shapes, of_recipe
+from fitune.memory.where import COUNTS, Looks, candidates, counts_of
+from fitune.plugin.recipe import Recipe
+from fitune.plugin.records import MemoryTwin
 from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry
 
@@ -67,17 +70,32 @@ def test_as_many_cards_as_are_needed_are_looked_at(recipe_path: Path, monkeypatc
     """A card is a candidate in the smallest number that may do; replicas would not make it more."""
     sizes = {1: 100, 2: 60, 4: 40, 8: 30}
     registry = open_registry()
-    monkeypatch.setattr(where_module, "_least", lambda recipe, registry, shape, count: sizes[count] * 2**30)
+    monkeypatch.setattr(Looks, "least", lambda looks, count: sizes[count] * 2**30)
     recipe = read_recipe(recipe_path, registry, [SHARDED[1]])
-    found = [(card.count, card.name) for card in candidates(recipe, registry, of_recipe)]
+    found = [(card.count, card.name) for card in candidates(recipe, Looks(recipe, registry, of_recipe))]
     assert (1, "H200") in found
     assert (2, "A100-80GB") in found
     assert (4, "A6000") in found
     assert "A10G" not in {name for _, name in found}, "not even eight of them"
-    together: list[int] = [card.count * card.memory for card in candidates(recipe, registry, of_recipe)]
+    together: list[int] = [card.count * card.memory for card in candidates(recipe, Looks(recipe, registry, of_recipe))]
     assert together == sorted(together)
     assert counts_of(recipe) == COUNTS
     assert counts_of(read_recipe(recipe_path, registry)) == (1,)
+
+
+def test_a_card_is_traced_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that stands for all is a place, too."""
+    seen: list[tuple[str, int]] = []
+
+    def counted(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin]) -> Forecast:
+        seen.append((card.name, card.count))
+        return forecast(recipe, shapes, card, twins)
+
+    cards = tuple(find_card(name) for name in ("t4", "h100"))
+    monkeypatch.setattr(where_module, "known_cards", lambda: cards)
+    monkeypatch.setattr(where_module, "forecast", counted)
+    assert [one["card"]["name"] for one in json.loads(plan("--where", "--json"))["where"]] == ["T4", "H100-80GB"]
+    assert sorted(seen) == [("H100-80GB", 1), ("T4", 1)]
 
 
 def test_where_nothing_fits_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +122,7 @@ def test_rows_are_spread_over_as_many_cards_as_can_share_heads(
     assert counts_of(recipe) == COUNTS
     small = replace(card, memory=card.context + 2**20)
     monkeypatch.setattr(where_module, "known_cards", lambda: (small,))
-    assert candidates(recipe, registry, of_recipe) == [], "eight are passed over"
+    assert candidates(recipe, Looks(recipe, registry, of_recipe)) == [], "eight are passed over"
     pairs = read_recipe(recipe_path, registry, [parts.replace("}", ", cards=2}")])
     assert counts_of(pairs) == COUNTS
     fours = read_recipe(recipe_path, registry, [parts.replace("}", ", cards=4}")])

@@ -96,6 +96,21 @@ def test_a_model_of_another_kind_gets_what_suits_it_and_a_line_says_why(tmp_path
     assert "[[memory.strategy]]" not in line  # nothing is to be removed
 
 
+class _Shards(Strategy):
+    def plan(self, plan: Plan) -> Plan:
+        """Shard weights where there are several cards."""
+        return replace(plan, sharded=plan.processes > 1)
+
+
+def test_of_what_does_not_suit_a_model_only_what_could_have_been_added_is_told(tmp_path: Path) -> None:
+    unsuited = Fit(free=True, suits=lambda config: False, unsuited="it has no layers")
+    mine, others = other("mine", exact=True, fit=unsuited), other("shards", _Shards, exact=True, fit=unsuited)
+    _, lines = added(tmp_path, plugins=(Others(mine, others),))
+    assert lines[-1] == "not added: mine: it has no layers"
+    _, lines = added(tmp_path, "mine", plugins=(Others(mine, others),))
+    assert not any(line.startswith("not added") for line in lines)  # it is named
+
+
 def test_without_an_adapter_nothing_is_fused_with_it(tmp_path: Path) -> None:
     names, lines = added(tmp_path, lora=False)
     assert "fused-lora" not in names

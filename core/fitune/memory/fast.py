@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fitune.compose.model import built
 from fitune.compose.order import in_order
@@ -16,19 +16,14 @@ from fitune.compose.processes import process_count
 from fitune.errors import FtError
 from fitune.memory.cards.cards import Card, local_card
 from fitune.memory.cards.several import several
-from fitune.memory.fit.choices import Choice, choices_for, composed
+from fitune.memory.fit.choices import Choice, composed, offers
 from fitune.memory.fit.estimate import SHORT
 from fitune.memory.fit.refit import Composition
 from fitune.memory.fit.tracing import Traces, Trial
 from fitune.memory.shapes import of_recipe
-from fitune.memory.strategies import strategies_of
 from fitune.memory.trace.twins import twins_of
 from fitune.plugin.recipe import Recipe
-from fitune.plugin.records import must_be_asked
 from fitune.plugin.registry import Registry
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 TURN_OFF = "--set memory.fast=false"
 """What runs a recipe as it is written."""
@@ -53,10 +48,10 @@ def with_fast(recipe: Recipe, registry: Registry, card: Card) -> Composition:
     except FtError:
         why = "the model cannot be built without weights, so that nobody knows what suits it"
         return Composition(recipe=recipe, lines=(f"nothing is added by [memory] fast: {why}",))
-    free = [choice for choice in choices_for(recipe, registry, config, (), processes=card.count) if choice.fit.free]
+    offered = offers(recipe, registry, config, (), processes=card.count)
     looks = _Looks(recipe, registry, card)
-    taken = looks.suiting(free)
-    lines = _lines(taken, [*_of_others(recipe, registry, config), *looks.refused])
+    taken = looks.suiting([choice for choice in offered.choices if choice.fit.free])
+    lines = _lines(taken, [*offered.unsuited, *looks.refused])
     if not taken:
         return Composition(recipe=recipe, lines=lines)
     made = composed(recipe, registry, looks.tables(taken), recipe.train.micro_batch, None)
@@ -116,17 +111,6 @@ def _without_remedy(name: str, reason: str) -> str:
     """Why a strategy is left out, without what to do: there is nothing to do."""
     why = reason.partition(". ")[0]
     return why if name in why else f"{name}: {why}"
-
-
-def _of_others(recipe: Recipe, registry: Registry, config: PreTrainedConfig) -> list[str]:
-    """Free strategies that do not suit the model, and say why."""
-    named = {use.record.name for use in recipe.strategies}
-    return [
-        f"{record.name}: {record.fit.unsuited}"
-        for record in strategies_of(registry)
-        if record.fit is not None and record.fit.free and not must_be_asked(record) and record.name not in named
-        if record.fit.unsuited and record.fit.suits is not None and not record.fit.suits(config)
-    ]
 
 
 def _lines(taken: Sequence[Choice], refused: Sequence[str]) -> tuple[str, ...]:

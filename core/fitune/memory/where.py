@@ -59,9 +59,9 @@ def where(recipe: Recipe, registry: Registry, shape: Shape) -> Iterator[Where]:
 
     What `[memory] fit` leaves to be chosen is chosen for each card anew. Raises `ModelError` where it cannot be traced.
     """
-    found = 0
-    for card in candidates(recipe, registry, shape):
-        place = _look(recipe, registry, shape, card)
+    found, looks = 0, Looks(recipe, registry, shape)
+    for card in candidates(recipe, looks):
+        place = looks.place(card)
         if place is not None:
             yield place
             found += 1
@@ -69,13 +69,53 @@ def where(recipe: Recipe, registry: Registry, shape: Shape) -> Iterator[Where]:
             return
 
 
-def candidates(recipe: Recipe, registry: Registry, shape: Shape) -> list[Card]:
+class Looks:
+    """Forecasts of a recipe's run on cards; what is found of those that stand for all is not looked for again."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, shape: Shape) -> None:
+        self._recipe, self._registry, self._shape = recipe, registry, shape
+        self._kept: dict[int, tuple[Recipe, Forecast]] = {}
+        """On so many of the card that stands for all."""
+
+    def least(self, count: int) -> int:
+        """Bytes that the run needs of each of so many cards; of one that is to be fitted, what its weights take."""
+        card, recipe = several(find_card(LIKE), count), self._recipe
+        if not recipe.memory.fit:
+            self._kept[count] = self._run_on(card)
+            return self._kept[count][1].needed
+        plain = replace(recipe, memory=replace(recipe.memory, fit=False, allow=()), strategies=())
+        found = forecast(plain, self._shape(plain), several(card, 1), twins_of(self._registry))
+        weights = next((phase.bytes for phase in found.ledger.phases if phase.phase == "load"), 0)
+        return weights // (count * QUANTIZED if recipe.memory.allow else count)
+
+    def place(self, card: Card) -> Where | None:
+        """The run on this card; None where it does not fit."""
+        if self._recipe.memory.fit:
+            try:
+                fitted = fit(self._recipe, self._registry, self._shape, card, again=False)
+            except RunError:
+                return None
+            made, found = fitted.recipe, fitted.forecast
+        else:
+            known = card.name == find_card(LIKE).name and card.count in self._kept
+            made, found = self._kept[card.count] if known else self._run_on(card)
+        if not found.passes:
+            return None
+        return Where(forecast=found, strategies=tuple(use.record.name for use in made.strategies))
+
+    def _run_on(self, card: Card) -> tuple[Recipe, Forecast]:
+        """The recipe as a run on this card has it, and its forecast."""
+        made = with_fast(self._recipe, self._registry, card).recipe
+        return made, forecast(made, self._shape(made), card, twins_of(self._registry))
+
+
+def candidates(recipe: Recipe, looks: Looks) -> list[Card]:
     """Of each known card the smallest number that may do, the least memory first."""
     cards: list[Card] = []
     left = list(known_cards())
     for count in counts_of(recipe):
         try:
-            least = _least(recipe, registry, shape, count)
+            least = looks.least(count)
         except ModelError:
             if _must_fit_by(recipe, count):
                 raise
@@ -104,34 +144,6 @@ def _is_spread(recipe: Recipe, count: int) -> bool:
 def _must_fit_by(recipe: Recipe, count: int) -> bool:
     """Whether what cannot be traced on so many cards is an error: on fewer of them, rows may be shared out evenly."""
     return count == 1 or bool(recipe.memory.fit) or planned(recipe, gpu=True, processes=count)[1].context_parallel == 1
-
-
-def _least(recipe: Recipe, registry: Registry, shape: Shape, count: int) -> int:
-    """Bytes that the run needs of each card; of one that is to be fitted, what its weights take."""
-    card = several(find_card(LIKE), count)
-    if not recipe.memory.fit:
-        made = with_fast(recipe, registry, card).recipe
-        return forecast(made, shape(made), card, twins_of(registry)).needed
-    plain = replace(recipe, memory=replace(recipe.memory, fit=False, allow=()), strategies=())
-    found = forecast(plain, shape(plain), several(card, 1), twins_of(registry))
-    weights = next((phase.bytes for phase in found.ledger.phases if phase.phase == "load"), 0)
-    return weights // (count * QUANTIZED if recipe.memory.allow else count)
-
-
-def _look(recipe: Recipe, registry: Registry, shape: Shape, card: Card) -> Where | None:
-    """The run on this card; None where it does not fit."""
-    if recipe.memory.fit:
-        try:
-            fitted = fit(recipe, registry, shape, card, again=False)
-        except RunError:
-            return None
-        made, found = fitted.recipe, fitted.forecast
-    else:
-        made = with_fast(recipe, registry, card).recipe
-        found = forecast(made, shape(made), card, twins_of(registry))
-    if not found.passes:
-        return None
-    return Where(forecast=found, strategies=tuple(use.record.name for use in made.strategies))
 
 
 def where_lines(name: str, places: Iterator[Where]) -> Iterator[str]:

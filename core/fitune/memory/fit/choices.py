@@ -54,9 +54,25 @@ class Choice:
         return self.record.exact is not True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offers:
+    """What plugins offer for a recipe to be chosen from."""
+
+    choices: tuple[Choice, ...]
+    unsuited: tuple[str, ...]
+    """Free ones that do not suit the model: the name of each, and why."""
+
+
 def choices_for(
     recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str], *, processes: int = 1
-) -> list[Choice]:
+) -> tuple[Choice, ...]:
+    """Those that a recipe leaves to be chosen (`offers`)."""
+    return offers(recipe, registry, config, allow, processes=processes).choices
+
+
+def offers(
+    recipe: Recipe, registry: Registry, config: PreTrainedConfig, allow: Sequence[str], *, processes: int = 1
+) -> Offers:
     """Those that a recipe leaves to be chosen, in the order in which they stand in one: free ones first, and none
     before what it needs; what shards weights over processes is none for a single one, what takes gradients as they come
     none for several, nor where the recipe asks for what is known of all of them alone, and what is free none where
@@ -64,6 +80,7 @@ def choices_for(
     """
     named = {use.record.name for use in recipe.strategies}
     found: list[Choice] = []
+    unsuited: list[str] = []
     for record in strategies_of(registry):
         fit = record.fit
         if fit is None or record.name in named or (must_be_asked(record) and record.name not in allow):
@@ -77,9 +94,12 @@ def choices_for(
         if fit.suits is None or fit.suits(config):
             plans = tuple(plan_alone(record, setting, processes=processes) for setting in fit.settings)
             found.append(Choice(record=record, fit=fit, plans=plans, records=records(record)))
+        elif fit.free and fit.unsuited:
+            unsuited.append(f"{record.name}: {fit.unsuited}")
     found.sort(key=lambda choice: (not choice.fit.free, bool(choice.fit.needs)))
     known = named | {choice.name for choice in found}
-    return [choice for choice in found if not choice.fit.needs or choice.fit.needs in known]
+    taken = tuple(choice for choice in found if not choice.fit.needs or choice.fit.needs in known)
+    return Offers(choices=taken, unsuited=tuple(unsuited))
 
 
 def combinations(choices: Sequence[Choice], named: set[str]) -> Iterator[Picks]:

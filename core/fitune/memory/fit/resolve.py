@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -99,7 +100,7 @@ def fit(
 
 
 def _searched(
-    recipe: Recipe, registry: Registry, model: PreTrainedModel, tracing: Traces, key: str, choices: list[Choice]
+    recipe: Recipe, registry: Registry, model: PreTrainedModel, tracing: Traces, key: str, choices: Sequence[Choice]
 ) -> Fitted:
     """What a search finds, which is kept under this key."""
     card, config = tracing.card, model.config
@@ -155,7 +156,7 @@ def can_be_short(recipe: Recipe, tracing: Traces) -> bool:
     return False
 
 
-def possible(choices: list[Choice], recipe: Recipe, tracing: Traces, layers: int) -> list[Choice]:
+def possible(choices: Sequence[Choice], recipe: Recipe, tracing: Traces, layers: int) -> Sequence[Choice]:
     """Without those that are always taken, but cannot be with this model."""
     free = [choice for choice in choices if choice.fit.free]
     if not free or _works(recipe, tracing, layers, *free):
@@ -195,7 +196,7 @@ def _assumed(card: Card) -> tuple[str, ...]:
     return (f"the speeds of {card.name} are not known: times are compared as on an A10G",)
 
 
-def _refused(recipe: Recipe, choices: list[Choice], tracing: Traces) -> tuple[str, ...]:
+def _refused(recipe: Recipe, choices: Sequence[Choice], tracing: Traces) -> tuple[str, ...]:
     """Why what the recipe allows could not be tried."""
     known = {choice.name for choice in choices}
     missing = [name for name in recipe.memory.allow if name not in known]
