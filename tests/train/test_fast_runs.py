@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fitune import Run, hookimpl
+from fitune import MemoryStrategy, ModelError, NoOptions, Plan, Run, Strategy, hookimpl
 from fitune.cli.console import RunConsole
+from fitune.compose import parts
 from fitune.errors import RunError
 from fitune.memory.cards.cards import find_card
 from fitune.memory.fit import resolve
@@ -92,6 +94,31 @@ def test_a_run_goes_on_with_what_was_added_when_it_began(
     assert heard.fitted == ("as it was chosen when the run began",)
     assert names(heard.recipe) == FREE
     assert heard.recipe.checkpoint.keep == 3  # what is not chosen is as it is asked for
+
+
+@pytest.mark.usefixtures("on_a_card")
+def test_what_a_strategy_refuses_is_told_before_data_are_read(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Composing plans the run: choosing does not do so too."""
+    plans: list[bool] = []
+
+    class Refusing(Strategy):
+        def plan(self, plan: Plan) -> Plan:
+            """Refuse."""
+            plans.append(plan.gpu)
+            raise ModelError("refusing: not on this machine")
+
+    class Plugin:
+        @hookimpl
+        def ft_memory_strategies(self) -> Iterator[MemoryStrategy[NoOptions]]:
+            """Offer it."""
+            yield MemoryStrategy(name="refusing", summary="One", options=NoOptions, make=lambda options: Refusing())
+
+    monkeypatch.setattr(parts, "gather", lambda *_: pytest.fail("data were read"))
+    with pytest.raises(ModelError, match="refusing: not on this machine"):
+        train(recipe, tmp_path / "run", 'memory.strategy=[{use="refusing"}]', plugins=[Plugin()])
+    assert plans.count(False) == 1
 
 
 class Heard(Stopper):

@@ -57,7 +57,6 @@ def _with_fast(context: RunContext) -> Composition:
     before = _before(context)
     if before is not None and not before.memory.fast:  # it was on a GPU, and what was added is named
         return Composition(recipe=_settled(replace(recipe, strategies=before.strategies)), lines=(AS_IT_BEGAN,))
-    planned(recipe, gpu=True, processes=process_count())  # what it names itself must be right first
     found = with_fast(recipe, context.registry, card)
     context.timings.done("strategies")
     return replace(found, recipe=_settled(found.recipe))
