@@ -54,6 +54,7 @@ from fitune.plugin.gradients import GradientOwner
 from fitune.plugin.hookspecs import hookimpl
 from fitune.plugin.launching import Job, JobState, JobStatus, Launcher, Machine, Price
 from fitune.plugin.levers import Lever
+from fitune.plugin.mapped import mapped_weights
 from fitune.plugin.model import (
     added_modules,
     added_tokens,
@@ -163,6 +164,7 @@ __all__ = [
     "decay_groups",
     "has_values",
     "hookimpl",
+    "mapped_weights",
     "mend_generation_config",
     "nearest",
     "one_line",

@@ -27,8 +27,8 @@ PUBLIC = (
     "Preference", "PluginError", "Price", "Problem", "Recipe", "RecipeError", "Recorder", "Recovery",
     "RehearsalReport", "Row", "Run", "RunError", "Scores", "Stage", "StepReport", "StopRequest",
     "StoredQuantization", "Strategy", "Takes", "TaskRequest", "TaskScores", "TaskSuite", "__version__",
-    "added_modules", "added_tokens", "buckets", "decay_groups", "has_values", "hookimpl", "mend_generation_config",
-    "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
+    "added_modules", "added_tokens", "buckets", "decay_groups", "has_values", "hookimpl", "mapped_weights",
+    "mend_generation_config", "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
 )  # fmt: skip
 """A name that is added is promised to every plugin; one that is taken away breaks somebody's: CHANGELOG.md says so."""
 

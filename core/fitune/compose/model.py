@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 
 from fitune.compose import cudnn_guard, flash_attention
 from fitune.compose.attention import isolate_documents
@@ -20,8 +18,6 @@ from fitune.compose.causal import must_be_causal
 from fitune.compose.optimizer import Trainables
 from fitune.compose.order import in_order, told_order
 from fitune.compose.owned import must_suit_owner
-from fitune.compose.shards import give_room, is_sharded
-from fitune.compose.together import together
 from fitune.compose.tokens import told_of_tokens, with_tokens
 from fitune.compose.weights import weights_to_blame
 from fitune.data.prepare import Prepared
@@ -30,7 +26,6 @@ from fitune.plugin.model import ADDED, added_modules, added_tokens, decay_groups
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.strategy import OptimizerSettings, Plan, Strategy
-from fitune.plugin.timings import Timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +54,7 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
     look, stored = recipe.model.record.stored, None
     if look is not None:
         stored = call_plugin(recipe.model, look, recipe.model.options)
-    notices = (stored.notice,) if stored is not None and stored.notice else ()
+    notices = (*recipe.notices, *((stored.notice,) if stored is not None and stored.notice else ()))
     accumulation = recipe.train.accumulation or 1
     plan = Plan(gpu=gpu, processes=processes, accumulation=accumulation, stored=stored, notices=notices)
     for use, strategy in strategies:
@@ -195,48 +190,6 @@ def with_documents_apart(
     apart = f"{'packed documents' if packs else 'answers'} are kept apart by {isolated}"
     efficiency = f"packing efficiency {data.tokens / (len(data.rows) * recipe.train.length):.4f}"
     return replace(plan, notices=(*plan.notices, apart, *([efficiency] if packs else ())))
-
-
-def make_model(
-    recipe: Recipe,
-    strategies: Strategies,
-    plan: Plan,
-    accelerator: Accelerator,
-    timings: Timings,
-    start: Path | None = None,
-) -> PreTrainedModel:
-    """The model with its adapter, changed by the strategies; what trains is equal in every process, and is what was
-    saved in the directory `start`, where one is given.
-    """
-    set_seed(recipe.general.seed)  # before the adapter draws its first weights
-    base = _base(recipe, plan, accelerator)
-    timings.done("weights")
-    with weights_to_blame(base):
-        model = adapted(recipe, strategies, base, start)
-        if plan.sharded:
-            together().meet()  # behind this, one that has failed would be waited for
-        with together().cut_off() if plan.sharded else contextlib.nullcontext():
-            model = prepared(strategies, model)
-    if accelerator.num_processes > 1:
-        together().meet()  # none waits for one that could not load
-        for parameter in (p for p in model.parameters() if p.requires_grad and not is_sharded(p)):
-            dense = parameter.data.contiguous()  # NCCL takes no other; strategies may lay a matrix the other way round
-            broadcast(dense, from_process=0)
-            parameter.data.copy_(dense)
-    return model
-
-
-def _base(recipe: Recipe, plan: Plan, accelerator: Accelerator) -> PreTrainedModel:
-    """The base model on the device; or, where it is to be shared out, on the host of one process, and in others with
-    room for weights that nobody has written to, which takes no memory, if its loader can build it so.
-    """
-    if not plan.sharded:
-        return base_model(recipe, plan, accelerator.device)
-    if accelerator.is_main_process or recipe.model.record.build_model is None:
-        return base_model(recipe, plan, torch.device("cpu"))
-    model = built(recipe)
-    give_room(model)
-    return model
 
 
 def built(recipe: Recipe) -> PreTrainedModel:

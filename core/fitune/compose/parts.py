@@ -26,7 +26,6 @@ from fitune.compose.model import (
     Strategies,
     called,
     know_padding,
-    make_model,
     make_optimizer,
     must_not_see_later,
     planned,
@@ -37,6 +36,7 @@ from fitune.compose.objective import ObjectiveLoss, objective_of
 from fitune.compose.optimizer import Trainables
 from fitune.compose.positions import longest_row, position_notices
 from fitune.compose.processes import process_count
+from fitune.compose.reading import make_model, told_of_reading
 from fitune.compose.recorder import recorder_for
 from fitune.compose.reference import scored_rows
 from fitune.compose.shards import put_together
@@ -135,7 +135,7 @@ def compose(
     if forecaster is not None:
         forecaster.start(recipe, run_data.context, plan.accumulation, data, held_out)
 
-    model = make_model(recipe, strategies, plan, accelerator, timings, start)
+    model = make_model(recipe, strategies, plan, accelerator, timings, start, watch)
     if recipe.objective.record.convert is not None:
         know_padding(unwrapped(model), run_data.tokenizer)
     must_not_see_later(recipe, strategies, model)
@@ -171,7 +171,7 @@ def compose(
         parameters=sum(p.numel() for p in model.parameters()),
         forecast=None if forecaster is None else forecaster.result(),
         fitted=fitted,
-        told=told(recipe, strategies, model),
+        told=(*told_of_reading(model), *told(recipe, strategies, model)),
         resumed=resumed,
         evaluated=evaluated,
         stop=stop or StopRequest(),

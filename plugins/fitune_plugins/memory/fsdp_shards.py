@@ -1,20 +1,20 @@
-"""Sharding a model over the processes of torch's group: from the host of the first to a part on each device."""
+"""Sharding a model over the processes of torch's group: from hosts to a part on each device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fitune import ModelError, unwrapped
+from fitune_plugins.memory.fsdp_filling import Filler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,8 @@ class Root(nn.Module):
 def shard(model: PreTrainedModel, *, reshard_after_forward: bool, prefetch: int, offload: bool) -> Root:
     """Put the model on the devices of all processes, in parts. Raises `ModelError` where it cannot be.
 
-    A unit at a time goes to the device, so that there is room for the parts and one unit.
+    A unit at a time goes to the device, so that there is room for the parts and one unit. It comes from the first
+    process, or, where weights lie in files that every process has, its rows from the one that is to have them.
     """
     mesh = _mesh()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -53,11 +54,10 @@ def shard(model: PreTrainedModel, *, reshard_after_forward: bool, prefetch: int,
     if not simulated:
         _must_be_equal(model)
     root = Root(model)
-    filler = Filler(mesh)
     embeddings = _own_embeddings(model)
-    for unit in (*embeddings, *layers, root):
-        if not simulated:
-            filler.fill(unit)
+    units: list[nn.Module] = [*embeddings, *layers, root]
+    filled = units if simulated else Filler(model, mesh.device_type).fill(units)
+    for unit in filled:
         ignored = {p for p in unit.parameters() if p.requires_grad} if whole else set()
         _ready(unit, ignored)
         fully_shard(
@@ -73,36 +73,6 @@ def shard(model: PreTrainedModel, *, reshard_after_forward: bool, prefetch: int,
         cast(FSDPModule, unit).set_unshard_in_backward(False)  # a look-up needs no weight for its gradient
     _prefetch(cast("list[FSDPModule]", layers), prefetch)
     return root
-
-
-class Filler:
-    """Gives each process what the first one has, on its device, unit by unit."""
-
-    def __init__(self, mesh: DeviceMesh) -> None:
-        cuda = mesh.device_type == "cuda"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        self._done = WeakValueDictionary[int, Tensor]()
-        """By their numbers: weights may be tied. What was sharded goes, and must not be kept by this."""
-
-    def fill(self, unit: nn.Module) -> None:
-        """Fill what is not filled yet of a unit's parameters, buffers and other tensors."""
-        for module in unit.modules():
-            for place in (module._parameters, module._buffers, vars(module)):
-                for tensor in cast("dict[str, Any]", place).values():
-                    if not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
-                        continue
-                    if self._done.get(id(tensor)) is not tensor:
-                        self._done[id(tensor)] = tensor
-                        self._fill(tensor)
-
-    def _fill(self, tensor: Tensor) -> None:
-        first = dist.get_rank() == 0
-        data = tensor.data.to(self.device) if first else torch.empty_like(tensor.data, device=self.device)
-        dense = data.contiguous()
-        dist.broadcast(dense, src=0)
-        if dense.data_ptr() != data.data_ptr():
-            data.copy_(dense)
-        tensor.data = data
 
 
 def sharded(model: nn.Module) -> Iterator[DTensor]:
