@@ -22,6 +22,7 @@ from fitune.cli.settings import (
     tell_of,
 )
 from fitune.cli.streams import argument_text, read_line, read_text
+from fitune.cli.threads import let_threads_sleep
 from fitune.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def generate_command(
 
 
 def _generate(settings: Settings, run: Path, checkpoint: str | None, model: Path | None, asked: Asked) -> None:
+    let_threads_sleep()
     from fitune.trained.open import find, must_write, open_run
 
     prompts = _prompts(asked)
