@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fitune.compose.foreach import add_all, alike, copy_all, laid_out_as
 from fitune.compose.shards import device_of_group, is_sharded, local
 from fitune.compose.together import together
 from fitune.errors import ModelError
@@ -63,7 +64,7 @@ class Trainables:
         """Those whose gradients are gathered here."""
         self._copied = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
         pairs = [(local(p), m) for p, m in self._copied]
-        self._published = _alike([pair for pair in pairs if pair[0].data_ptr() != pair[1].data_ptr()])
+        self._published = alike([pair for pair in pairs if pair[0].data_ptr() != pair[1].data_ptr()])
         self._owned: Owned | None = None
         self._units = 1.0
 
@@ -165,8 +166,8 @@ class Trainables:
         """Copy the masters into the model and drop all gradients. Call it after the optimizer's step."""
         if self._published:
             with torch.no_grad():
-                for alike in self._published:
-                    torch._foreach_copy_([p for p, _ in alike], [m for _, m in alike])
+                for some in self._published:
+                    torch._foreach_copy_([p for p, _ in some], [m for _, m in some])
         self.drop()
 
     def leave(self) -> None:
@@ -213,37 +214,18 @@ def _master(parameter: nn.Parameter, masters: bool) -> nn.Parameter:
     return nn.Parameter(parameter.detach().float()) if masters and parameter.dtype != torch.float32 else parameter
 
 
-def _alike(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
-    """The pairs in lists that torch copies in few launches: it does so where types, devices and strides are alike, and
-    otherwise, for one pair that is not, tensor by tensor.
-    """
-    found: dict[object, list[tuple[Tensor, Tensor]]] = {}
-    for number, (to, by) in enumerate(pairs):
-        kind = (to.dtype, to.device, by.dtype, by.device)
-        found.setdefault(kind if to.stride() == by.stride() else number, []).append((to, by))
-    return list(found.values())
-
-
 def _add(sums: list[Tensor], gradients: list[Tensor]) -> None:
-    """Add gradients to float32 sums; the copy of a bucket's is exact, so the sum is what adding each would give.
-
-    The copy has the gradients' strides: lists of tensors whose strides differ take a launch for each tensor.
+    """Add gradients to float32 sums, by way of a copy that has the gradients' strides. It is exact, so the sum is what
+    adding each would give.
     """
     if len(sums) == 1:
         sums[0].add_(gradients[0])
         return
     wide = torch.empty(sum(g.numel() for g in gradients), dtype=torch.float32, device=sums[0].device)
     pieces = wide.split([g.numel() for g in gradients])
-    parts = [_laid_out_as(g, piece) for piece, g in zip(pieces, gradients, strict=True)]
-    torch._foreach_copy_(parts, gradients)
-    torch._foreach_add_(sums, parts)
-
-
-def _laid_out_as(like: Tensor, piece: Tensor) -> Tensor:
-    """The elements of `piece` in the shape of `like`, and row by row or column by column as there."""
-    if like.dim() == 2 and like.t().is_contiguous():
-        return piece.view(like.shape[1], like.shape[0]).t()
-    return piece.view_as(like)
+    parts = [laid_out_as(g, piece) for piece, g in zip(pieces, gradients, strict=True)]
+    copy_all(list(zip(parts, gradients, strict=True)))
+    add_all(list(zip(sums, parts, strict=True)))
 
 
 def _flat_buffers(buckets: Sequence[Sequence[Tensor]]) -> deque[Tensor]:
@@ -267,13 +249,13 @@ def _summing(masters: Sequence[nn.Parameter], flats: Sequence[Tensor]) -> Callab
         return cast(Any, dist.all_reduce(bucket[0], async_op=True)).wait  # type: ignore[no-any-return]
     flat = flats[0][: sum(grad.numel() for grad in bucket)]
     pieces = flat.split([grad.numel() for grad in bucket])
-    parts = [_laid_out_as(local(master), piece) for master, piece in zip(masters, pieces, strict=True)]
-    torch._foreach_copy_(parts, bucket)
+    parts = [laid_out_as(local(master), piece) for master, piece in zip(masters, pieces, strict=True)]
+    copy_all(list(zip(parts, bucket, strict=True)))
     work = cast(Any, dist.all_reduce(flat, async_op=True))
 
     def finish() -> None:
         work.wait()
-        torch._foreach_copy_(bucket, parts)
+        copy_all(list(zip(bucket, parts, strict=True)))
 
     return finish
 
