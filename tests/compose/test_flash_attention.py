@@ -16,6 +16,8 @@ from torch.nn import attention as registry
 from fitune import ModelError, Plan
 from fitune.compose import flash_attention, model, varlen
 from fitune.compose.flash_attention import current, switch, taken
+from fitune.memory.allocator.replay import replay
+from fitune.memory.cards import cards
 from fitune.memory.cards.cards import find_card
 from fitune.memory.kernels.scratch import scratch_table
 from fitune.memory.trace import run
@@ -203,7 +205,7 @@ def _scratch(flash: str, size: int, keys: int) -> int:
     """Bytes beside a backward pass, of 1,000 tokens in three documents under eight heads."""
     query, key = (torch.empty(1000, heads, size, device="meta", dtype=torch.bfloat16) for heads in (8, keys))
     ends = torch.empty(4, device="meta", dtype=torch.int32)
-    scratch = scratch_table((9, 0), flash=flash)["torch_attn._varlen_attn_backward.default"]
+    scratch = scratch_table((9, 0), flash=flash.split())["torch_attn._varlen_attn_backward.default"]
     arguments = (query, query, key, key, query, query, ends, ends, 500, 500, True)
     return sum(size for size in scratch(arguments, None) if size > 0)
 
@@ -219,21 +221,51 @@ def test_scratch_by_their_sources() -> None:
     assert _scratch("FA3", 64, 8) == 2 * rows + 64 * rows + 4 * 4 * 3 * 8
 
 
+@pytest.mark.parametrize(("size", "keys"), [(32, 8), (64, 8), (128, 8), (128, 2), (256, 1)])
+def test_where_any_may_be_at_work_the_most_is_taken(size: int, keys: int) -> None:
+    each = [_scratch(name, size, keys) for name in ("FA2", "FA3", "FA4")]
+    assert len(set(each)) > 1
+    assert _scratch("FA2 FA3 FA4", size, keys) == max(each)
+
+
+def test_a_forecast_for_another_machine_says_what_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [PACKED, 'model.dtype="bfloat16"']
+    recipe = read_recipe(write_recipe(tmp_path / "recipe"), open_registry(), asked)
+    elsewhere = run.trace(recipe, shapes(recipe), find_card("h100"))
+    assert run.ANY_FLASH in elsewhere.notices
+    assert run.ANY_FLASH not in run.trace(recipe, shapes(recipe), find_card("a10g")).notices
+    monkeypatch.setattr(cards, "local_card", lambda: find_card("h100"))
+    here = run.trace(recipe, shapes(recipe), find_card("h100"))
+    assert run.ANY_FLASH not in here.notices
+    most, known = (replay(one.log.sized(), expandable=False).peak_allocated for one in (elsewhere, here))
+    assert most >= known
+
+
 class _Seen(Exception):
     """What was asked of the scratch of kernels."""
 
 
 @pytest.mark.parametrize(
-    ("card", "more", "flash"), [("h100", (), "FA3"), ("h100", ("deterministic=true",), "FA2"), ("a100-80gb", (), "FA2")]
+    ("card", "more", "flash"),
+    [
+        ("h100", (), "FA3"),
+        ("h100", ("deterministic=true",), "FA2"),
+        ("a100-80gb", (), "FA2"),
+    ],
 )
+@pytest.mark.parametrize("here", [True, False])
 def test_a_forecast_knows_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str, more: tuple[str, ...], flash: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str, more: tuple[str, ...], flash: str, here: bool
 ) -> None:
+    """On another machine's card any may be at work that it takes, unless the run is deterministic."""
+
     def asked(capability: tuple[int, int], **named: Any) -> None:
-        raise _Seen(named["flash"])
+        raise _Seen(" ".join(named["flash"]))
 
     monkeypatch.setattr(run, "scratch_table", asked)
+    monkeypatch.setattr(cards, "local_card", lambda: find_card(card) if here else None)
+    flash = flash if here or flash == "FA2" else "FA2 FA3 FA4"
     strategy = 'memory.strategy=[{use="flash-attention", implementation="FA3"}]'
     recipe = read_recipe(write_recipe(tmp_path / "recipe"), open_registry(), [PACKED, strategy, *more])
-    with pytest.raises(_Seen, match=flash):
+    with pytest.raises(_Seen, match=f"^{flash}$"):
         run.trace(recipe, shapes(recipe), find_card(card))

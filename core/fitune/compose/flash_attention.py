@@ -39,6 +39,17 @@ def taken(wanted: Sequence[str], capability: tuple[int, int], *, deterministic: 
     return next((name for name in wanted if capability[0] in MAJORS.get(name, ())), OWN)
 
 
+def possible(
+    wanted: Sequence[str], capability: tuple[int, int], *, deterministic: bool = False, here: bool = True
+) -> tuple[str, ...]:
+    """Those that may compute it on a card of this compute capability: the one that is taken of those wanted; where the
+    card is of another machine, not `here`, whose packages nobody knows, any that such a card takes.
+    """
+    if here or deterministic:
+        return (taken(wanted, capability, deterministic=deterministic),)
+    return (OWN, *(name for name, majors in MAJORS.items() if capability[0] in majors))
+
+
 def current() -> str:
     """What torch's FlashAttention is computed by now."""
     look = getattr(attention, "current_flash_attention_impl", None)

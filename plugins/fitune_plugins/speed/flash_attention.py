@@ -68,7 +68,7 @@ class FlashAttention(Strategy):
         wanted = installed() if named == "installed" else (named,)
         if wanted:
             return replace(plan, flash_attention=wanted)
-        notice = f"{NAME} has no effect: neither flash_attn_3 nor flash-attn-4 is installed"
+        notice = f"{NAME} has no effect: neither flash_attn_3 nor flash-attn-4 is installed here"
         return replace(plan, notices=(*plan.notices, notice))
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -189,6 +189,12 @@ def local_card() -> Card | None:
     )
 
 
+def is_here(card: Card) -> bool:
+    """Whether a card is of this machine's kind, so that what a run on it has installed is what is installed here."""
+    local = local_card()
+    return local is not None and local.capability == card.capability
+
+
 def may_have_one() -> bool:
     """Whether this machine may have an NVIDIA GPU: none, for sure, where neither a device nor the driver's library is
     there. Takes milliseconds, where importing torch to be told so takes seconds.

@@ -7,25 +7,42 @@ measured. Shapes: T tokens of all documents, H heads, K heads of keys and values
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from fitune.memory.kernels.attention import varlen_backward, varlen_forward
 from fitune.memory.kernels.gpu import Gpu, Scratch
 
 SIZES = (64, 96, 128, 192, 256)
 """Head sizes that FlashAttention 3 has kernels for; others are computed as the next."""
 
 
-def flash_table(gpu: Gpu) -> dict[str, Scratch]:
-    """By operation, of what stands in for torch's own; empty where nothing does."""
-    if gpu.flash not in ("FA3", "FA4"):
+def flash_table(gpu: Gpu, flash: Sequence[str]) -> dict[str, Scratch]:
+    """By operation, of what stands in for torch's own; of several that may, the one that takes most; empty where
+    nothing does.
+    """
+    if not set(flash) - {"FA2"}:
         return {}
-    backward = partial(_backward, gpu)
+    forward, backward = zip(*(_of(gpu, name) for name in flash), strict=True)
     return {
-        "torch_attn._varlen_attn.default": partial(_forward, gpu),
-        "torch_attn._varlen_attn_backward.default": backward,
-        "aten._flash_attention_backward.default": backward,
+        "torch_attn._varlen_attn.default": partial(_most, forward),
+        "torch_attn._varlen_attn_backward.default": partial(_most, backward),
+        "aten._flash_attention_backward.default": partial(_most, backward),
     }
+
+
+def _of(gpu: Gpu, name: str) -> tuple[Scratch, Scratch]:
+    """Of its forward and its backward pass."""
+    if name == "FA2":
+        return varlen_forward, partial(varlen_backward, gpu)
+    gpu = replace(gpu, flash=name)
+    return partial(_forward, gpu), partial(_backward, gpu)
+
+
+def _most(each: Sequence[Scratch], args: Sequence[Any], results: Any) -> list[int]:
+    """The sizes that are the most together."""
+    return max((list(scratch(args, results)) for scratch in each), key=sum)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -33,7 +33,7 @@ class Gpu:
     """The FlashAttention that computes torch's (`fitune.compose.flash_attention`)."""
 
     @classmethod
-    def of(cls, capability: tuple[int, int], *, deterministic: bool = False, flash: str = "FA2") -> Gpu:
+    def of(cls, capability: tuple[int, int], *, deterministic: bool = False) -> Gpu:
         """A usual card of this compute capability; the numbers of one that is not known are those of an A100."""
         smaller = 1024 if capability == (7, 5) else 1536
         full = capability[1] == 0 and capability[0] != 12
@@ -43,7 +43,6 @@ class Gpu:
             multiprocessors=number,
             threads=2048 if full else smaller,
             deterministic=deterministic,
-            flash=flash,
         )
 
 

@@ -31,13 +31,13 @@ def cublas_workspace(capability: tuple[int, int], *, deterministic: bool = False
 
 
 def scratch_table(
-    capability: tuple[int, int], *, deterministic: bool = False, flash: str = "FA2"
+    capability: tuple[int, int], *, deterministic: bool = False, flash: Sequence[str] = ("FA2",)
 ) -> dict[str, Scratch]:
-    """By operation, on a usual card of this compute capability, with this FlashAttention."""
-    gpu = Gpu.of(capability, deterministic=deterministic, flash=flash)
+    """By operation, on a usual card of this compute capability, with any of these FlashAttentions."""
+    gpu = Gpu.of(capability, deterministic=deterministic)
     return {
         **attention_table(gpu),
-        **flash_table(gpu),
+        **flash_table(gpu, flash),
         **reduce_table(gpu),
         **index_table(gpu),
         "aten._softmax_backward_data.default": softmax_backward,

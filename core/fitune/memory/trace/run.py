@@ -41,7 +41,7 @@ from fitune.compose.parts import make_step
 from fitune.compose.positions import longest_row
 from fitune.compose.step import Phase, Step
 from fitune.compose.tokens import outgrown, tables, with_tokens
-from fitune.memory.cards.cards import Card
+from fitune.memory.cards.cards import Card, is_here
 from fitune.memory.kernels.scratch import cublas_workspace, scratch_table
 from fitune.memory.shapes import Shapes
 from fitune.memory.trace.generation import generate
@@ -61,6 +61,12 @@ from fitune.memory.trace.values import THE_MOST
 from fitune.plugin.recipe import Evaluation, Recipe
 from fitune.plugin.records import MemoryTwin
 from fitune.plugin.strategy import Plan
+
+ANY_FLASH = (
+    "flash-attention: what is installed on the card's machine is not known here; packed rows are forecast as computed "
+    "by FlashAttention 2, 3 or 4, whichever takes the most"
+)
+"""What is told where that makes a difference."""
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -126,7 +132,12 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
     notices: list[str] = []
     modules = ModuleTracker(model)
     deterministic = recipe.general.deterministic
-    flash = flash_attention.taken(plan.flash_attention, card.capability, deterministic=deterministic)
+    flash = flash_attention.possible(
+        () if flash_attention.drops(config) else plan.flash_attention,
+        card.capability,
+        deterministic=deterministic,
+        here=is_here(card) or flash_attention.drops(config),
+    )
     tracer = Tracer(
         modules,
         scratch=scratch_table(card.capability, deterministic=deterministic, flash=flash),
@@ -136,7 +147,10 @@ def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTw
 
     def isolate(model: nn.Module) -> None:
         if packed:
-            notices.append(f"packed documents are kept apart by {assume_isolated(model, card.capability, whole)}")
+            isolation = assume_isolated(model, card.capability, whole)
+            notices.append(f"packed documents are kept apart by {isolation}")
+            if len(flash) > 1 and not isolation.reason:
+                notices.append(ANY_FLASH)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
