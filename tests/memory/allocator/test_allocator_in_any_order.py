@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitune.memory.allocator.allocator import GRANULE, CachingAllocator, OutOfMemory
+from fitune.memory.allocator.allocator import COUNTS, GRANULE, CachingAllocator, OutOfMemory
 from fitune.memory.allocator.pools import Piece
 from fitune.memory.allocator.replay import replay, smallest_capacity
 from fitune.plugin.units import MIB
@@ -74,6 +74,42 @@ def test_what_holds_after_every_event(log: Log, spare: int, apart: frozenset[int
         allocator.free(block)
     check_pieces(allocator)
     assert allocator.allocated == 0
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+@given(log=logs(), at=st.integers(0, 80), spare=st.integers(-2, 3), apart=st.frozensets(st.integers(1, 60)))
+@settings(deadline=None, max_examples=60)
+def test_a_fork_goes_its_own_way(log: Log, at: int, spare: int, apart: frozenset[int], expandable: bool) -> None:
+    capacity = smallest_capacity(log, expandable=expandable, apart=apart) + spare * GRANULE
+
+    def state_behind(
+        allocator: CachingAllocator, events: Log
+    ) -> tuple[int, list[int], list[tuple[int, int, bool, bool]]]:
+        """How far it got, what it counted, and where its blocks are."""
+        done = 0
+        try:
+            for block, size in events:
+                if block < 0:
+                    allocator.free(-block)
+                else:
+                    allocator.allocate(block, size, apart=block in apart, stream=block % 2)
+                done += 1
+        except OutOfMemory:
+            pass
+        counts = [getattr(allocator, name) for name in COUNTS]
+        return done, counts, sorted((one.address, one.size, one.busy, one.mapped) for one in pieces(allocator))
+
+    whole = state_behind(CachingAllocator(expandable=expandable, capacity=capacity), log)
+    shared = CachingAllocator(expandable=expandable, capacity=capacity)
+    before = state_behind(shared, log[:at])
+    if before[0] == len(log[:at]):
+        done, *rest = state_behind(shared.forked(capacity), log[at:])
+        assert (done + len(log[:at]), *rest) == whole
+        assert state_behind(shared, []) == (0, *before[1:])
+        endless, *_ = state_behind(shared.forked(None), log[at:])
+        assert endless == len(log[at:])
+        done, *rest = state_behind(shared, log[at:])
+        assert (done + len(log[:at]), *rest) == whole
 
 
 def check_pieces(allocator: CachingAllocator) -> None:

@@ -11,7 +11,7 @@ from fitune.memory.allocator.allocator import GRANULE
 from fitune.memory.cards.cards import find_card
 from fitune.memory.forecast import Forecast
 from fitune.memory.oom.explain import card_of
-from fitune.memory.oom.failure import UNTOUCHED, agreeing_phase, askers, run_out, sighting
+from fitune.memory.oom.failure import UNTOUCHED, agreeing_phase, askers, run_out, run_outs, sighting
 from fitune.memory.oom.message import OutOfMemoryMessage, figure, read_message
 from fitune.memory.trace.load import WARM_UP
 from fitune.memory.trace.log import Block, MemoryLog
@@ -65,6 +65,30 @@ def test_a_run_that_gets_through(traced: Forecast) -> None:
     short = run_out(traced.trace.log, traced.needed - GRANULE, expandable=False)
     assert short is not None
     assert short.free + short.allocated + short.unallocated == short.capacity == traced.needed - GRANULE
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("expandable", [False, True])
+def test_many_capacities_are_what_each_is_by_itself(traced: Forecast, expandable: bool, warm: bool) -> None:
+    log = traced.trace.log
+    capacities = range(2 * MIB, traced.reserved + 6 * MIB, 6 * MIB)
+    found = run_outs(log, capacities, expandable=expandable, warm=warm)
+    alone = {capacity: run_out(log, capacity, expandable=expandable, warm=warm) for capacity in capacities}
+    assert found == alone
+    assert len({failure.event for failure in alone.values() if failure is not None}) > 3
+    assert None in alone.values()
+
+
+def test_many_capacities_of_which_each_has_another_room_to_warm_up_in() -> None:
+    log = MemoryLog()
+    log.enter("load", 0)
+    log.pass_through(Block(9 * GIB, "weights", "load", WARM_UP, ""))
+    for size in (5, 4):
+        log.take(Block(size * GIB, "weights", "load", "load", ""))
+    capacities = [size * GIB // 2 for size in range(2, 26)]
+    for warm in (True, False):
+        found = run_outs(log, capacities, expandable=False, warm=warm)
+        assert found == {one: run_out(log, one, expandable=False, warm=warm) for one in capacities}
 
 
 def test_transformers_leaves_a_part_of_the_card_alone_when_it_warms_up() -> None:

@@ -27,6 +27,12 @@ class Addresses:
         self._left: list[tuple[int, int]] = []
         """What chunks have left: address and size, by address."""
 
+    def copied(self) -> Addresses:
+        """Another one, of which as much is taken."""
+        copy = Addresses()
+        copy._bottom, copy._left = self._bottom, self._left.copy()
+        return copy
+
     def take(self, size: int) -> int:
         """The address of a new segment."""
         for at, (address, left) in enumerate(self._left):

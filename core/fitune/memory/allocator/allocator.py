@@ -11,6 +11,8 @@ memory that runs out, not `set_per_process_memory_fraction`, which counts otherw
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fitune.memory.allocator.addresses import Addresses
 from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
@@ -29,6 +31,17 @@ ROUND_LARGE = 2 * MIB
 
 EMPTY_CACHE, CLOSE_POOL = 0, 1
 """What events of no block mean: all that is cached is given back; and the private pool is given up before."""
+
+COUNTS = (
+    "allocated",
+    "peak_allocated",
+    "reserved",
+    "peak_reserved",
+    "retries",
+    "reserved_apart",
+    "peak_reserved_apart",
+)
+"""What an allocator counts."""
 
 GRANULE = 2 * MIB
 """Every segment and every page is a multiple of this, so capacities between two multiples are all alike."""
@@ -119,6 +132,27 @@ class CachingAllocator:
         pool.merge(freed, freed.before)
         pool.merge(freed, freed.after)
         pool.add(freed)
+
+    def forked(self, capacity: int | None) -> CachingAllocator:
+        """The same allocator on a card of another capacity; what becomes of the one is nothing to the other."""
+        twin = CachingAllocator(expandable=self.expandable, capacity=capacity)
+        for name in COUNTS:
+            setattr(twin, name, getattr(self, name))
+        twin._streams = {stream: _pools(self.expandable) for stream in self._streams}
+        twin._general = twin._streams[0]
+        twin._closed = [_pools(self.expandable) for _ in self._closed]
+        twin._addresses = self._addresses.copied()
+        pools = {id(pool): of_twin for pool, of_twin in zip(self.pools, twin.pools, strict=True)}
+        busy = [piece for piece in self._blocks.values() if piece is not None]
+        own = [*busy, *(piece for pool in self.pools for piece in pool.pieces)]
+        pieces = {id(one): replace(one, pool=pools[id(one.pool)]) for one in own}
+        for piece in pieces.values():
+            piece.before = None if piece.before is None else pieces[id(piece.before)]
+            piece.after = None if piece.after is None else pieces[id(piece.after)]
+        for pool in self.pools:
+            pools[id(pool)].taken_over(pool, pieces)
+        twin._blocks = {block: None if one is None else pieces[id(one)] for block, one in self._blocks.items()}
+        return twin
 
     def _of_stream(self, stream: int) -> tuple[Pool, Pool]:
         found = self._streams.get(stream)

@@ -6,6 +6,7 @@ Names in backquotes are those of `c10/cuda/CUDACachingAllocator.cpp`; sizes and 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SMALL_BUFFER = 2 * 2**20
@@ -50,6 +51,17 @@ class Pool:
         if expandable:
             base = 0 if small else ADDRESSES
             self.add(Piece(ADDRESSES, base, self, mapped=False))
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All that it has: free blocks, and unmapped ones."""
+        return [*self._free.values(), *self._unmapped.values()]
+
+    def taken_over(self, other: Pool, pieces: Mapping[int, Piece]) -> None:
+        """Become what another pool is, with the pieces that stand for its own, by their ids."""
+        self._order, self._unmapped_order = other._order.copy(), other._unmapped_order.copy()
+        self._free = {key: pieces[id(piece)] for key, piece in other._free.items()}
+        self._unmapped = {address: pieces[id(piece)] for address, piece in other._unmapped.items()}
 
     def add(self, block: Piece) -> None:
         block.busy = False

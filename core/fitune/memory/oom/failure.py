@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fitune.compose.step import Phase
@@ -50,27 +51,74 @@ def run_out(log: MemoryLog, capacity: int, *, expandable: bool, warm: bool = Tru
     `warm` is whether transformers warms the allocator up before it loads weights, which it does since 4.51.
     """
     allocator = CachingAllocator(expandable=expandable, capacity=capacity)
-    for event, number in enumerate(log.events):
-        block = log.blocks[abs(number) - 1]
-        if number < 0:
-            allocator.free(-number)
-            continue
-        size = block.bytes
-        if block.operation == WARM_UP:
-            size = max(0, min(size, capacity - UNTOUCHED)) if warm else 0
+    return _from(allocator, log, 0, _room_of_warm_up(capacity, warm=warm))
+
+
+def run_outs(
+    log: MemoryLog, capacities: Iterable[int], *, expandable: bool, warm: bool = True
+) -> dict[int, Failure | None]:
+    """The same of many capacities, for the work of few: up to where memory first runs out they have it in common."""
+    alike: dict[int, list[int]] = {}
+    largest = max((block.bytes for block in log.blocks if block.operation == WARM_UP), default=0)
+    for capacity in set(capacities):
+        alike.setdefault(min(largest, _room_of_warm_up(capacity, warm=warm)), []).append(capacity)
+    found: dict[int, Failure | None] = {}
+    for room, group in alike.items():
+        found |= _of_group(log, sorted(group), expandable, room)
+    return found
+
+
+def _of_group(log: MemoryLog, capacities: Sequence[int], expandable: bool, room: int) -> dict[int, Failure | None]:
+    """Of ascending capacities that leave as much room to the warm-up."""
+    found: dict[int, Failure | None] = dict.fromkeys(capacities)
+    refused: list[tuple[int, int]] = []  # the event at which a capacity first has too little
+    endless, left = CachingAllocator(expandable=expandable), deque(capacities)
+    for event in range(len(log.events)):
+        _take(endless, log, event, room)
+        while left and endless.peak_reserved > left[0]:
+            refused.append((event, left.popleft()))
+        if not left:
+            break
+    shared, at = CachingAllocator(expandable=expandable), 0
+    for event, capacity in refused:
+        while at < event:
+            _take(shared, log, at, room)
+            at += 1
+        found[capacity] = _from(shared.forked(capacity), log, event, room)
+    return found
+
+
+def _from(allocator: CachingAllocator, log: MemoryLog, first: int, room: int) -> Failure | None:
+    """The first request from this event on that has no room; `room` is what the warm-up may take."""
+    for event in range(first, len(log.events)):
         try:
-            allocator.allocate(number, size)
+            _take(allocator, log, event, room)
         except OutOfMemory as error:
             return Failure(
                 event=event,
-                block=block,
+                block=log.blocks[log.events[event] - 1],
                 asked=segment_size(error.size),
-                free=capacity - error.reserved,
+                free=error.capacity - error.reserved,
                 allocated=error.allocated,
                 unallocated=error.reserved - error.allocated,
-                capacity=capacity,
+                capacity=error.capacity,
             )
     return None
+
+
+def _take(allocator: CachingAllocator, log: MemoryLog, event: int, room: int) -> None:
+    """What an event of a log does to an allocator. Raises `OutOfMemory`."""
+    number = log.events[event]
+    if number < 0:
+        allocator.free(-number)
+        return
+    block = log.blocks[number - 1]
+    allocator.allocate(number, min(block.bytes, room) if block.operation == WARM_UP else block.bytes)
+
+
+def _room_of_warm_up(capacity: int, *, warm: bool) -> int:
+    """The most bytes that transformers' warm-up takes."""
+    return max(0, capacity - UNTOUCHED) if warm else 0
 
 
 def sighting(
@@ -80,17 +128,23 @@ def sighting(
 
     The nearest such capacity counts. None where there is none.
     """
-    for off, warm in itertools.product(_outwards(spread), (True, False)):
-        failure = run_out(log, capacity + off, expandable=expandable, warm=warm)
-        if failure is None or not _agrees(failure, message):
-            continue
-        if message.free is None or _as_free(failure, message.free):
-            return Sighting(failure=failure, off=off)
-        shift = off + message.free.bytes - failure.free  # then just as much is free, if it fails at the same request
-        again = run_out(log, capacity + shift, expandable=expandable, warm=warm)
-        same = again is not None and again.event == failure.event and _as_free(again, message.free)
-        if again is not None and same and abs(shift) <= spread:
-            return Sighting(failure=again, off=shift)
+    nearest, *others = _outwards(spread)
+    warmths = (True, False) if any(block.operation == WARM_UP for block in log.blocks) else (True,)
+    for offs in ([nearest], others):  # it is the nearest one most often
+        capacities = [capacity + off for off in offs]
+        found = {warm: run_outs(log, capacities, expandable=expandable, warm=warm) for warm in warmths}
+        for off, warm in itertools.product(offs, warmths):
+            failure = found[warm][capacity + off]
+            if failure is None or not _agrees(failure, message):
+                continue
+            if message.free is None or _as_free(failure, message.free):
+                return Sighting(failure=failure, off=off)
+            # Then just as much is free, if it fails at the same request.
+            shift = off + message.free.bytes - failure.free
+            again = run_out(log, capacity + shift, expandable=expandable, warm=warm)
+            same = again is not None and again.event == failure.event and _as_free(again, message.free)
+            if again is not None and same and abs(shift) <= spread:
+                return Sighting(failure=again, off=shift)
     return None
 
 
