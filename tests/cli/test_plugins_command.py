@@ -11,7 +11,8 @@ import pytest
 from fitune import hookimpl
 from fitune._version import __version__
 from fitune.cli.settings import Settings
-from fitune.plugin.registry import Registry, built_in
+from fitune.plugin.built_in import built_in
+from fitune.plugin.registry import Registry
 from fitune.testing import open_registry
 from support.commands import Capture, ft, refused
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import fitune.plugin.registry
+import fitune.plugin.built_in
 from fitune import Adapter, DataStage, MemoryStrategy, NoOptions, PluginError, RunError, hookimpl
 from fitune.plugin.contract import blame
 from fitune.plugin.provided import Plugin
@@ -30,7 +30,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         install(tmp_path, "fitune-tried", source)
         registry = Registry.open()
         sound = {p.name for p in registry.plugins.values() if p.cause is None}
-        assert sound >= set(fitune.plugin.registry.built_in())
+        assert sound >= set(fitune.plugin.built_in.built_in())
         return registry.plugins["fitune-tried"]
 
     yield load

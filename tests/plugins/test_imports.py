@@ -13,7 +13,8 @@ import pytest
 
 import fitune
 import fitune_plugins
-from fitune.plugin.registry import Registry, built_in
+from fitune.plugin.built_in import built_in
+from fitune.plugin.registry import Registry
 from support.paths import ROOT
 
 HOME = ROOT / "plugins" / "fitune_plugins"

@@ -20,9 +20,10 @@ from fitune._version import __version__
 from fitune.checkpoint.manifest import NAME as MANIFEST
 from fitune.errors import RunError
 from fitune.launch.requirements import requirements
+from fitune.plugin.built_in import PLUGINS
 from fitune.plugin.digest import digest_of
 from fitune.plugin.recipe import Recipe, Use
-from fitune.plugin.registry import PLUGINS, Registry
+from fitune.plugin.registry import Registry
 from fitune.runs.layout import CHECKPOINTS, IDENTITY, RECIPE
 
 T = TypeVar("T")
