@@ -158,11 +158,23 @@ def test_causal_attention_is_bound_by_half_of_its_square() -> None:
     assert bound(A10G, one) == pytest.approx(CAUSAL * 4 * 32 * 4096**2 * 128 / 70e12)
 
 
-def test_interpolation_is_exact_at_points_and_flat_far_away() -> None:
+def test_interpolation_is_exact_at_points_and_as_the_outermost_beyond_them() -> None:
     points: list[tuple[tuple[float, ...], float]] = [((0.0,), 1.0), ((2.0,), 3.0)]
     assert interpolated(points, (2.0,)) == 3.0
     assert interpolated(points, (1.0,)) == pytest.approx(2.0)
-    assert interpolated(points, (1e6,)) == pytest.approx(2.0, rel=1e-3)
+    assert interpolated(points, (1e6,)) == 3.0
+    assert interpolated(points, (-1e6,)) == 1.0
+
+
+def test_attention_of_the_longest_rows_is_as_fast_as_of_the_longest_that_was_measured() -> None:
+    """A card with a hundred thousand tokens in few heads is as busy as one with thousands in many."""
+    measured = attention("bfloat16", (32, 16384, 128), "backward cudnn")
+    long = attention("bfloat16", (8, 131072, 128), "backward cudnn")
+    found = Pace(H100)
+    rates = [(found.seconds(one) - found.gap) / one.flops for one in (measured, long)]
+    assert rates[1] == pytest.approx(rates[0])
+    few = attention("bfloat16", (8, 2048, 128), "backward cudnn")
+    assert (found.seconds(few) - found.gap) / few.flops > 1.2 * rates[0]
 
 
 # ------------------------------------------------------------------------------------------- where rates come from

@@ -5,7 +5,8 @@ bytes over the bandwidth of its memory (Williams et al., "Roofline", CACM 2009),
 the blocks that all multiprocessors compute at once ("wave quantisation": NVIDIA, "Matrix Multiplication Background
 User's Guide"). What was measured is kept as a multiple of that bound, and between measured sizes the multiple is
 interpolated: in the logarithms of all sizes, each measurement weighing the less the farther it is (Shepard, "A
-two-dimensional interpolation function for irregularly-spaced data", ACM 1968).
+two-dimensional interpolation function for irregularly-spaced data", ACM 1968). What is larger or smaller than all that
+was measured is as the largest or smallest: a card that has enough to do gets no faster by more.
 """
 
 from __future__ import annotations
@@ -224,7 +225,11 @@ def is_aligned(tensor: Any) -> bool:
 
 
 def interpolated(points: list[tuple[Sizes, float]], at: Sizes) -> float:
-    """The value at a place between others; that of a point at the point itself."""
+    """The value at a place between others; that of a point at the point itself. Outside of all, that of the nearest
+    place which is not: the mean of all points, to which weights of distances tend there, has those of the smallest too.
+    """
+    sides = list(zip(*(place for place, _ in points), strict=True))
+    at = tuple(min(max(one, min(side)), max(side)) for one, side in zip(at, sides, strict=True))
     total = weights = 0.0
     for place, value in points:
         distance = sum((one - other) ** 2 for one, other in zip(place, at, strict=True))
@@ -250,9 +255,14 @@ def _forms(work: Operation) -> tuple[str, ...]:
 
 
 def _place(work: Operation) -> Sizes:
+    """Where it is among measurements. Of attention count the tokens of all heads together, whose blocks all
+    multiprocessors compute: eight heads of a long row keep a card as busy as 32.
+    """
     if work.family == "pass":
         return (math.log(max(work.bytes, 1)),)
-    return tuple(math.log(max(size, 1)) for size in work.sizes)
+    first, *others = work.sizes
+    first *= others[0] if work.family == "attention" else 1
+    return tuple(math.log(max(size, 1)) for size in (first, *others))
 
 
 def _class(dtype: str) -> str:
