@@ -37,6 +37,13 @@ from fitune.plugin.dataflow import (
     Stage,
     Takes,
 )
+from fitune.plugin.deprecation import (
+    Deprecation,
+    Formerly,
+    FtDeprecationWarning,
+    deprecated,
+    former_names,
+)
 from fitune.plugin.events import (
     Answer,
     CheckpointReport,
@@ -105,12 +112,15 @@ __all__ = [
     "DataContext",
     "DataError",
     "DataStage",
+    "Deprecation",
     "Dialogue",
     "Document",
     "EvalReport",
     "Example",
     "Fit",
     "Flow",
+    "Formerly",
+    "FtDeprecationWarning",
     "FtError",
     "GradientOwner",
     "Interrupted",
@@ -162,6 +172,8 @@ __all__ = [
     "added_tokens",
     "buckets",
     "decay_groups",
+    "deprecated",
+    "former_names",
     "has_values",
     "hookimpl",
     "mapped_weights",

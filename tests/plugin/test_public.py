@@ -20,15 +20,16 @@ from support.paths import ROOT
 
 PUBLIC = (
     "IGNORED", "Adapter", "Answer", "Batch", "CannotRecord", "CheckpointReport", "Conversation", "Criterion",
-    "DataContext", "DataError", "DataStage", "Dialogue", "Document", "EvalReport", "Example", "Fit", "Flow",
-    "FtError", "GradientOwner", "Interrupted", "Job", "JobState", "JobStatus", "Launcher", "Lever", "Listener",
-    "Machine", "MemoryForecast", "MemoryReport", "MemoryStrategy", "MemoryTwin", "MicroBatch", "ModelError",
-    "ModelLoader", "NoOptions", "Notice", "Objective", "OptimizerSettings", "Origin", "Outcome", "Plan",
-    "Preference", "PluginError", "Price", "Problem", "Recipe", "RecipeError", "Recorder", "Recovery",
-    "RehearsalReport", "Row", "Run", "RunError", "Scores", "Stage", "StepReport", "StopRequest",
-    "StoredQuantization", "Strategy", "Takes", "TaskRequest", "TaskScores", "TaskSuite", "__version__",
-    "added_modules", "added_tokens", "buckets", "decay_groups", "has_values", "hookimpl", "mapped_weights",
-    "mend_generation_config", "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
+    "DataContext", "DataError", "DataStage", "Deprecation", "Dialogue", "Document", "EvalReport", "Example",
+    "Fit", "Flow", "Formerly", "FtDeprecationWarning", "FtError", "GradientOwner", "Interrupted", "Job",
+    "JobState", "JobStatus", "Launcher", "Lever", "Listener", "Machine", "MemoryForecast", "MemoryReport",
+    "MemoryStrategy", "MemoryTwin", "MicroBatch", "ModelError", "ModelLoader", "NoOptions", "Notice",
+    "Objective", "OptimizerSettings", "Origin", "Outcome", "Plan", "Preference", "PluginError", "Price",
+    "Problem", "Recipe", "RecipeError", "Recorder", "Recovery", "RehearsalReport", "Row", "Run", "RunError",
+    "Scores", "Stage", "StepReport", "StopRequest", "StoredQuantization", "Strategy", "Takes", "TaskRequest",
+    "TaskScores", "TaskSuite", "__version__", "added_modules", "added_tokens", "buckets", "decay_groups",
+    "deprecated", "former_names", "has_values", "hookimpl", "mapped_weights", "mend_generation_config",
+    "nearest", "one_line", "run", "sentences", "standing_for", "unwrapped",
 )  # fmt: skip
 """A name that is added is promised to every plugin; one that is taken away breaks somebody's: CHANGELOG.md says so."""
 

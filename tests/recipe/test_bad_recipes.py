@@ -102,14 +102,6 @@ def test_a_tracker_that_is_not_installed(
     ]
 
 
-def test_an_override_of_0_1_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_light(tmp_path)
-    assert errors_of(capsys, "check", "r.toml", "--set", "log.every=10") == [
-        '--set log.every=10: "every" of [log] is an option of the listener "metrics" now. Give in its place: '
-        """--set 'listener=[{use = "metrics", every = 10}]'"""
-    ]
-
-
 def test_the_gguf_reader_that_is_not_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fitune.cli.printing import say
+from fitune.cli.printing import say, say_json
 from fitune.cli.settings import Settings, loading_switches, recipe_argument, set_option
 from fitune.compose.encoders import must_not_say_so
+from fitune.errors import RecipeError
 from fitune.runs.layout import read_json
 
 if TYPE_CHECKING:
@@ -21,18 +22,30 @@ if TYPE_CHECKING:
 @click.command("check")
 @recipe_argument
 @set_option
+@click.option("--strict", is_flag=True, help="End with exit code 2 where there is something to note, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @loading_switches
 @click.pass_obj
-def check_command(settings: Settings, recipe: Path, overrides: Sequence[str]) -> None:
-    """Check RECIPE and all that it names, without reading a weight."""
+def check_command(settings: Settings, recipe: Path, overrides: Sequence[str], strict: bool, as_json: bool) -> None:
+    """Check RECIPE and all that it names, without reading a weight.
+
+    What is deprecated in it is noted with its line, the release in which it is gone, and what to write.
+    """
     from fitune.recipe.reader import read_recipe
 
     read = read_recipe(recipe, settings.registry(), overrides)
     must_not_say_so(read, _config(read))
-    for notice in _of_lengths(read):
-        say(f"note: {notice}", err=True)
+    notices = (*read.notices, *_of_lengths(read))
     uses: list[Use[Any]] = [read.model, read.adapter, *read.strategies, *read.sources, *read.stages]
-    say(f"{recipe}: no problem found ({', '.join(use.record.name for use in uses)})")
+    names = [use.record.name for use in uses]
+    if as_json:
+        say_json({"recipe": str(recipe), "uses": names, "notices": list(notices)})
+    else:
+        for notice in notices:
+            say(f"note: {notice}", err=True)
+        say(f"{recipe}: no problem found ({', '.join(names)})")
+    if strict and notices:
+        raise RecipeError([f"{recipe}: {len(notices)} to be noted, and --strict takes none"])
 
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")

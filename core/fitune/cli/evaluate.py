@@ -20,6 +20,7 @@ from fitune.cli.settings import (
     tell_of,
     watch,
 )
+from fitune.cli.threads import let_threads_sleep
 from fitune.errors import RunError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def eval_command(
 
     With --tasks, by the tasks of a suite that a plugin offers, beside the model as it was before training.
     """
+    let_threads_sleep()
     from fitune.trained.evaluate import evaluate, find_to_evaluate
 
     if tasks is not None:
@@ -100,6 +102,8 @@ def _measure_tasks(
     shots: int | None,
     limit: int | None,
 ) -> None:
+    from fitune.plugin.provided import age_of
+    from fitune.plugin.tasks import TaskSuite
     from fitune.runs.history.words import aligned
     from fitune.runs.json_lines import finite
     from fitune.trained.open import find
@@ -110,6 +114,9 @@ def _measure_tasks(
         raise RunError("--tasks names no task. E.g. --tasks hellaswag,arc_easy")
     registry = settings.registry()
     found, options = suite_of(registry, suite or SUITE)
+    one = registry.provider(TaskSuite, suite or SUITE)
+    for notice in age_of(one, registry.plugins[one.plugin], suite or SUITE):
+        say(f"note: --suite {suite or SUITE}: {notice.sentence()}", err=True)
     if tasks_from is not None and tasks_from.is_dir():
         must_be_known(tasks_from, registry.trust)
     trained = find(run, registry, checkpoint, model=model)

@@ -114,6 +114,8 @@ def send(
 
     registry = settings.registry()
     chosen = choose(registry, on, options, file)
+    for notice in chosen.notices:
+        say(f"note: {notice}", err=True)
     directory = send_to(recipe, registry, overrides, chosen, Asked(**asked), say, watch())
     if directory is not None:
         say(f"sent: {directory}. Next: ft launch status {shlex.quote(str(directory))}")

@@ -41,13 +41,21 @@ def table(registry: Registry) -> str:
     entries = rows(registry)
     lines: list[str] = []
     for kind in [*KINDS.values(), COMMAND, None]:
-        good = [entry for entry in entries if entry["kind"] == kind and entry["status"] == "ok"]
+        good = [entry for entry in entries if entry["kind"] == kind and not _is_broken(entry)]
         if good:
             lines += ["", _several(kind) if kind else "events"]
             for entry in good:
-                said = entry["summary"] if kind else ", ".join(_hooks(entry))
-                lines += _lines(str(entry["use"] or entry["plugin"]), f"{said}{_whose(entry)}")
-    bad = [entry for entry in entries if entry["status"] != "ok"]
+                said = entry["summary"] if kind else ", ".join(_texts(entry, "hooks"))
+                said = (
+                    f"{said}{_whose(entry)}" if entry["status"] == "ok" else f"{said}{_whose(entry)}; {entry['status']}"
+                )
+                lines += _lines(str(entry["use"] or entry["plugin"]), said)
+    told = dict.fromkeys((entry["plugin"], text) for entry in entries for text in _texts(entry, "notices"))
+    if told:
+        lines += ["", "DEPRECATED, and used by plugins"]
+        for plugin, text in told:
+            lines += _lines(str(plugin), text)
+    bad = [entry for entry in entries if _is_broken(entry)]
     if bad:
         lines += ["", "BROKEN"]
         for entry in bad:
@@ -116,10 +124,25 @@ def _row(plugin: Plugin, provided: Provided | None, use: str | None) -> dict[str
         "version": plugin.version,
         "path": plugin.path,
         "hooks": list(plugin.hooks),
-        "status": "ok" if plugin.cause is None else f"broken: {plugin.cause}",
+        "notices": list(plugin.notices),
+        "formerly": [mark.name for mark in provided.record.formerly] if provided else [],
+        "status": _status(plugin, provided),
     }
 
 
-def _hooks(entry: Entry) -> Sequence[str]:
-    hooks = entry["hooks"]
-    return [str(hook) for hook in hooks] if isinstance(hooks, list) else []
+def _status(plugin: Plugin, provided: Provided | None) -> str:
+    """ "ok", or how it is broken or deprecated."""
+    if plugin.cause is not None:
+        return f"broken: {plugin.cause}"
+    if provided is None or provided.record.deprecated is None:
+        return "ok"
+    return provided.record.deprecated.told("", plugin.release).sentence().strip().removeprefix("is ")
+
+
+def _is_broken(entry: Entry) -> bool:
+    return str(entry["status"]).startswith("broken: ")
+
+
+def _texts(entry: Entry, key: str) -> Sequence[str]:
+    found = entry[key]
+    return [str(text) for text in found] if isinstance(found, list) else []

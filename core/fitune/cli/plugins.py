@@ -12,8 +12,8 @@ from fitune.cli.own_plugins import check, json_option, new
 from fitune.cli.printing import say, say_json
 from fitune.cli.settings import RecipePath, Settings, loading_switches, switches
 from fitune.errors import PluginError, nearest
-from fitune.plugin.options import describe
-from fitune.plugin.provided import Provided
+from fitune.plugin.options import Option, describe
+from fitune.plugin.provided import Provided, ages, meant
 from fitune.plugin.registry import Registry
 
 
@@ -66,6 +66,7 @@ def show(settings: Settings, name: str, as_json: bool) -> None:
     """Show the options of every provider called NAME, or of a plugin of that name: types, defaults, meaning."""
     registry = settings.registry()
     found: list[Provided] = [p for p in registry.provided if name in (p.record.name, registry.name_of(p), p.plugin)]
+    found = found or meant(registry.provided, registry.plugins, name)  # by a name that it had
     if not found and name in registry.plugins:
         cause = registry.plugins[name].cause
         raise PluginError(f'the plugin "{name}" is broken: {cause}' if cause else f'"{name}" has no options to show')
@@ -86,12 +87,14 @@ def details(registry: Registry, provided: Provided) -> str:
     record = provided.record
     head = f"{registry.name_of(provided)} ({provided.kind}, plugin {provided.plugin})"
     lines = [head, *wrapped(f"  {record.summary}", 2)]
-    options = describe(record.options)
+    lines += [line for text in ages(provided, registry.plugins[provided.plugin]) for line in wrapped(f"  {text}", 2)]
+    options = describe(record.options, registry.plugins[provided.plugin].release)
     for option in options:
         default = "required" if option.default is None else f"default {option.default}"
         lines += ["", *wrapped(f"  {option.name}: {option.type}; {default}", 6)]
-        if option.doc:
-            lines += wrapped(f"      {option.doc}", 6)
+        for text in (option.doc, option.deprecated, _former(option)):
+            if text:
+                lines += wrapped(f"      {text}", 6)
     return "\n".join(lines if options else [*lines, "", "  no options"])
 
 
@@ -102,5 +105,12 @@ def _values(registry: Registry, provided: Provided) -> dict[str, object]:
         "kind": provided.kind,
         "plugin": provided.plugin,
         "summary": provided.record.summary,
-        "options": [asdict(option) for option in describe(provided.record.options)],
+        "deprecated": list(ages(provided, registry.plugins[provided.plugin])),
+        "options": [
+            asdict(option) for option in describe(provided.record.options, registry.plugins[provided.plugin].release)
+        ],
     }
+
+
+def _former(option: Option) -> str:
+    return f"formerly {', '.join(option.formerly)}" if option.formerly else ""

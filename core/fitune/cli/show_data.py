@@ -27,7 +27,7 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
     if data is None:
         raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
-    notices = notices_of(recipe, context, *((None, data) if held_out else (data, None)))
+    notices = (*recipe.notices, *notices_of(recipe, context, *((None, data) if held_out else (data, None))))
     if row is not None and row > len(data.rows):
         raise DataError(f"there is no row {row}: there are {len(data.rows)}")
     numbers = range(min(rows, len(data.rows))) if row is None else [row - 1]

@@ -68,10 +68,12 @@ def tell_where(recipe: Recipe, registry: Registry, asked: Asked) -> None:
         recipe = replace(recipe, memory=replace(recipe.memory, fit=True))
     places = where(recipe, registry, shape)
     if asked.as_json:
-        say_json({"where": json_of_where(places)})
+        say_json({"where": json_of_where(places), "notices": list(recipe.notices)})
         return
     for line in where_lines(recipe.general.name, places):
         say(line)
+    for notice in recipe.notices:
+        say(f"  note       {notice}")
 
 
 def _lines(recipe: Recipe, base: Forecast, made: Composition, fitted: Fitted | None, asked: Asked) -> Iterator[str]:

@@ -11,7 +11,7 @@ from fitune.cli.list_plugins import wrapped
 from fitune.errors import PluginError, nearest
 from fitune.plugin.contract import EVENTS, blame
 from fitune.plugin.options import describe, to_table, toml_text
-from fitune.plugin.provided import Provided, meant
+from fitune.plugin.provided import Plugin, Provided, ages, meant
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective
 from fitune.plugin.registry import Registry
@@ -54,6 +54,8 @@ class Why:
     keys: tuple[str, ...]
     says: tuple[str, ...]
     """What its record says of others."""
+    deprecated: tuple[str, ...]
+    """What of it is deprecated: it, names that it had, options, and what its plugin uses of fitune's."""
     recipe: str | None = None
     used: bool | None = None
     """Whether the recipe uses it; None where no recipe is given."""
@@ -91,6 +93,7 @@ def lines(one: Why) -> Iterator[str]:
     if one.table:
         yield from _told("keys", [f'{one.table} use = "{one.use}"', *([", ".join(one.keys)] if one.keys else [])])
     yield from _told("says", one.says)
+    yield from _told("status", one.deprecated or ("ok",))
     if one.used is False:
         yield from _told("recipe", [f"{one.recipe} does not use it, so that it changes nothing there"])
     elif one.used:
@@ -121,13 +124,21 @@ def _why(registry: Registry, one: Provided, recipe: Recipe | None) -> Why:
         path=plugin.path,
         hooks=plugin.hooks,
         table=TABLES.get(one.kind, "").removeprefix("a ").replace("stage", "source" if _is_source(record) else "stage"),
-        keys=tuple(option.name for option in describe(record.options)),
+        keys=tuple(option.name for option in describe(record.options, plugin.release)),
         says=tuple(_says(record)),
+        deprecated=(*ages(one, plugin), *_old_options(record, plugin), *plugin.notices),
         recipe=None if recipe is None else str(recipe.path),
         used=None if recipe is None else bool(uses),
         options=tuple(f"{key} = {toml_text(value)}" for use in uses for key, value in to_table(use.options).items()),
         changes=tuple(told),
     )
+
+
+def _old_options(record: Any, plugin: Plugin) -> Iterator[str]:
+    for option in describe(record.options, plugin.release):
+        if option.deprecated:
+            yield f"{option.name} {option.deprecated}"
+        yield from (f'"{name}" is called {option.name} now' for name in option.formerly)
 
 
 def _is_source(record: object) -> bool:

@@ -38,4 +38,4 @@ def told_order(uses: Sequence[Use[MemoryStrategy[Any]]], ordered: Uses) -> tuple
 
 
 def _is_before(one: MemoryStrategy[Any], other: MemoryStrategy[Any]) -> bool:
-    return one is not other and (other.name in one.before or one.name in other.requires)
+    return one is not other and (other.is_called(one.before) or one.is_called(other.requires))

@@ -95,6 +95,7 @@ def send(
         with _blamed(name):
             prepared = list(launcher.prepare(chosen.options, job))
         told = [*lines(found, seconds, date.today(), paid=launcher.paid), *(f"job      {line}" for line in prepared)]
+        told += [f"note     {notice}" for notice in start.recipe.notices]
         for line in [*told, f"sent     {size_text(size)}: recipe, data, code, versions"]:
             say(f"  {line}")
         if asked.dry_run:

@@ -15,10 +15,15 @@ from fitune.plugin.strategy import Plan, Strategy
 
 
 def strategies_of(registry: Registry) -> Iterator[MemoryStrategy[Any]]:
-    """Every memory strategy that its name alone picks."""
+    """Every memory strategy that its name alone picks, and that is not deprecated."""
     for provided in registry.provided:
-        if isinstance(provided.record, MemoryStrategy) and registry.name_of(provided) == provided.record.name:
-            yield provided.record
+        record = provided.record
+        if (
+            isinstance(record, MemoryStrategy)
+            and record.deprecated is None
+            and registry.name_of(provided) == record.name
+        ):
+            yield record
 
 
 def accumulating(registry: Registry) -> MemoryStrategy[Any] | None:

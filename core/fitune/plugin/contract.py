@@ -25,12 +25,14 @@ import pluggy
 
 from fitune.errors import FtError, PluginError, Problem, described, nearest
 from fitune.plugin.dataflow import Flow, Takes
+from fitune.plugin.deprecation import wrong_marks
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.extendspecs import ExtendHooks
+from fitune.plugin.hook_age import warn_of_hook
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
 from fitune.plugin.levers import Lever
-from fitune.plugin.option_types import wrong_fields
+from fitune.plugin.option_types import is_required, wrong_fields
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, MemoryTwin, ModelLoader, Objective
 from fitune.plugin.relations import ROLES
 from fitune.plugin.tasks import TaskSuite
@@ -144,6 +146,7 @@ def _hook_of(
     if options.get("wrapper") or options.get("hookwrapper"):
         raise PluginError(f"{hook} is a wrapper: fitune's hooks take none")
     _check_arguments(hook, getattr(plugin, name))
+    warn_of_hook(hook, getattr(plugin, name))
     return hook
 
 
@@ -192,7 +195,7 @@ def _wrong(record: Any) -> str | None:
     for field in (*CALLABLES, *(f for f in OPTIONAL if getattr(record, f, None) is not None)):
         if not callable(getattr(record, field, _wrong)):
             return f"{what} has a {field} that cannot be called"
-    odd = _wrong_of_others(record) or _wrong_of_its_kind(record)
+    odd = wrong_marks(record) or _wrong_of_others(record) or _wrong_of_its_kind(record)
     return odd and f"{what} {odd}"
 
 
@@ -224,7 +227,7 @@ def _wrong_of_its_kind(record: Any) -> str | None:
         wanted = "name a directory of its own within a run's, in letters, digits, - and _"
         return f"has directory = {reprlib.repr(record.directory)}: {wanted}"
     if isinstance(record, Listener) and record.default:
-        required = [field.name for field in dataclasses.fields(record.options) if _is_required(field)]
+        required = [field.name for field in dataclasses.fields(record.options) if is_required(field)]
         if required:
             return f'is there by default, so its option "{required[0]}" needs a default, too'
     if isinstance(record, Objective):
@@ -240,10 +243,6 @@ def _wrong_of_its_kind(record: Any) -> str | None:
         if flow not in flows or (field, flow) == ("gives", "nothing"):
             return f'{field} "{flow}". {nearest(str(flow), flows)}'
     return None
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @contextlib.contextmanager

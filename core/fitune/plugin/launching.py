@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from fitune.errors import Problem
+from fitune.plugin.deprecation import Marked
 
 O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
 
@@ -95,7 +96,7 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launcher(Generic[O]):
+class Launcher(Marked, Generic[O]):
     """Runs a recipe somewhere else: `ft launch RECIPE --on NAME`.
 
     Its options are read from `launch.toml` and `--option`. Each function may raise `RunError`: what, where, why and

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
+from fitune.plugin.deprecation import SCHEMA, Deprecation, Release, this_release
 from fitune.plugin.options import adapter_of
 
 
-def schema_of_options(options: type) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a table that is read as this dataclass: types, ranges, defaults and meanings."""
-    return cast("dict[str, Any]", _as_toml(adapter_of(options, docstrings=True).json_schema()))
+def schema_of_options(options: type, release: Release | None = None) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a table that is read as this dataclass: types, ranges, defaults and meanings.
+    `release` is whose options these are, by default fitune's: what is deprecated is marked so, and what is gone is not
+    there.
+    """
+    schema = adapter_of(options, docstrings=True).json_schema()
+    return cast("dict[str, Any]", _as_toml(schema, release or this_release()))
 
 
-def _as_toml(schema: Any) -> Any:
+def _as_toml(schema: Any, release: Release) -> Any:
     """Without what TOML has no word for, null, and without titles, which only repeat names."""
     if isinstance(schema, list):
-        return [_as_toml(item) for item in schema]
+        return [_as_toml(item, release) for item in schema]
     if not isinstance(schema, dict):
         return schema
     kept = {
@@ -28,4 +34,20 @@ def _as_toml(schema: Any) -> Any:
         kept["anyOf"] = some
     if isinstance(kept.get("description"), str):
         kept["description"] = " ".join(kept["description"].split())
-    return {k: _as_toml(v) for k, v in kept.items()}
+    return _aged({k: _as_toml(v, release) for k, v in kept.items() if k != SCHEMA}, schema, release)
+
+
+def _aged(made: dict[str, Any], schema: Mapping[str, Any], release: Release) -> dict[str, Any]:
+    """A table's schema with names that keys had, and without keys that are gone."""
+    properties = schema.get("properties", {})
+    for name, said in properties.items() if isinstance(properties, dict) else ():
+        for mark in said.get(SCHEMA, ()) if isinstance(said, dict) else ():
+            one = mark if isinstance(mark, Deprecation) else mark.in_favour_of(f'Write "{name}"')
+            old = name if one is mark else mark.name
+            if not one.is_gone(release):
+                about = one.told(f'"{old}"', release).sentence()
+                made["properties"][old] = {**made["properties"][name], "deprecated": True, "description": about}
+                made["required"] = [key for key in made.get("required", ()) if key != name]  # under either name
+            elif one is mark:
+                del made["properties"][name]
+    return made

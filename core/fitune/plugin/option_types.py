@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fitune.plugin.deprecation import Deprecation, Formerly, marks_of
+
 PLAIN = (bool, int, float, str, Path, types.NoneType)
 """Types of single values."""
 
@@ -29,6 +31,11 @@ def wrong_fields(options: type, hints: Mapping[str, Any], also: Collection[str] 
             yield f'"{field.name}" is a key of the core\'s, which {CORE.get(field.name, "stands beside the options")}'
         elif (why := _wrong(hints[field.name], frozenset())) is not None:
             yield f'"{field.name}" {why}'
+        for mark in marks_of(hints[field.name]):
+            if isinstance(mark, Formerly) and mark.name in {*hints, *CORE, *also}:
+                yield f'"{field.name}" was formerly "{mark.name}", which is another key'
+            elif isinstance(mark, Deprecation) and is_required(field):
+                yield f'"{field.name}" is deprecated, so that it needs a default'
 
 
 def _wrong(hint: Any, seen: frozenset[Any]) -> str | None:
@@ -51,6 +58,11 @@ def _wrong(hint: Any, seen: frozenset[Any]) -> str | None:
         return next(filter(None, (_wrong(one, seen | {hint}) for one in found.values())), None)
     name = getattr(hint, "__name__", None) or str(hint)
     return f"is of type {name}: a recipe gives true or false, numbers, strings, paths, arrays and tables of these"
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a recipe must give an option."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _example(hint: Any) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import annotated_types
 
 from fitune.errors import Problem, nearest, sentences
+from fitune.plugin.deprecation import Deprecation, Release, deprecated_fields, marks_of, this_release
 from fitune.plugin.paths import seen_from
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Option:
     default: str | None
     """The default as TOML would write it; None where the option must be given."""
     doc: str
+    deprecated: str = ""
+    """Since which release it is deprecated, in which it is gone, and what to write; empty for one that is not."""
+    formerly: tuple[str, ...] = ()
+    """Names that it had, which are still understood."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +57,30 @@ class NoOptions:
     """For a provider that takes no options."""
 
 
-def describe(options: type) -> list[Option]:
-    """The options of a dataclass, in the order in which they are declared."""
-    docs = _field_docs(options)
+def describe(options: type, release: Release | None = None) -> list[Option]:
+    """The options of a dataclass, in the order in which they are declared, but those that are gone; `release` is whose
+    they are, by default fitune's.
+    """
+    docs, release = _field_docs(options), release or this_release()
     hints = typing.get_type_hints(options, include_extras=True)
-    return [
-        Option(name=f.name, type=type_name(hints[f.name]), default=_default(f), doc=docs.get(f.name, ""))
-        for f in _fields(options)
-    ]
+    found = []
+    for f in _fields(options):
+        marks = marks_of(hints[f.name])
+        own = [mark for mark in marks if isinstance(mark, Deprecation)]
+        if any(mark.is_gone(release) for mark in own):
+            continue
+        former = [m for m in marks if not isinstance(m, Deprecation) and not m.in_favour_of(f.name).is_gone(release)]
+        found.append(
+            Option(
+                name=f.name,
+                type=type_name(hints[f.name]),
+                default=default_text(f),
+                doc=docs.get(f.name, ""),
+                deprecated=" ".join(mark.told("", release).sentence().strip() for mark in own),
+                formerly=tuple(mark.name for mark in former),
+            )
+        )
+    return found
 
 
 def parse(
@@ -85,13 +106,14 @@ def parse(
 
 
 def to_table(value: object, base: Path | None = None) -> dict[str, object]:
-    """An options value as a TOML table: every option explicit, except those that are None; paths as they are seen from
-    a directory, where one is given.
+    """An options value as a TOML table: every option explicit, except those that are None, or deprecated and as they
+    are by default; paths as they are seen from a directory, where one is given.
     """
     table: dict[str, object] = {}
+    aged = deprecated_fields(cast(Any, type(value)))
     for f in _fields(type(value)):
         item = _plain(getattr(value, f.name), base)
-        if item is not None:
+        if item is not None and not (f.name in aged and toml_text(item) == default_text(f)):
             table[f.name] = item
     return table
 
@@ -135,7 +157,8 @@ def _range(mark: object) -> list[str]:
     return []
 
 
-def _default(field: dataclasses.Field[Any]) -> str | None:
+def default_text(field: dataclasses.Field[Any]) -> str | None:
+    """A field's default as TOML writes it; None where it has none."""
     if field.default is not dataclasses.MISSING:
         return "none" if field.default is None else toml_text(_plain(field.default))
     if field.default_factory is not dataclasses.MISSING:
@@ -232,7 +255,7 @@ def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[list[int | str],
     known: list[str] = []
     keys: list[int | str] = []
     for part in loc:
-        inner = _dataclass_in(hint)
+        inner = dataclass_in(hint)
         if isinstance(part, str) and inner is not None:
             hints = typing.get_type_hints(inner, include_extras=True)
             known = list(hints)
@@ -245,12 +268,11 @@ def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[list[int | str],
     return keys, hint, known
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a hint holds: itself, or the element of `tuple[X, ...]`."""
+def dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a hint holds: itself, or e.g. the element of `tuple[X, ...]`."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
-    found = [a for a in typing.get_args(hint) if isinstance(a, type) and dataclasses.is_dataclass(a)]
-    return found[0] if found else None
+    return next(filter(None, map(dataclass_in, typing.get_args(hint))), None)
 
 
 def _field_docs(options: type) -> dict[str, str]:

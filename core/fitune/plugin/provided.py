@@ -8,11 +8,14 @@ other is picked by `"OWNER:NAME"`, with the distribution that brought it, or the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from fitune.errors import Problem, nearest
+from fitune.plugin.deprecation import Deprecation, Release, this_release
 from fitune.plugin.records import Provider
 from fitune.plugin.versions import OURS
 
@@ -34,6 +37,15 @@ class Plugin:
     hooks: tuple[str, ...] = ()
     cause: str | None = None
     """Why it is broken; None if it works."""
+    notices: tuple[str, ...] = ()
+    """What it uses of fitune's, as it is loaded, that is deprecated."""
+
+    @property
+    def release(self) -> Release:
+        """What its deprecations are held against: its distribution's release, or this fitune's."""
+        if self.origin == "installed" and self.distribution is not None and self.version is not None:
+            return Release(name=self.distribution, version=self.version)
+        return this_release()
 
     @property
     def owner(self) -> str:
@@ -60,20 +72,94 @@ def built_in_plugin(dotted: str, version: str) -> Plugin:
     return Plugin(name=dotted, origin="built-in", version=version, distribution=OURS, module=dotted)
 
 
-def meant(provided: Sequence[Provided], plugins: Mapping[str, Plugin], name: str) -> list[Provided]:
-    """Those of one kind that a name may mean: one where it is clear, several where it is not, or none.
+def meant(
+    provided: Sequence[Provided], plugins: Mapping[str, Plugin], name: str, *, ever: bool = False
+) -> list[Provided]:
+    """Those of one kind that a name may mean: one where it is clear, several where it is not, or none. A name that one
+    had means it where nothing has that name now; `ever` says that it does so after it is gone, too.
 
     An installed plugin does not take the name of one that comes with fitune. A file that a recipe names, and an object
     that a program gives, are there on purpose: with them a plain name is not clear.
     """
-    plain = [one for one in provided if one.record.name == name]
     owner, colon, rest = name.partition(":")
-    if not plain and colon:
-        return [one for one in provided if one.record.name == rest and _alike(plugins[one.plugin].owner, owner)]
-    origins = {plugins[one.plugin].origin for one in plain}
-    if "built-in" in origins and origins <= {"built-in", "installed"}:
-        return [one for one in plain if plugins[one.plugin].origin == "built-in"]
-    return plain
+    for called in (_now, partial(_before, plugins, ever)):
+        plain = [one for one in provided if called(one, name)]
+        if not plain and colon:
+            plain = [o for o in provided if called(o, rest) and _alike(plugins[o.plugin].owner, owner)]
+            if plain:
+                return plain
+        origins = {plugins[one.plugin].origin for one in plain}
+        if "built-in" in origins and origins <= {"built-in", "installed"}:
+            return [one for one in plain if plugins[one.plugin].origin == "built-in"]
+        if plain:
+            return plain
+    return []
+
+
+def _now(one: Provided, name: str) -> bool:
+    return one.record.name == name
+
+
+def _before(plugins: Mapping[str, Plugin], ever: bool, one: Provided, name: str) -> bool:
+    mark, release = _former(one, name), plugins[one.plugin].release
+    return mark is not None and (ever or not mark.is_gone(release))
+
+
+def _former(one: Provided, name: str) -> Deprecation | None:
+    """How a name that a provider had is deprecated; None where it had no such name."""
+    marks = (mark for mark in one.record.formerly if mark.name == name)
+    return next((mark.in_favour_of(f'Write "{one.record.name}"') for mark in marks), None)
+
+
+def is_gone(one: Provided, plugin: Plugin) -> bool:
+    """Whether a provider is deprecated as a whole, and the release that is here is one without it."""
+    return one.record.deprecated is not None and one.record.deprecated.is_gone(plugin.release)
+
+
+def age_of(one: Provided, plugin: Plugin, name: str) -> Iterator[Problem]:
+    """What is to be told of a provider that is named so: that it is deprecated, or that it is called otherwise now."""
+    for mark in _marks(one, name):
+        yield mark.told(f'the {one.kind} "{_bare(one, name)}"', plugin.release)
+
+
+def ages(one: Provided, plugin: Plugin) -> Iterator[str]:
+    """All that is deprecated of a provider but its options, a line each: itself, and names that it had."""
+    if one.record.deprecated is not None:
+        yield one.record.deprecated.told("it", plugin.release).sentence()
+    for mark in one.record.formerly:
+        instead = mark.in_favour_of(f'Write "{one.record.name}"')
+        yield instead.told(f'its name "{mark.name}"', plugin.release).sentence()
+
+
+def _marks(one: Provided, name: str) -> Iterator[Deprecation]:
+    bare = _bare(one, name)
+    if (former := _former(one, bare)) is not None:
+        yield former
+    if one.record.deprecated is not None and (former is not None or bare == one.record.name):
+        yield one.record.deprecated
+
+
+def _bare(one: Provided, name: str) -> str:
+    """A name without its owner."""
+    return name if name == one.record.name else name.rpartition(":")[2]
+
+
+def not_there(
+    kind: str, name: str, known: Sequence[str], provided: Sequence[Provided], plugins: Mapping[str, Plugin]
+) -> str:
+    """What to say of a name that picks nothing: `known` are those that do, `provided` all, what is gone among them."""
+    for one in provided:
+        release = plugins[one.plugin].release
+        for mark in _marks(one, name) if one.kind == kind else ():
+            if mark.is_gone(release):
+                return mark.told(f'the {kind} "{_bare(one, name)}"', release).sentence()
+    message = f'unknown {kind} "{name}". {nearest(name, known)}'
+    broken = [f"{p.name} ({p.cause})" for p in plugins.values() if p.cause]
+    if not broken:
+        return message
+    return (
+        f"{message}{'' if message.endswith('?') else '.'} It may belong to a plugin that is broken: {'; '.join(broken)}"
+    )
 
 
 def spelling(one: Provided, provided: Sequence[Provided], plugins: Mapping[str, Plugin]) -> str:

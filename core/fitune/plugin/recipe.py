@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -237,6 +237,9 @@ class Recipe:
 
     path: Path
     """The file that it was read from."""
+    notices: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What in it is deprecated, a line each, with its place, the release in which it is gone and what to write. No part
+    of what a run is."""
     general: General
     model: Use[ModelLoader[Any]]
     adapter: Use[Adapter[Any]]

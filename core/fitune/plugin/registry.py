@@ -23,13 +23,15 @@ from typing import Any, TypeVar, cast
 import pluggy
 
 from fitune._version import __version__
-from fitune.errors import FtError, PluginError, nearest
+from fitune.errors import FtError, PluginError
 from fitune.plugin import contract
+from fitune.plugin.built_in import built_in
+from fitune.plugin.deprecation import hearing
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
 from fitune.plugin.launching import Launcher
-from fitune.plugin.provided import Plugin, Provided, built_in_plugin, meant, not_clear, spelling
+from fitune.plugin.provided import Plugin, Provided, built_in_plugin, is_gone, meant, not_clear, not_there, spelling
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective, Provider
 from fitune.plugin.single_file import import_file, source_of
 from fitune.plugin.tasks import TaskSuite
@@ -37,20 +39,6 @@ from fitune.plugin.trust import Trust
 from fitune.plugin.versions import entries_of, load_for_this
 
 GROUP = "fitune"
-
-PLUGINS = "fitune_plugins"
-"""The package of the plugins that come with fitune, imported by its name: its `PLUGINS` lists them."""
-
-OF_THE_CORE = (
-    "fitune.recipe.secrets",
-    "fitune.memory.cards.check",
-    "fitune.cli.console_listener",
-    "fitune.memory.measured",
-    "fitune.runs.metrics",
-    "fitune.runs.recorder",
-    "fitune.runs.tracker",
-)
-"""Modules of the core that do their part by hooks, as plugins do."""
 
 P = TypeVar("P", bound=Provider)
 
@@ -64,11 +52,6 @@ KINDS: dict[type[Any], str] = {
     Launcher: "launcher",
     TaskSuite: "task suite",
 }
-
-
-def built_in() -> tuple[str, ...]:
-    """Dotted names of the modules that come with fitune as plugins, in the order in which they are loaded."""
-    return (*importlib.import_module(PLUGINS).PLUGINS, *OF_THE_CORE)
 
 
 class Registry:
@@ -98,6 +81,8 @@ class Registry:
         self._homes = set(built_in())
         self.plugins: dict[str, Plugin] = {}
         self.provided: list[Provided] = []
+        self.gone: list[Provided] = []
+        """What was deprecated, and cannot be used any more."""
         self._errors: dict[str, BaseException] = {}
 
     @classmethod
@@ -150,21 +135,15 @@ class Registry:
         """The provider of this type that a name picks in a recipe. Raises `PluginError` if it picks none or several."""
         return cast(P, self.provider(record_type, name).record)
 
-    def provider(self, record_type: type[Any], name: str) -> Provided:
-        """The same, with the plugin that gave it."""
+    def provider(self, record_type: type[Any], name: str, *, ever: bool = False) -> Provided:
+        """The same, with the plugin that gave it; `ever` says that it may be an old name that is gone."""
         kind = KINDS[record_type]
-        found = meant(self._of_kind(kind), self.plugins, name)
+        found = meant(self._of_kind(kind), self.plugins, name, ever=ever)
         if len(found) == 1:
             return found[0]
         if found:
             raise PluginError(not_clear(found, self.plugins, name))
-        message = f'unknown {kind} "{name}". {nearest(name, self.names(record_type))}'
-        broken = [f"{p.name} ({p.cause})" for p in self.plugins.values() if p.cause]
-        if broken:
-            message += (
-                f"{'' if message.endswith('?') else '.'} It may belong to a plugin that is broken: {'; '.join(broken)}"
-            )
-        raise PluginError(message)
+        raise PluginError(not_there(kind, name, self.names(record_type), [*self.provided, *self.gone], self.plugins))
 
     def names(self, record_type: type[Any]) -> list[str]:
         """The names by which recipes pick the providers of a type, sorted."""
@@ -258,21 +237,24 @@ class Registry:
             shown += "'"
         plugin = replace(plugin, name=shown)
         try:
-            module = get()
-            plugin = replace(
-                plugin,
-                path=getattr(module, "__file__", None),
-                module=plugin.module or (module.__name__ if inspect.ismodule(module) else None),
-            )
-            other = self._manager.get_name(module)
-            if other is not None:
-                raise PluginError(f'it is the same as plugin "{other}"')
-            contract.check_hooks(self._manager, module, self._homes)
-            self._manager.register(module, shown)
-            self._manager.check_pending()
-            callers = self._manager.get_hookcallers(module) or []
-            plugin = replace(plugin, hooks=tuple(sorted(caller.name for caller in callers)))
-            self.provided += self._provided(shown)
+            with hearing() as heard:
+                module = get()
+                plugin = replace(
+                    plugin,
+                    path=getattr(module, "__file__", None),
+                    module=plugin.module or (module.__name__ if inspect.ismodule(module) else None),
+                )
+                other = self._manager.get_name(module)
+                if other is not None:
+                    raise PluginError(f'it is the same as plugin "{other}"')
+                contract.check_hooks(self._manager, module, self._homes)
+                self._manager.register(module, shown)
+                self._manager.check_pending()
+                callers = self._manager.get_hookcallers(module) or []
+                provided = self._provided(shown)
+            plugin = replace(plugin, hooks=tuple(sorted(caller.name for caller in callers)), notices=tuple(heard))
+            for one in provided:
+                (self.gone if is_gone(one, plugin) else self.provided).append(one)
         except (Exception, SystemExit) as error:
             if self._manager.has_plugin(shown):
                 self._manager.unregister(name=shown)

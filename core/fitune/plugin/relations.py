@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fitune.plugin.deprecation import Marked
+
 Role = Literal["optimizer", "loss", "quantization", "gradients"]
 """What of a run a memory strategy may make in place of the plain one, and one alone."""
 
@@ -19,7 +21,7 @@ ROLES: Mapping[Role, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Related:
+class Related(Marked):
     """What every provider's record may say of others that stand in the same recipe."""
 
     conflicts_with: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fitune.errors import Problem
+from fitune.plugin.deprecation import Marked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ class TaskRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSuite(Generic[O]):
+class TaskSuite(Marked, Generic[O]):
     """Measures a trained model by tasks: `ft eval RUN --tasks TASK,TASK --suite NAME`."""
 
     name: str

@@ -92,7 +92,8 @@ def _behind(registry: Registry, gives: Flow, named: set[str]) -> DataStage[Any] 
 
 def _closing(registry: Registry, where: str) -> list[DataStage[Any]]:
     """The stages that close chains, the first of those that take and give the same."""
-    stages = [p.record for p in registry.provided if isinstance(p.record, DataStage) and p.record.closes == where]
+    known = [p.record for p in registry.provided if isinstance(p.record, DataStage)]
+    stages = [stage for stage in known if stage.closes == where and stage.deprecated is None]
     return list({(stage.takes, stage.gives): stage for stage in reversed(stages)}.values())
 
 

@@ -78,7 +78,9 @@ def _conflicts(named: Named) -> Iterator[tuple[Key, Problem]]:
     for key, use in named:
         for _, other in named:
             pair = frozenset((use.record.name, other.record.name))
-            why = use.record.conflicts_with.get(other.record.name)
+            why = next(
+                (why for name, why in use.record.conflicts_with.items() if other.record.is_called((name,))), None
+            )
             if why is not None and other is not use and pair not in told:
                 told.add(pair)
                 what = f'"{use.record.name}" cannot be used with "{other.record.name}": {why}'
@@ -86,10 +88,9 @@ def _conflicts(named: Named) -> Iterator[tuple[Key, Problem]]:
 
 
 def _missing(named: Named, registry: Registry) -> Iterator[tuple[Key, Problem]]:
-    there = {use.record.name for _, use in named}
     for key, use in named:
         for name, why in use.record.requires.items():
-            if name not in there:
+            if not any(other.record.is_called((name,)) for _, other in named):
                 kinds = [one.kind for one in registry.provided if one.record.name == name and one.kind in TABLES]
                 fix = f'Write {TABLES[kinds[0]]} with use = "{name}"' if kinds else f'Install what has "{name}"'
                 yield key, Problem(what=f'"{use.record.name}" needs "{name}": {why}', fix=f"{fix}, or remove it")

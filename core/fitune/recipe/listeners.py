@@ -18,6 +18,10 @@ def with_defaults(registry: Registry, named: Sequence[Use[Listener[Any]]]) -> tu
     """
     names = {use.record.name for use in named}
     records = [p.record for p in registry.provided if isinstance(p.record, Listener)]
-    missing = dict.fromkeys(record.name for record in records if record.default and record.name not in names)
+    missing = dict.fromkeys(record.name for record in _by_itself(records) if record.name not in names)
     found = [registry.find(Listener, name) for name in missing]
     return (*(Use(record=record, options=record.options()) for record in found), *named)
+
+
+def _by_itself(records: Sequence[Listener[Any]]) -> list[Listener[Any]]:
+    return [record for record in records if record.default and record.deprecated is None]

@@ -19,7 +19,7 @@ from fitune.recipe.conflicts import conflict_problems
 from fitune.recipe.listeners import with_defaults
 from fitune.recipe.model import read_model
 from fitune.recipe.objective import objective_problems, read_adapter, read_objective
-from fitune.recipe.renamed import renamed, unknown, what_to_write, without_renamed
+from fitune.recipe.renamed import are_gone, as_listeners, mark_of, problem_of, renamed, unknown, without_renamed
 from fitune.recipe.source import Key, TomlSource
 from fitune.recipe.tables import Tables, split, without
 
@@ -49,7 +49,7 @@ class _Reader:
         self.tables = Tables(source, registry, trains=look)
 
     def read(self) -> Recipe:
-        self._refuse_renamed()
+        self._read_renamed()
         general = self._general()
         self._load_plugins(general)
         memory, data, evaluation = (self.tables.table(name) for name in ("memory", "data", "eval"))
@@ -60,7 +60,7 @@ class _Reader:
             "model": read_model(self.tables, look=self.look or not whole),
             "adapter": adapter,
             "objective": read_objective(self.tables, adapter),
-            "memory": self.tables.parse(Memory, without(memory, "strategy"), ("memory",), known=["strategy"]),
+            "memory": self._memory(memory),
             "strategies": self._strategies(memory),
             "data": self.tables.parse(Data, without(data, "source", "stage"), ("data",), known=["source", "stage"]),
             "train": self._train(),
@@ -72,7 +72,7 @@ class _Reader:
         takes: Takes = "documents" if objective is None else objective.record.takes
         parts |= self._data(data, evaluation, parts["data"], takes)
         self.tables.raise_problems()
-        recipe = Recipe(path=self.source.path, **parts)
+        recipe = Recipe(path=self.source.path, notices=self.tables.told(), **parts)
         found = (*fit_problems(recipe, self.registry, self.source.values), *evaluation_problems(recipe))
         for key, problem in (*found, *objective_problems(recipe), *conflict_problems(recipe, self.registry)):
             self.tables.add(key, problem)
@@ -119,6 +119,13 @@ class _Reader:
             self.tables.add(("train", "warmup_ratio"), Problem(what=what, fix="Keep one of them"))
         return train
 
+    def _memory(self, table: Mapping[str, Any]) -> Memory | None:
+        memory = self.tables.parse(Memory, without(table, "strategy"), ("memory",), known=["strategy"])
+        if memory is None or not memory.allow:
+            return memory
+        names = tuple(self.tables.name(MemoryStrategy, name, ("memory", "allow")) for name in memory.allow)
+        return dataclasses.replace(memory, allow=names)
+
     def _strategies(self, memory: Mapping[str, Any]) -> tuple[Use[MemoryStrategy[Any]], ...] | None:
         uses = self.tables.uses(MemoryStrategy, memory, ("memory", "strategy"))
         self._once(uses or (), ("memory", "strategy"))
@@ -144,16 +151,19 @@ class _Reader:
                 self.tables.add((*at, number), Problem(what=what, fix="Keep one of them"))
             seen.add(use.record.name)
 
-    def _refuse_renamed(self) -> None:
-        """Say of each key that is called otherwise since 0.1 what to write now."""
-        values = self.source.values
+    def _read_renamed(self) -> None:
+        """Read each key that is called otherwise since 0.1 as what it is now, or say what to write."""
+        values, gone = self.source.values, are_gone()
         for key, table in renamed(values):
-            overridden = self.source.overridden(key) is not None
-            self.tables.add(key, what_to_write(key, table, overridden=overridden))
+            mark = mark_of(table, overridden=self.source.overridden(key) is not None)
+            (self.tables.add if gone else self.tables.note)(key, problem_of(key, mark))
         for key in unknown(values):
             fix = 'Metrics and trackers are listeners now: [[listener]] use = "metrics", or "tracker"'
             self.tables.add(key, Problem(what=f"there is no table [{key[0]}]", fix=fix))
-        self.source.values = without_renamed(values)
+        if gone:
+            self.source.values = without_renamed(values)
+        else:
+            self.source.read_as(*as_listeners(values))
 
     def _evaluation(self, table: Mapping[str, Any]) -> Evaluation | None:
         evaluation = self.tables.parse(Evaluation, without(table, "source"), ("eval",), known=["source"])
@@ -189,7 +199,8 @@ class _Reader:
 
     def _local(self, path: Path) -> tuple[Use[DataStage[Any]], ...] | None:
         """The source that reads a file by its suffix."""
-        sources = [p.record for p in self.registry.provided if isinstance(p.record, DataStage)]
+        known = [p.record for p in self.registry.provided if isinstance(p.record, DataStage)]
+        sources = [source for source in known if source.deprecated is None]
         found = [source for source in sources if path.name.lower().endswith(source.suffixes)]
         if not found:
             ends = {end for source in sources for end in source.suffixes}

@@ -1,4 +1,4 @@
-"""Keys of recipes that are called otherwise since 0.1: what to write now, and how recipes of older runs read now."""
+"""Keys of 0.1 that are listeners now: how they read until they are gone, and how recipes of older runs do for ever."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fitune.errors import Problem
+from fitune.plugin.deprecation import Deprecation, this_release
 from fitune.plugin.options import toml_text
 from fitune.plugin.reading import read_json
 
 Table = dict[str, Any]
+
+Key = tuple[str | int, ...]
 
 LISTENERS: dict[tuple[str, str], tuple[str, str]] = {
     ("log", "every"): ("metrics", "every"),
@@ -18,6 +21,9 @@ LISTENERS: dict[tuple[str, str], tuple[str, str]] = {
     ("checkpoint", "spot"): ("spot-notice", "cloud"),
 }
 """Keys that are options of a listener now: (its name, the option's)."""
+
+SINCE, REMOVED_IN = "0.2", "0.4"
+"""The releases that first had these listeners, and in which the keys are gone."""
 
 GONE = "log"
 """A table of which nothing is left."""
@@ -42,13 +48,25 @@ def unknown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield GONE, key
 
 
-def what_to_write(key: tuple[str, str], table: Table, *, overridden: bool) -> Problem:
-    """What to write for a key that is called otherwise now; `overridden` if it was given by `--set`."""
-    what = f'"{key[1]}" of [{key[0]}] is an option of the listener "{table["use"]}" now'
+def mark_of(table: Table, *, overridden: bool) -> Deprecation:
+    """What is to be said of a key that is called otherwise now; `overridden` if it was given by `--set`."""
     lines = [f"{name} = {toml_text(value)}" for name, value in table.items()]
+    now = f'It is an option of the listener "{table["use"]}" now'
     if overridden:
-        return Problem(what=what, fix=f"Give in its place: --set 'listener=[{{{', '.join(lines)}}}]'")
-    return Problem(what=what, fix=f"Remove it, and add these lines at the end: [[listener]] | {' | '.join(lines)}")
+        instead = f"{now}: give in its place --set 'listener=[{{{', '.join(lines)}}}]'"
+    else:
+        instead = f"{now}: remove it, and add these lines at the end: [[listener]] | {' | '.join(lines)}"
+    return Deprecation(since=SINCE, removed_in=REMOVED_IN, instead=instead)
+
+
+def are_gone() -> bool:
+    """Whether this release is one without these keys."""
+    return Deprecation(since=SINCE, removed_in=REMOVED_IN, instead="-").is_gone(this_release())
+
+
+def problem_of(key: tuple[str, str], mark: Deprecation) -> Problem:
+    """The notice, or the problem, of a key."""
+    return mark.told(f'"{key[1]}" of [{key[0]}]', this_release())
 
 
 def without_renamed(values: Mapping[str, Any]) -> Table:
@@ -59,14 +77,29 @@ def without_renamed(values: Mapping[str, Any]) -> Table:
     return kept
 
 
+def as_listeners(values: Mapping[str, Any]) -> tuple[Table, dict[Key, Key]]:
+    """A recipe's values with these keys as the listeners that they are now; and the keys of these, each with the one
+    that gave it.
+    """
+    kept, tables = without_renamed(values), list(renamed(values))
+    named = kept.get("listener", [])
+    if not tables or not isinstance(named, list):  # which is told where listeners are read
+        return kept, {}
+    moved: dict[Key, Key] = {}
+    for number, (key, table) in enumerate(tables, len(named)):
+        moved["listener", number] = key[:1]
+        moved["listener", number, LISTENERS[key][1]] = key
+        named = [*named, table]
+    return {**kept, "listener": named}, moved
+
+
 def translated(values: Mapping[str, Any]) -> Table:
     """The values of a recipe that a run of 0.1 wrote, as they are written now."""
-    tables = [table for _, table in renamed(values)]
-    kept = {"objective": {"use": "sft"}, **without_renamed(values)}  # 0.1 knew no other
+    kept = {"objective": {"use": "sft"}, **as_listeners(values)[0]}  # 0.1 knew no other
     if isinstance(held_out := kept.get("eval"), Mapping) and "fraction" in held_out:
         kept["eval"] = {"split": "by_row", **held_out}  # nor another rule than this
     kept["memory"] = _as_named(kept.get("memory", {}))
-    return {**kept, "listener": [*kept.get("listener", []), *tables]} if tables else kept
+    return kept
 
 
 def _as_named(memory: Any) -> Any:

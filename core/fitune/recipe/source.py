@@ -40,9 +40,13 @@ class TomlSource:
             raise RecipeError([f"{path}:{error.lineno}: not valid TOML: {message} (column {error.colno})"]) from error
         self.was: Path | None = None
         """Of a run's own recipe, the directory that it was written in; None where that is not known."""
-        if is_of_run(path):
+        self.of_run = is_of_run(path)
+        """Whether it is a run's own recipe, which an older release may have written."""
+        if self.of_run:
             self.values, self.was = translated(self.values), place_of_run(path)
         self._overrides: dict[Key, str] = {}
+        self._moved: dict[Key, Key] = {}
+        """Keys that are others now, with what the file or an override calls them."""
         problems = [p for p in map(self._override, overrides) if p]
         if problems:
             raise RecipeError(problems)
@@ -65,8 +69,22 @@ class TomlSource:
             raise RecipeError([f"{path}: cannot be read: {error.strerror}. Give the path of a recipe"]) from None
         return cls(path, text, overrides)
 
+    def move(self, old: Key, new: Key) -> None:
+        """Have the value of a key under another one, in a table that is there; its place stays what it is."""
+        *inside, name = old
+        table = self._at(inside)
+        *inside, now = new
+        self._at(inside)[now] = table.pop(name)
+        self._moved[new] = old
+
+    def read_as(self, values: dict[str, Any], moved: dict[Key, Key]) -> None:
+        """Have other values; `moved` are keys of theirs, each with the one that gave it."""
+        self.values = values
+        self._moved.update(moved)
+
     def overridden(self, key: Key) -> str | None:
         """The `--set` text that gave this key or a table around it, if one did; the last of several."""
+        key = self._as_given(key)
         given = [text for k, text in self._overrides.items() if key[: len(k)] == k]
         return given[-1] if given else None
 
@@ -75,7 +93,7 @@ class TomlSource:
 
         Of a key that is not there, the place is that of the nearest table around it, or the file alone.
         """
-        override = self.overridden(key)
+        override, now, key = self.overridden(key), key, self._as_given(key)
         if override is not None:
             return 0, f"--set {override}"
         if self._lines is None:
@@ -84,16 +102,26 @@ class TomlSource:
             inside = [text for k, text in self._overrides.items() if k[: len(key)] == key]
             if inside:  # a table that only overrides have made
                 return 0, f"--set {inside[0]}"
-            key = key[:-1]
+            key, now = key[:-1], now[:-1]
         if not key:
             return 0, str(self.path)
-        value: Any = self.values
-        for part in key:
-            value = value[part]
-        table, name = (key, "") if is_table(value) else (key[:-1], key[-1])
+        table, name = (key, "") if is_table(self._at(now)) else (key[:-1], key[-1])
         words = [f"[{'.'.join(str(part) for part in table if isinstance(part, str))}]"] if table else []
         line = self._lines[key]
         return line, " ".join([f"{self.path}:{line}:", *words, *([str(name)] if name else [])])
+
+    def _as_given(self, key: Key) -> Key:
+        """A key as the file or an override calls it."""
+        for length in range(len(key), 0, -1):
+            if (old := self._moved.get(key[:length])) is not None:
+                return self._as_given((*old, *key[length:]))
+        return key
+
+    def _at(self, key: Sequence[str | int]) -> Any:
+        value: Any = self.values
+        for part in key:
+            value = value[part]
+        return value
 
     def _override(self, text: str) -> str | None:
         """Apply one override; gives the problem with it, if there is one."""

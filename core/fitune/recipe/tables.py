@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError, described
+from fitune.plugin.aged_options import aged
+from fitune.plugin.deprecation import Release
 from fitune.plugin.options import is_table, parse, toml_text
 from fitune.plugin.paths import located
+from fitune.plugin.provided import Provided, age_of
 from fitune.plugin.recipe import Memory, Use, Weight
 from fitune.plugin.records import Provider
 from fitune.plugin.registry import KINDS, Registry
@@ -42,6 +46,8 @@ class Tables:
         self.source, self.registry, self.trains = source, registry, trains
         self.problems: list[tuple[int, str]] = []
         """Lines of the recipe, and what is wrong there."""
+        self.notices: list[tuple[int, str]] = []
+        """Lines of the recipe, and what is deprecated there."""
 
     # ------------------------------------------------------------------------------------------------- problems
 
@@ -49,6 +55,18 @@ class Tables:
         """Note a problem with this key."""
         line, place = self.source.where(key)
         self.problems.append((line, f"{place}: {problem.sentence()}"))
+
+    def note(self, key: Key, problem: Problem) -> None:
+        """Note what is deprecated at this key; nothing of a run's own recipe, which nobody is to change."""
+        line, place = self.source.where(key)
+        if not self.source.of_run:
+            self.notices.append((line, f"{place}: {problem.sentence()}"))
+
+    def told(self) -> tuple[str, ...]:
+        """What is deprecated, in the order of the recipe's lines; and what plugins use that is."""
+        plugins = (f"plugin {p.name}: {text}" for p in self.registry.plugins.values() for text in p.notices)
+        lines = (text for _, text in sorted(self.notices, key=lambda notice: notice[0]))
+        return tuple(dict.fromkeys([*lines, *plugins]))
 
     def raise_problems(self) -> None:
         """Raise `RecipeError` if there are problems, in the order of the recipe's lines."""
@@ -76,13 +94,39 @@ class Tables:
         self.add(at, Problem(what=f'"{names[-1]}" is {"an array of tables" if is_table(value) else "not a table"}',
                               fix=fix))  # fmt: skip
 
-    def parse(self, options: type[T], table: Mapping[str, Any], at: Key, *, known: Sequence[str] = ()) -> T | None:
-        """Read a table as a dataclass; `known` names keys that are read elsewhere, to suggest them too."""
-        value, problems = parse(options, table, known=known)
+    def parse(
+        self,
+        options: type[T],
+        table: Mapping[str, Any],
+        at: Key,
+        *,
+        known: Sequence[str] = (),
+        release: Release | None = None,
+    ) -> T | None:
+        """Read a table as a dataclass; `known` names keys that are read elsewhere, to suggest them too, and `release`
+        is whose options these are, by default fitune's.
+        """
+        before = len(self.problems)
+        value, problems = parse(options, self._aged(options, table, at, release), known=known)
         place = f"[{'.'.join(part for part in at if isinstance(part, str))}]"
         for problem in problems:
             self.add((*at, *split(problem.key)), told_better(problem, place, self.registry))
-        return None if value is None else self._anchor(value, at)
+        return None if value is None or len(self.problems) > before else self._anchor(value, at)
+
+    def _aged(self, options: type, table: Mapping[str, Any], at: Key, release: Release | None) -> Mapping[str, Any]:
+        """The table without old names and what is gone, which is told."""
+        over = partial(self._is_over, at)
+        found = aged(options, table, release, of_run=self.source.of_run, over=over)
+        for problem in found.problems:
+            self.add((*at, *split(problem.key)), problem)
+        for notice in found.notices:
+            self.note((*at, *split(notice.key)), notice)
+        for old, new in found.moved.items():
+            self.source.move((*at, *split(old)), (*at, *split(new)))
+        return found.table
+
+    def _is_over(self, at: Key, key: str) -> bool:
+        return self.source.overridden((*at, *split(key))) is not None
 
     def _anchor(self, value: T, at: Key) -> T:
         """Make relative paths absolute: from the recipe's directory, or, given by `--set`, from the working one. Those
@@ -127,17 +171,40 @@ class Tables:
             self.add((*at, "use"), Problem(what=what, fix=f"Name one of: {names}"))
             return None
         try:
-            record = self.registry.find(record_type, name)
+            one = self.registry.provider(record_type, name, ever=self.source.of_run)
         except PluginError as error:
             self.add((*at, "use"), Problem(what=error.message))
             return None
+        for notice in age_of(one, self.registry.plugins[one.plugin], name):
+            self.note((*at, "use"), notice)
+        record = cast(P, one.record)
         core = ("use", "weight") if at[-2:-1] == ("source",) else ("use", *known)
         use = self.with_options(record, without(table, *core), at, look=look)
-        return use if use is None or name == record.name else dataclasses.replace(use, given=name)
+        return None if use is None else dataclasses.replace(use, given=self._given(one, name))
+
+    def name(self, record_type: type[Any], name: str, at: Key) -> str:
+        """The name that a provider has now which is named so at this key; the same where there is none."""
+        try:
+            one = self.registry.provider(record_type, name, ever=self.source.of_run)
+        except PluginError:
+            return name
+        if name in {mark.name for mark in one.record.formerly}:
+            for notice in age_of(one, self.registry.plugins[one.plugin], name):
+                self.note(at, notice)
+            return one.record.name
+        return name
+
+    def _given(self, one: Provided, name: str) -> str:
+        """How the recipe names a provider, where that is not its name alone, nor one that it had."""
+        if name == one.record.name:
+            return ""
+        return name if name.endswith(f":{one.record.name}") else self.registry.spelled(one.record)
 
     def with_options(self, record: P, table: Mapping[str, Any], at: Key, *, look: bool = True) -> Use[P] | None:
         """The record with its options, read from this table and checked; None if there is a problem."""
-        options = self.parse(record.options, table, at)
+        one = self.registry.provided_by(record)
+        release = None if one is None else self.registry.plugins[one.plugin].release
+        options = self.parse(record.options, table, at, release=release)
         if (code := untrusted(options, self.registry.trusts_remote_code)) is not None:
             self.add((*at, KEY), code)
             return None

@@ -27,6 +27,7 @@ from fitune.testing.tiny import (
 
 __all__ = [
     "assert_adapter",
+    "assert_deprecated",
     "assert_launcher",
     "assert_listener",
     "assert_loader",
@@ -129,6 +130,18 @@ def assert_objective(
     from fitune.testing.contracts.objectives import objective_keeps_its_contract
 
     objective_keeps_its_contract(plugin, name, directory, options or {}, by_batch=by_batch)
+
+
+def assert_deprecated(
+    plugin: object, directory: Path, changes: Mapping[str, object], *, says: str, removed_in: str
+) -> None:
+    """Assert that a recipe uses what a plugin has deprecated: read now, it is told so in one line that has the text
+    `says`, and the release `removed_in` refuses it by the same record. `changes` are tables laid over those of a tiny
+    recipe, as for `write_recipe`, which is written into an empty `directory`.
+    """
+    from fitune.testing.contracts.ages import is_deprecated
+
+    is_deprecated(plugin, directory, changes, says, removed_in)
 
 
 def assert_twin(twin: MemoryTwin, *arguments: Any, **named: Any) -> None:

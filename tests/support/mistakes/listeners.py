@@ -1,4 +1,4 @@
-"""Mistakes in [[listener]], and in [log] and [checkpoint], whose keys of 0.1 are listeners' now."""
+"""Mistakes in [[listener]], and in [log] and [checkpoint], whose keys of 0.1 are listeners now."""
 
 # ruff: noqa: E501 - an error is one line, and is read best as one
 
@@ -35,25 +35,20 @@ CASES = (
         ],
     ),
     case(
-        "[log] every",
-        [above(TRAIN, "[log]\nevery = 10")],
-        [
-            'r.toml:22: [log] every: "every" of [log] is an option of the listener "metrics" now. Remove it, and add these lines at the end: [[listener]] | use = "metrics" | every = 10'
-        ],
+        "[log] every of 0.1, which is read as the listener's",
+        [above(TRAIN, "[log]\nevery = 0")],
+        ['r.toml:22: [log] every: "every" is 0. It takes: integer >= 1'],
     ),
     case(
-        "[log] tracker, which [log] every was for, too",
-        [above(TRAIN, '[log]\ntracker = "wandb"\nevery = 10')],
-        [
-            'r.toml:22: [log] tracker: "tracker" of [log] is an option of the listener "tracker" now. Remove it, and add these lines at the end: [[listener]] | use = "tracker" | name = "wandb" | every = 10',
-            'r.toml:23: [log] every: "every" of [log] is an option of the listener "metrics" now. Remove it, and add these lines at the end: [[listener]] | use = "metrics" | every = 10',
-        ],
+        "[log] every beside the listener that it is now",
+        [above(TRAIN, '[log]\nevery = 10\n[[listener]]\nuse = "metrics"')],
+        ['r.toml:21: [log]: "metrics" stands here a second time. Keep one of them'],
     ),
     case(
-        "[checkpoint] spot",
-        [above(TRAIN, '[checkpoint]\nspot = "aws"\nstep = 3')],
+        "[checkpoint] spot, which is a listener's, beside an unknown key",
+        [above(TRAIN, '[checkpoint]\nspot = "awz"\nstep = 3')],
         [
-            'r.toml:22: [checkpoint] spot: "spot" of [checkpoint] is an option of the listener "spot-notice" now. Remove it, and add these lines at the end: [[listener]] | use = "spot-notice" | cloud = "aws"',
+            'r.toml:22: [checkpoint] spot: "cloud" is "awz". Did you mean "aws"? It takes: "aws" or "gcp" or "azure"',
             'r.toml:23: [checkpoint] step: unknown key "step". Did you mean "steps"?',
         ],
     ),
