@@ -76,7 +76,8 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     card = with_groups(card, traced.plan.context_parallel)
     events, apart, streams = list(traced.log.sized()), traced.log.apart, traced.log.streams
     expandable = traced.plan.expandable
-    free = replay(events, expandable=expandable, apart=apart, streams=streams)
+    rises: list[tuple[int, int]] = []
+    free = replay(events, expandable=expandable, apart=apart, streams=streams, rises=rises)
     margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
@@ -88,7 +89,7 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
         expandable=expandable,
         allocated=free.peak_allocated,
         reserved=free.peak_reserved,
-        needed=smallest_capacity(events, expandable=expandable, apart=apart, streams=streams),
+        needed=smallest_capacity(events, expandable=expandable, apart=apart, streams=streams, rises=rises),
         pool=free.peak_reserved_apart,
         margin=margin,
         passes=fits_as_it_is or _gets_through(traced, events, capacity),

@@ -46,7 +46,7 @@ class Place:
 def places(model: PreTrainedModel) -> list[Place]:
     """Those of the decoder, but for the head and for routers, in the model's own order."""
     modules = plain_modules(model)
-    inside, head = _decoder(model), model.get_output_embeddings()
+    inside, head = _decoder(model, modules), model.get_output_embeddings()
     found: list[Place] = []
     for name, module in modules.items():
         if not f"{name}.".startswith(inside) or module is head or _base(head) is module:
@@ -77,8 +77,9 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def layers(model: PreTrainedModel) -> list[str]:
     """Names of the decoder's layers: of its lists of modules, those of the longest."""
-    inside = _decoder(model)
-    names = {layer_of(name): None for name in plain_modules(model) if f"{name}.".startswith(inside)}
+    modules = plain_modules(model)
+    inside = _decoder(model, modules)
+    names = {layer_of(name): None for name in modules if f"{name}.".startswith(inside)}
     lists: dict[str, list[str]] = {}
     for name in names:
         lists.setdefault(name.rpartition(".")[0], []).append(name)
@@ -129,10 +130,10 @@ def _base(module: Any) -> nn.Module:
     return inner
 
 
-def _decoder(model: PreTrainedModel) -> str:
+def _decoder(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> str:
     """How the names of all that takes part in writing text begin: towers that see and hear are not asked for."""
     decoder: Any = model.get_decoder()
-    names = {id(_base(module)): name for name, module in plain_modules(model).items()}
+    names = {id(_base(module)): name for name, module in modules.items()}
     name = names.get(id(decoder), "")
     has_layers = name and any(layer_of(f"{name}.{inner}") for inner, _ in decoder.named_modules())
     return f"{name}." if has_layers else ""

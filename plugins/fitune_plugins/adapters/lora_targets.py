@@ -6,7 +6,7 @@ A list has names, or ends of names, as peft takes them, and presets; a text that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from fitune_plugins.adapters.lora_places import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 PRESETS: dict[str, Callable[[Place], bool]] = {
@@ -47,15 +48,30 @@ class Targets:
     parameters: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a model has; to look for it takes a while, so that it is looked for once."""
+
+    places: Sequence[Place]
+    modules: Mapping[str, nn.Module]
+    """All of them, by their names."""
+
+    @property
+    def names(self) -> set[str]:
+        """What may be adapted, by the ends of their names."""
+        return {place.name.rpartition(".")[2] for place in self.places}
+
+
 def find_targets(asked: str | Sequence[str], model: PreTrainedModel) -> Targets:
     """The layers that a recipe's `targets` name. Raises `ModelError` for a name, or a pattern, that none has."""
+    known = _Known(places(model), plain_modules(model))
     if isinstance(asked, str) and asked not in PRESETS:
-        return _of_pattern(asked, model)
+        return _of_pattern(asked, known)
     modules: dict[str, None] = {}
     parameters: dict[str, None] = {}
     names = (asked,) if isinstance(asked, str) else asked
     for name in names:
-        found = _of_preset(name, model) if name in PRESETS else _of_name(name, names, model)
+        found = _of_preset(name, known) if name in PRESETS else _of_name(name, names, known)
         modules |= dict.fromkeys(found.modules)
         parameters |= dict.fromkeys(found.parameters)
     return Targets(modules=tuple(modules), parameters=tuple(parameters))
@@ -81,32 +97,32 @@ def of_layers(found: Targets, numbers: Sequence[int] | None, model: PreTrainedMo
     return left
 
 
-def _of_preset(name: str, model: PreTrainedModel) -> Targets:
-    found = [place for place in places(model) if PRESETS[name](place) and not place.left_out]
+def _of_preset(name: str, known: _Known) -> Targets:
+    found = [place for place in known.places if PRESETS[name](place) and not place.left_out]
     if not found:
         what = f'[adapter] targets: the model has no layer that "{name}" means'
-        raise ModelError(f"{what}. {nearest(name, _known(model))}")
+        raise ModelError(f"{what}. {nearest(name, known.names)}")
     return _split(found)
 
 
-def _of_name(name: str, names: Sequence[str], model: PreTrainedModel) -> Targets:
+def _of_name(name: str, names: Sequence[str], known: _Known) -> Targets:
     """What has this name, or the end of it; experts that are one tensor by the names of their parts too."""
-    of_tensors = [p for p in places(model) if p.parameter and not p.left_out and _means(name, names, p.name)]
-    modules = [one for one in plain_modules(model) if _ends(one, name)]
+    of_tensors = [p for p in known.places if p.parameter and not p.left_out and _means(name, names, p.name)]
+    modules = [one for one in known.modules if _ends(one, name)]
     if not modules and not of_tensors:
         halves = next((half for pair in FUSED.values() for half in pair if name in half and len(half) > 1), None)
-        if halves and any(place.name.endswith("gate_up_proj") for place in places(model) if place.parameter):
+        if halves and any(place.name.endswith("gate_up_proj") for place in known.places if place.parameter):
             both = " and ".join(f'"{half}"' for half in sorted(halves))
             raise ModelError(f"[adapter] targets: {both} of this model's experts are one tensor. Name both, or neither")
-        raise ModelError(f'[adapter] targets: the model has no layer "{name}". {nearest(name, _known(model))}')
-    held = {p.name.rpartition(".")[2] for p in places(model) if any(p.name.startswith(f"{one}.") for one in modules)}
+        raise ModelError(f'[adapter] targets: the model has no layer "{name}". {nearest(name, known.names)}')
+    held = {p.name.rpartition(".")[2] for p in known.places if any(p.name.startswith(f"{one}.") for one in modules)}
     if held:
         parts = ", ".join(f'"{one}"' for one in sorted(held))
         raise ModelError(f'[adapter] targets: "{name}" is no layer, but holds several. Name those: {parts}')
-    return _with_routers([*modules, *(place.name for place in of_tensors)], model)
+    return _with_routers([*modules, *(place.name for place in of_tensors)], known)
 
 
-def _of_pattern(pattern: str, model: PreTrainedModel) -> Targets:
+def _of_pattern(pattern: str, known: _Known) -> Targets:
     """What has a name that the whole pattern matches, as peft reads it."""
     try:
         matches = re.compile(pattern).fullmatch
@@ -118,22 +134,22 @@ def _of_pattern(pattern: str, model: PreTrainedModel) -> Targets:
         parts = [half for half in FUSED.get(own, ()) if all(matches(f"{holder}.{name}") for name in half)]
         return bool(matches(tensor.name) or parts)
 
-    found = [name for name in plain_modules(model) if name and matches(name)]
-    found += [p.name for p in places(model) if p.parameter and not p.left_out and is_meant(p)]
+    found = [name for name in known.modules if name and matches(name)]
+    found += [p.name for p in known.places if p.parameter and not p.left_out and is_meant(p)]
     if not found:
         what = f'[adapter] targets: no layer of the model is called as "{pattern}" says, from end to end'
-        raise ModelError(f"{what}. {nearest(pattern, [*PRESETS, *_known(model)])}")
-    return _with_routers(found, model)
+        raise ModelError(f"{what}. {nearest(pattern, [*PRESETS, *known.names])}")
+    return _with_routers(found, known)
 
 
-def _with_routers(found: Sequence[str], model: PreTrainedModel) -> Targets:
+def _with_routers(found: Sequence[str], known: _Known) -> Targets:
     """Modules and parameters apart; of a router, whose result is no product of its weight alone, the parameter."""
-    known = plain_modules(model)
-    modules, parameters = [], [name for name in found if name not in known]
-    for name in (name for name in found if name in known):
-        weight = getattr(known[name], "weight", None)
-        is_own = type(known[name]).__module__.startswith("transformers.models.")
-        if is_own and weight is not None and is_router(chain(name, known)):
+    every = known.modules
+    modules, parameters = [], [name for name in found if name not in every]
+    for name in (name for name in found if name in every):
+        weight = getattr(every[name], "weight", None)
+        is_own = type(every[name]).__module__.startswith("transformers.models.")
+        if is_own and weight is not None and is_router(chain(name, every)):
             parameters.append(f"{name}.weight")
         else:
             modules.append(name)
@@ -157,10 +173,6 @@ def _means(name: str, names: Sequence[str], full: str) -> bool:
     if _ends(full, name) or _ends(full.removesuffix(".weight"), name):
         return True
     return any(name in half and half <= {*names} for half in FUSED.get(full.rpartition(".")[2], ()))
-
-
-def _known(model: PreTrainedModel) -> set[str]:
-    return {place.name.rpartition(".")[2] for place in places(model)}
 
 
 # ------------------------------------------------------------------------------------------------------- what is told

@@ -77,6 +77,26 @@ def test_what_holds_after_every_event(log: Log, spare: int, apart: frozenset[int
 
 
 @pytest.mark.parametrize("expandable", [False, True])
+@given(log=logs(), apart=st.frozensets(st.integers(1, 60)))
+@settings(deadline=None, max_examples=60)
+def test_the_smallest_capacity_is_enough_for_a_replay_of_all_and_a_granule_less_is_not(
+    log: Log, apart: frozenset[int], expandable: bool
+) -> None:
+    streams = dict.fromkeys(range(1, 60, 7), 1)
+    found = smallest_capacity(log, expandable=expandable, apart=apart, streams=streams)
+
+    def gets_through(capacity: int) -> bool:
+        try:
+            replay(log, expandable=expandable, capacity=capacity, apart=apart, streams=streams)
+        except OutOfMemory:
+            return False
+        return True
+
+    assert gets_through(found)
+    assert not found or not gets_through(found - GRANULE)
+
+
+@pytest.mark.parametrize("expandable", [False, True])
 @given(log=logs(), at=st.integers(0, 80), spare=st.integers(-2, 3), apart=st.frozensets(st.integers(1, 60)))
 @settings(deadline=None, max_examples=60)
 def test_a_fork_goes_its_own_way(log: Log, at: int, spare: int, apart: frozenset[int], expandable: bool) -> None:
