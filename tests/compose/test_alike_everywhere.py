@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fitune import MemoryStrategy, NoOptions, Strategy, hookimpl
-from fitune.compose import model as compose_model
-from fitune.compose.model import make_model, planned
+from fitune.compose import reading
+from fitune.compose.model import planned
+from fitune.compose.reading import make_model
 from fitune.plugin.recipe import Recipe
 from fitune.plugin.timings import Timings
 from fitune.testing import open_registry
@@ -46,7 +47,7 @@ def test_it_takes_the_first_process_numbers(
         sent.append(torch.rand_like(tensor))
         tensor.copy_(sent[-1])
 
-    monkeypatch.setattr(compose_model, "broadcast", broadcast)
+    monkeypatch.setattr(reading, "broadcast", broadcast)
     recipe = read(f"memory.strategy=[{strategies}]", registry=open_registry(_Plugin()))
     made, plan = planned(recipe, gpu=False)
     second = cast(Accelerator, SimpleNamespace(device=torch.device("cpu"), num_processes=2))
