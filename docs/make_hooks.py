@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fitune.plugin.deprecation import hook_mark, this_release
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
@@ -63,8 +64,16 @@ def section(function: Callable[..., Any]) -> str:
         raise ValueError(f"{function.__name__} does not say in which version it was added")
     return (
         f"## `{signature(function)}`\n\n{what.strip()}\n\n```python\n{example(function)}\n```\n\n"
-        f"*versionadded: {added.group(1)}*\n"
+        f"*versionadded: {added.group(1)}*\n{aged(function)}"
     )
+
+
+def aged(function: Callable[..., Any]) -> str:
+    """What is said of a hook that is deprecated."""
+    mark = hook_mark(function)
+    if mark is None:
+        return ""
+    return f"\n**Deprecated**: the hook {mark.told('', this_release()).sentence().strip()}.\n"
 
 
 def page() -> str:

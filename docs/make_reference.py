@@ -15,8 +15,10 @@ import click
 from fitune.cli.main import cli
 from fitune.cli.settings import Settings
 from fitune.plugin.options import describe
+from fitune.plugin.provided import Provided, ages
 from fitune.plugin.recipe import Checkpoint, Data, Evaluation, General, Memory, NewTokens, Train, Weight
 from fitune.plugin.registry import KINDS, Registry
+from fitune.recipe.renamed import LISTENERS, REMOVED_IN, SINCE, are_gone
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """\
@@ -42,7 +44,22 @@ def options(dataclass: type) -> Iterator[str]:
     """A line for each option."""
     for option in describe(dataclass):
         default = "**required**" if option.default is None else f"default `{option.default}`"
-        yield f"- `{option.name}`: {option.type}; {default}. {option.doc}".rstrip()
+        aged = f" **Deprecated**: it {option.deprecated}." if option.deprecated else ""
+        aged += f" Formerly {', '.join(f'`{name}`' for name in option.formerly)}." if option.formerly else ""
+        yield f"- `{option.name}`: {option.type}; {default}. {option.doc}".rstrip() + aged
+
+
+def deprecated_keys() -> Iterator[str]:
+    """A line for each key of 0.1 that is an option of a listener now."""
+    for (table, key), (listener, option) in LISTENERS.items():
+        place = f"`{option}` of the listener `{listener}`"
+        yield f"- `[{table}] {key}`: since {SINCE}, gone in {REMOVED_IN}; in its place {place}."
+
+
+def ages_of(registry: Registry, provided: Provided) -> list[str]:
+    """What is deprecated of a provider itself, as a paragraph; nothing where that is nothing."""
+    told = list(ages(provided, registry.plugins[provided.plugin]))
+    return [f"**Deprecated**: {'. '.join(told)}.", ""] if told else []
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
@@ -65,12 +82,16 @@ def page() -> str:
     parts.append("## Recipe\n")
     for title, (dataclass, note) in TABLES.items():
         parts.append("\n".join([f"### {title}", "", *([note, ""] if note else []), *options(dataclass), ""]))
+    if not are_gone():
+        parts.append("\n".join(["### Deprecated keys", "", *deprecated_keys(), ""]))
     parts.append("## Built-in plugins\n")
     for kind in KINDS.values():
         for provided in sorted((p for p in registry.provided if p.kind == kind), key=lambda p: p.record.name):
             lines = list(options(provided.record.options)) or ["No options."]
             title = f"### `{provided.record.name}` ({kind})"
-            parts.append("\n".join([title, "", f"{provided.record.summary}.", "", *lines, ""]))
+            parts.append(
+                "\n".join([title, "", f"{provided.record.summary}.", "", *ages_of(registry, provided), *lines, ""])
+            )
     return "\n".join(parts)
 
 

@@ -108,4 +108,5 @@ def test_a_copy_of_its_recipe_elsewhere_is_a_recipe_of_0_1(old: Path, tmp_path: 
     recipe = read_recipe(copy, open_registry())
     found = [line.partition(" of [")[0].rpartition(": ")[2] for line in recipe.notices]
     assert sorted(found) == ['"every"', '"spot"', '"tracker"']
-    assert [table for table in recipe.to_toml()["listener"] if table in NEW] == NEW
+    listeners: Any = recipe.to_toml()["listener"]
+    assert [table for table in listeners if table in NEW] == NEW

@@ -60,20 +60,23 @@ def check(place: str, given: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from fitune.plugin.deprecation import hearing
     from fitune.testing import check as checking
 
     options = _options(given)
-    plugins = [checking.opened(module) for module in checking.modules_at(place)]
-    unknown = sorted(options.keys() - {one.record.name for plugin in plugins for one in plugin.provided})
-    if unknown:
-        raise PluginError(f'--set {unknown[0]}...: {place} provides no "{unknown[0]}"')
     found: list[checking.Checked] = []
-    for plugin in plugins:
-        for one in checking.check(plugin, options):
+    with hearing() as heard:
+        plugins = [checking.opened(module) for module in checking.modules_at(place)]
+        unknown = sorted(options.keys() - {one.record.name for plugin in plugins for one in plugin.provided})
+        if unknown:
+            raise PluginError(f'--set {unknown[0]}...: {place} provides no "{unknown[0]}"')
+        for one in (one for plugin in plugins for one in checking.check(plugin, options)):
             found.append(one)
             if not as_json:
                 told = f"{one.what} ({one.seconds:.0f} s)" if one.outcome == "ok" and one.seconds else one.what
                 say("\n".join(aligned([(one.kind, one.name, one.outcome, told)])))
+    for text in heard:
+        say(f"note: {text}", err=True)
     if as_json:
         say_json([asdict(one) for one in found])
     bad = [one for one in found if one.outcome != "ok"]

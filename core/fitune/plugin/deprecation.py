@@ -30,6 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 NUMBER = re.compile(r"\d+(\.\d+)*")
 """A release as marks name it: "0.4", "2.0.1"."""
 
+SINGLE_FILE = "fitune_file_"
+"""What the names begin with under which single files are modules."""
+
 HOOK = "fitune_deprecation"
 """The attribute of a hook's specification that holds its mark."""
 
@@ -182,11 +185,13 @@ _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 def hearing() -> Iterator[list[str]]:
     """While this lasts, what code is warned of is noted here as well, a line each, once."""
     lines: list[str] = []
-    token = _heard.set(lines)
+    outer, token = _heard.get(), _heard.set(lines)
     try:
         yield lines
     finally:
         _heard.reset(token)
+        if outer is not None:
+            outer += [line for line in lines if line not in outer]
 
 
 def warn(what: str, mark: Deprecation, distribution: str = OURS) -> None:
@@ -209,12 +214,18 @@ def deprecated(mark: Deprecation, distribution: str = OURS) -> Callable[[F], F]:
     def marked(function: F) -> F:
         @functools.wraps(function)
         def called(*arguments: Any, **named: Any) -> Any:
-            warn(f"{function.__module__}.{function.__qualname__}()", mark, distribution)
+            warn(f"{_home(function)}.{function.__qualname__}()", mark, distribution)
             return function(*arguments, **named)
 
         return cast(F, called)
 
     return marked
+
+
+def _home(function: Callable[..., Any]) -> str:
+    """The module of a function; of one in a single file, that file's stem."""
+    name = function.__module__
+    return name.removeprefix(SINGLE_FILE).rpartition("_")[0] if name.startswith(SINGLE_FILE) else name
 
 
 def deprecated_hook(mark: Deprecation) -> Callable[[F], F]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from fitune.errors import PluginError
+from fitune.plugin.deprecation import SINGLE_FILE
 from fitune.plugin.trust import Trust, UnknownCode
 
 
@@ -26,7 +27,7 @@ def source_of(path: Path, trust: Trust) -> bytes:
 
 def import_file(path: Path, source: bytes) -> ModuleType:
     """A module of this text. Raises what its code raises."""
-    name = f"fitune_file_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    name = f"{SINGLE_FILE}{path.stem}_{abs(hash(str(path.resolve()))):x}"
     loader = _Source(name, str(path), source)
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
