@@ -22,6 +22,7 @@ lint: .venv/developer ## Check format, lint, types, arrows between the wings, de
 	$(BIN)/lint-imports
 	$(BIN)/deptry core plugins
 	$(BIN)/python docs/make_hooks.py --check
+	$(BIN)/python docs/make_records.py --check
 	$(BIN)/python docs/make_reference.py --check
 	$(BIN)/python docs/make_migration.py --check
 
