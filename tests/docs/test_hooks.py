@@ -16,7 +16,19 @@ from typing import Any
 
 import pytest
 
-from fitune import EvalReport, ModelError, PluginError, Problem, Recipe, RecipeError, Run, StepReport, hookimpl
+from fitune import (
+    Deprecation,
+    EvalReport,
+    ModelError,
+    PluginError,
+    Problem,
+    Recipe,
+    RecipeError,
+    Run,
+    StepReport,
+    hookimpl,
+)
+from fitune.plugin.deprecation import HOOK
 from fitune.plugin.eventspecs import EventHooks
 from fitune.plugin.extendspecs import ExtendHooks
 from fitune.plugin.hookspecs import OfferHooks
@@ -75,6 +87,14 @@ def test_the_check_of_that_page_sees_a_change(tmp_path: Path, monkeypatch: pytes
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "out of date" in done.stderr
+
+
+def test_the_page_says_which_hook_is_deprecated(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, mark = load(MAKE_HOOKS), Deprecation(since="0.2", removed_in="0.4", instead="Implement ft_evaluated")
+    monkeypatch.setattr(EventHooks.ft_step_done, HOOK, mark, raising=False)
+    says = "**Deprecated**: the hook is deprecated since fitune 0.2 and gone in 0.4. Implement ft_evaluated."
+    assert make.section(EventHooks.ft_step_done).endswith(f"{says}\n")
+    assert make.page().count("**Deprecated**") == 1
 
 
 def test_the_page_holds_every_hook_in_the_order_of_the_source() -> None:

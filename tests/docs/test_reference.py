@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Annotated
 
 import pytest
 
+from fitune import Deprecation, Formerly
+from fitune.plugin import deprecation
 from fitune.plugin.options import describe
 from fitune.plugin.registry import Registry
 from support.paths import ROOT
 
 DOCS = ROOT / "docs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aged:
+    """Two options that are not what they were."""
+
+    slow: Annotated[bool, Deprecation(since="0.1", removed_in="0.3", instead="Write rate = 1")] = False
+    """Whether it is slow."""
+    rate: Annotated[int, Formerly(name="speed", since="0.1", removed_in="0.4")] = 1
+    """How fast."""
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +57,14 @@ def test_every_command_is_there(make: ModuleType) -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     for command in ("ft", "ft run", "ft check", "ft data", "ft plugins", "ft plugins show"):
         assert f"### `{command}`\n\n```text\nUsage: {command} " in page
+
+
+def test_what_is_deprecated_is_said(make: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, rate = make.options(Aged)
+    assert slow.endswith("**Deprecated**: it is deprecated since fitune 0.1 and gone in 0.3. Write rate = 1.")
+    assert rate.endswith("How fast. Formerly `speed`.")
+    assert "- `[log] every`: since 0.2, gone in 0.4; in its place `every` of the listener `metrics`.\n" in make.page()
+    monkeypatch.setattr(deprecation, "__version__", "0.4")
+    (rate,) = make.options(Aged)
+    assert rate.endswith("How fast.")
+    assert "Deprecated keys" not in make.page()

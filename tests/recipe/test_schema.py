@@ -8,17 +8,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
 import tomli
+from annotated_types import Ge
 
-from fitune import Adapter, NoOptions, hookimpl
+from fitune import Adapter, Deprecation, Formerly, NoOptions, hookimpl
+from fitune.plugin import deprecation
+from fitune.plugin.deprecation import SCHEMA
 from fitune.recipe.schema import schema_of
 from fitune.testing import open_registry
 from support.light import LIGHT
+from support.made_plugins import giving, strategy
 from support.paths import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -43,6 +48,26 @@ every = 2
 """
 )
 Table = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgedInner:
+    """A table in a table."""
+
+    depth: Annotated[int, Formerly(name="deep", since="0.1", removed_in="0.4")] = 1
+    """How deep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aged:
+    """Options that are not what they were."""
+
+    rate: Annotated[int, Ge(1), Formerly(name="speed", since="0.1", removed_in="0.4")]
+    """How fast."""
+    slow: Annotated[bool, Deprecation(since="0.1", removed_in="0.3", instead="Write rate")] = False
+    """Whether it is slow."""
+    inner: tuple[AgedInner, ...] = ()
+    """More."""
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +237,67 @@ def test_an_editors_linter_knows_it(tmp_path: Path) -> None:
     refused = lint("bad.toml")
     assert refused.returncode != 0
     assert '"rank" is not allowed' in refused.stdout + refused.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- deprecated
+
+
+def table_of(schema: Table, use: str) -> list[Table]:
+    """What the schema has for a memory strategy that is named so."""
+    every = schema["properties"]["memory"]["properties"]["strategy"]["items"]["oneOf"]
+    return [one for one in every if one["title"] == use]
+
+
+def aged_schema() -> Table:
+    mark = Deprecation(since="0.1", removed_in="0.3", instead="Write rate")
+    formerly = (Formerly(name="older", since="0.1", removed_in="0.4"),)
+    renamed = strategy("new", options=Aged, formerly=formerly)
+    return schema_of(open_registry(giving(renamed, strategy("going", deprecated=mark))))
+
+
+def with_strategy(good: Table, **table: object) -> Table:
+    return {**good, "memory": {"strategy": [table]}}
+
+
+def test_what_is_deprecated_is_marked_so(good: Table) -> None:
+    schema = aged_schema()
+    (new,), (old,), (going,) = (table_of(schema, name) for name in ("new", "older", "going"))
+    assert "deprecated" not in new["properties"]["use"]
+    assert old["properties"]["use"]["deprecated"] is going["properties"]["use"]["deprecated"] is True
+    assert old["description"].endswith('"older" is deprecated since fitune 0.1 and gone in 0.4. Write "new"')
+    keys = new["properties"]
+    assert (keys["rate"], keys["speed"]["deprecated"], keys["slow"]["deprecated"]) == (
+        {"type": "integer", "minimum": 1, "description": "How fast."}, True, True,
+    )  # fmt: skip
+    assert keys["speed"]["description"] == '"speed" is deprecated since fitune 0.1 and gone in 0.4. Write "rate"'
+    assert keys["speed"]["minimum"] == 1
+    inner = schema["$defs"]["AgedInner"]["properties"]
+    assert (inner["deep"]["deprecated"], "deprecated" in inner["depth"]) == (True, False)
+    for table in (
+        {"use": "new", "rate": 2}, {"use": "new", "speed": 2, "slow": True}, {"use": "older", "rate": 2},
+        {"use": "new", "rate": 2, "inner": [{"deep": 1}]},
+    ):  # fmt: skip
+        assert problems(schema, with_strategy(good, **table)) == [], table
+    assert problems(schema, with_strategy(good, use="new", speed=0)) != []
+    text = json.dumps(schema)
+    assert SCHEMA not in text, "a mark that is not finished"
+
+
+def test_what_is_gone_is_not_in_it(good: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deprecation, "__version__", "0.4")
+    schema = aged_schema()
+    assert table_of(schema, "older") == table_of(schema, "going") == []
+    (new,) = table_of(schema, "new")
+    assert set(new["properties"]) == {"use", "rate", "inner"}
+    assert new["required"] == ["use", "rate"]
+    assert problems(schema, with_strategy(good, use="new", speed=2)) != []
+    assert "log" not in schema["properties"]
+    assert "spot" not in schema["properties"]["checkpoint"]["properties"]
+
+
+def test_keys_of_0_1_are_marked_as_long_as_they_are_read(schema: Table, good: Table) -> None:
+    log = schema["properties"]["log"]
+    assert log["deprecated"] is log["properties"]["every"]["deprecated"] is True
+    assert problems(schema, {**good, "log": {"every": 2, "tracker": "wandb"}, "checkpoint": {"spot": "aws"}}) == []
+    assert problems(schema, {**good, "log": {"every": 0}}) != []
+    assert problems(schema, {**good, "log": {"evry": 2}}) != []
