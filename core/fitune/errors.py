@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -157,4 +158,17 @@ def described(error: BaseException) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, FtError):
         return said
+    if isinstance(error, ImportError) and str(error.name).partition(".")[0] == "fitune":
+        said = _not_there(error) or said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _not_there(error: ImportError) -> str:
+    """What is said of a name or a module that somebody imports from fitune, and that it does not have."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"there is no {error.name}. Plugins import names from fitune itself: docs/api.md lists them"
+    name = re.match(r"cannot import name '(\w+)' from 'fitune' ", str(error))
+    if name is None:
+        return ""
+    meant = nearest(name[1], sys.modules["fitune"].__all__)
+    return f'fitune has no "{name[1]}". {meant if meant.endswith("?") else "docs/api.md lists what it has"}'

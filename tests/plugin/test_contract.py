@@ -71,6 +71,16 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
          "libthing is missing. Install it"),
         (HEAD + "@hookimpl\ndef ft_adapters():\n    return 7",
          "ft_adapters gave 7: yield each Adapter"),
+        (HEAD + "from fitune import Adapter, NoOptions\n@hookimpl\ndef ft_adapters():\n"
+         "    return Adapter(name='a', summary='s', options=NoOptions, attach=print, save=print)",
+         "ft_adapters gave one Adapter: yield each Adapter"),
+        ("from fitune import MemoryStrtegy",
+         'ImportError: fitune has no "MemoryStrtegy". Did you mean "MemoryStrategy"? (PLACE:1)'),
+        ("from fitune import qqqqqq",
+         'ImportError: fitune has no "qqqqqq". docs/api.md lists what it has (PLACE:1)'),
+        ("from fitune.core import Strategy",
+         "ModuleNotFoundError: there is no fitune.core. Plugins import names from fitune itself: docs/api.md lists "
+         "them (PLACE:1)"),
         (HEAD + "@hookimpl\ndef ft_adapters():\n    yield 'lora'",
          "ft_adapters gave 'lora', not a Adapter"),
         ("from fitune_plugins.adapters.lora import *\nfrom fitune_plugins.adapters.lora import ft_adapters",

@@ -121,6 +121,11 @@ def test_what_is_broken_of_a_strategy_is_said(tmp_path: Path, broken: str) -> No
 @pytest.mark.parametrize(
     ("body", "makes", "told"),
     [
+        (
+            "    def make_optimiser(self, parameters, settings):\n        pass\n",
+            "",
+            'nobody calls its method "make_optimiser". Did you mean "make_optimizer"\\?',
+        ),
         ("    def make_optimizer(self, parameters, settings):\n        pass\n", "", "it can make the optimizer, so"),
         ("    pass\n", SAYS, r'its record says makes=\("optimizer",\), and it does not'),
         (
@@ -134,6 +139,11 @@ def test_what_is_broken_of_a_strategy_is_said(tmp_path: Path, broken: str) -> No
 def test_a_strategy_says_what_it_makes(tmp_path: Path, body: str, makes: str, told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         testing.assert_strategy(made(STRATEGY.format(body=body, makes=makes)), "wrong", tmp_path)
+
+
+def test_a_method_of_its_own_may_have_any_other_name(tmp_path: Path) -> None:
+    body = "    def sizes(self):\n        pass\n    def _prepared(self):\n        pass\n"
+    testing.assert_strategy(made(STRATEGY.format(body=body, makes="")), "wrong", tmp_path)
 
 
 SOURCE = """
@@ -190,7 +200,9 @@ def ft_adapters():
 SAVES = 'from safetensors.torch import save_file; save_file({"w": model.lm_head.weight}, directory / "a.safetensors")'
 BROKEN_ADAPTERS = {
     "leaves nothing that trains": {"save": SAVES, "attach": "lambda o, m: m.requires_grad_(False)"},
-    "nothing was written as safetensors": {"save": "pass", "attach": "attach"},
+    "save wrote nothing, and must write": {"save": "pass", "attach": "attach"},
+    "save wrote a.pt, and must write": {"save": "(directory / 'a.pt').write_text('')", "attach": "attach"},
+    r"attach gave None, and must give a model of": {"save": SAVES, "attach": "lambda o, m: None"},
     "`load` gives other logits": {"save": SAVES, "attach": "attach"},
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -99,6 +100,26 @@ def test_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.name, found.outcome) == ("few-letters", "ok")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "trains, saves, goes on to the bit, is forecast; it gives no load (ft generate, ft eval and ft merge"),
+        (", load=load", "trains, saves, comes back, goes on to the bit, is forecast; it gives no merge (ft merge"),
+    ],
+)
+def test_what_an_adapter_does_not_give_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = scaffold.single_file("gain", "adapter")
+    without = re.sub(r"        save=save,\n(        \w+=\w+,\n)+", f"        save=save{given},\n", text)
+    assert without != text
+    (tmp_path / "gain.py").write_text(without, encoding="utf-8")
+    done = invoke("plugins", "check", "gain.py")
+    assert done.exit_code == 0, done.output
+    assert told in " ".join(done.output.split())
+
+
 @pytest.mark.parametrize("words", [("Bad Name", "stage"), ("x", "stge"), ("class", "stage"), ("../x", "stage")])
 def test_names_and_kinds_that_cannot_be(tmp_path: Path, words: tuple[str, str]) -> None:
     with pytest.raises(PluginError, match=r"is no name for a plugin|Did you mean"):
@@ -128,6 +149,8 @@ def test_what_is_not_tried_and_what_fails_is_said(tmp_path: Path, monkeypatch: p
         (("empty",), "holds no pyproject.toml"),
         (("one.py", "--set", "x"), "write NAME.KEY=VALUE"),
         (("one.py", "--set", "two.x=1"), 'provides no "two"'),
+        (("one.py", "--set", "one.leters=1"), 'one has no option "leters". Did you mean "letters"?'),
+        (("unmarked.py",), "plugin unmarked.py: ft_levers is not marked"),
     ],
 )
 def test_bad_places_and_options(
@@ -135,6 +158,7 @@ def test_bad_places_and_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "unmarked.py").write_text("def ft_levers(recipe): ...\n", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "one.py").write_text(scaffold.single_file("one", "stage"), encoding="utf-8")
     done = invoke("plugins", "check", *words)

@@ -70,6 +70,8 @@ def check(place: str, given: tuple[str, ...], as_json: bool) -> None:
         unknown = sorted(options.keys() - {one.record.name for plugin in plugins for one in plugin.provided})
         if unknown:
             raise PluginError(f'--set {unknown[0]}...: {place} provides no "{unknown[0]}"')
+        for plugin in plugins:
+            checking.must_be_options(plugin, options)
         for one in (one for plugin in plugins for one in checking.check(plugin, options)):
             found.append(one)
             if not as_json:

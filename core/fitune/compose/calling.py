@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fitune.errors import ModelError, PluginError
-from fitune.plugin.contract import blame, wrong_gift
+from fitune.plugin.contract import A_MODEL, blame, wrong_gift
 from fitune.plugin.model import unwrapped
 from fitune.plugin.recipe import Use
 from fitune.plugin.registry import KINDS
@@ -66,8 +66,7 @@ def call_for_model(use: Use[Any], name: str, function: Callable[..., object], *a
     try:
         unwrapped(cast(nn.Module, found))
     except ModelError as error:
-        what = "a model of transformers, or a wrapper with a get_base_model() that gives it"
-        raise wrong(use, name, found, what) from error
+        raise wrong(use, name, found, A_MODEL) from error
     return cast(PreTrainedModel, found)
 
 

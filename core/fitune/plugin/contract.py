@@ -156,7 +156,8 @@ def check_given(plugin: str, hook: str, given: object) -> list[Any]:
     if given is None:
         return []
     if not isinstance(given, list):
-        raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(given)}: yield each {wanted.__name__}")
+        gave = f"one {wanted.__name__}" if isinstance(given, wanted) else reprlib.repr(given)
+        raise PluginError(f"plugin {plugin}: {hook} gave {gave}: yield each {wanted.__name__}")
     for record in given:
         if not isinstance(record, wanted):
             raise PluginError(f"plugin {plugin}: {hook} gave {reprlib.repr(record)}, not a {wanted.__name__}")
@@ -259,6 +260,10 @@ def blame(what: str, *, but: type[Exception] | tuple[type[Exception], ...] = ())
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"{what} failed: {cause(error)}") from error
+
+
+A_MODEL = "a model of transformers, or a wrapper with a get_base_model() that gives it"
+"""What a hook that gives a model must give."""
 
 
 def wrong_gift(who: str, found: object, wanted: str) -> PluginError:

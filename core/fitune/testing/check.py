@@ -19,7 +19,8 @@ import click
 import tomli
 
 from fitune import testing
-from fitune.errors import FtError, PluginError, described
+from fitune.errors import FtError, PluginError, described, nearest
+from fitune.plugin.contract import cause
 from fitune.plugin.launching import Launcher
 from fitune.plugin.options import describe, parse
 from fitune.plugin.provided import Provided
@@ -34,6 +35,7 @@ from fitune.plugin.records import (
 )
 from fitune.plugin.registry import GROUP
 from fitune.plugin.single_file import import_file
+from fitune.testing.tiny import name_of
 
 ASSERTIONS: Mapping[type[Any], tuple[Any, str]] = {
     ModelLoader: (testing.assert_loader, "loads the same twice, is forecast, trains"),
@@ -89,9 +91,19 @@ class Opened:
 
 def opened(module: object) -> Opened:
     """Load a plugin beside the built-in ones. Raises `PluginError` for one that cannot be loaded."""
-    registry, name = testing.open_registry(module), getattr(module, "__name__", "plugin-1")
+    registry, name = testing.open_registry(module), name_of(module)
     provided = tuple(one for one in registry.provided if one.plugin == name)
     return Opened(module=module, name=name, provided=provided, hooks=tuple(registry.plugins[name].hooks))
+
+
+def must_be_options(plugin: Opened, options: Mapping[str, Mapping[str, object]]) -> None:
+    """Raise `PluginError` for an option that the one of this name does not have."""
+    for one in plugin.provided:
+        known = [option.name for option in describe(one.record.options)]
+        for key in options.get(one.record.name, {}):
+            if key not in known:
+                name = one.record.name
+                raise PluginError(f'--set {name}.{key}: {name} has no option "{key}". {nearest(key, known)}')
 
 
 def check(plugin: Opened, options: Mapping[str, Mapping[str, object]]) -> Iterator[Checked]:
@@ -139,7 +151,17 @@ def _assert(module: object, one: Provided, options: Mapping[str, object], home: 
     if found is None:
         return "no contract for this kind"
     found[0](module, name, home, options)
-    return found[1]
+    return found[1] if not isinstance(record, Adapter) else _of_adapter(record)
+
+
+def _of_adapter(record: Adapter[Any]) -> str:
+    """What was asserted of an adapter, and what could not be, since it gives no way for it."""
+    back = record.load is not None or record.load_whole is not None
+    told = ASSERTIONS[Adapter][1] if back else ASSERTIONS[Adapter][1].replace(", comes back", "")
+    lacking = [] if back else ["no load (ft generate, ft eval and ft merge refuse its runs)"]
+    if back and record.load is not None and record.merge is None:
+        lacking.append("no merge (ft merge refuses its runs)")
+    return "; it gives ".join([told, *lacking])
 
 
 def _launcher(record: Launcher[Any], options: Mapping[str, object], home: Path) -> str:
@@ -190,7 +212,7 @@ def _in_words(place: str) -> Iterator[None]:
     except FtError:
         raise
     except Exception as error:
-        raise PluginError(f"{place} cannot be imported: {described(error)}") from error
+        raise PluginError(f"{place} cannot be imported: {cause(error)}") from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from fitune.plugin.deprecation import SINGLE_FILE
 from fitune.plugin.registry import Registry
 from fitune.plugin.trust import Trust
 
@@ -21,8 +22,15 @@ def open_registry(*plugins: object) -> Registry:
     """A registry of the built-in plugins and these; installed ones are not loaded, and recipes' own files may run."""
     registry = Registry.open(third_party=False, trust=Trust(allow=True))
     for number, plugin in enumerate(plugins, 1):
-        registry.register(plugin, getattr(plugin, "__name__", f"plugin-{number}"))
+        registry.register(plugin, name_of(plugin, f"plugin-{number}"))
     return registry
+
+
+def name_of(plugin: object, otherwise: str = "plugin-1") -> str:
+    """What a plugin is called where nobody has named it: its module, or its file, if it is a single one."""
+    name: str = getattr(plugin, "__name__", otherwise)
+    file = getattr(plugin, "__file__", None)
+    return Path(file).name if name.startswith(SINGLE_FILE) and file else name
 
 
 def write_tiny_model(directory: Path, *, layers: int = 2, dtype: str = "float32") -> Path:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitune.plugin.records import Adapter
-from fitune.testing.contracts.trial import Options, Trial, must_go_on_to_the_bit, must_not_fail, weights
+from fitune.testing.contracts.trial import (
+    Options,
+    Trial,
+    must_be_model,
+    must_go_on_to_the_bit,
+    must_not_fail,
+    weights,
+)
 from fitune.testing.tiny import write_tiny_model
 
 if TYPE_CHECKING:
@@ -33,7 +40,7 @@ def _saves_what_it_trains(record: Adapter[Any], options: Any, directory: Path) -
 
     base = _base(directory / "base")
     before = _logits(base)
-    model = must_not_fail("attach fails", lambda: record.attach(options, copy.deepcopy(base)))
+    model = must_be_model("attach", lambda: record.attach(options, copy.deepcopy(base)))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained, "attach leaves nothing that trains (requires_grad)"
     with torch.no_grad(), torch.random.fork_rng():
@@ -64,12 +71,12 @@ def _comes_back(record: Adapter[Any], options: Any, base: Any, place: Path, afte
     if record.load is None:
         return
     load = record.load
-    loaded = must_not_fail("load fails", lambda: load(options, copy.deepcopy(base), place))
+    loaded = must_be_model("load", lambda: load(options, copy.deepcopy(base), place))
     assert _alike(_logits(loaded), after), "`load` gives other logits than were saved"
     assert not any(p.requires_grad for p in loaded.parameters()), "what `load` gives is not frozen"
     if record.merge is not None:
         merge = record.merge
-        merged = must_not_fail("merge fails", lambda: merge(loaded, torch.float32))
+        merged = must_be_model("merge", lambda: merge(loaded, torch.float32))
         assert type(merged) is type(base), f"merge gives a {type(merged).__name__}, not a {type(base).__name__}"
         assert merged.state_dict().keys() == base.state_dict().keys(), (
             "the merged model has other weights than the base"

@@ -8,7 +8,15 @@ from typing import Any
 from fitune.plugin.records import MemoryStrategy
 from fitune.plugin.relations import ROLES, Role
 from fitune.plugin.strategy import Plan, Strategy
-from fitune.testing.contracts.trial import STEPS, Options, Trial, losses, must_go_on_to_the_bit, must_not_fail
+from fitune.testing.contracts.trial import (
+    STEPS,
+    Options,
+    Trial,
+    losses,
+    must_be_called,
+    must_go_on_to_the_bit,
+    must_not_fail,
+)
 
 ROUNDING = 1e-3
 """By how much losses in float32 may differ, relative, where a strategy says that it is exact."""
@@ -24,10 +32,11 @@ def strategy_keeps_its_contract(plugin: object, name: str, directory: Path, opti
     found = losses(must_go_on_to_the_bit(trial))
     if record.exact and not record.accumulates:  # which changes what a step is
         wanted = losses(Trial(plugin=plugin, directory=directory, changes=plain).ran("without"))
-        off = max(abs(one / other - 1) for one, other in zip(found, wanted, strict=True))
-        assert off <= ROUNDING, (
-            f"its record says exact=True, but losses are off by {off:.2g} from those of a run without it: {found} in "
-            f"place of {wanted}"
+        off = [abs(one / other - 1) for one, other in zip(found, wanted, strict=True)]
+        worst = off.index(max(off))
+        assert off[worst] <= ROUNDING, (
+            f"its record says exact=True, but losses are off by {off[worst]:.2g} from those of a run without it: "
+            f"{found[worst]:.6f} in place of {wanted[worst]:.6f} at step {worst + 1}"
         )
     trial.forecast()
 
@@ -35,6 +44,7 @@ def strategy_keeps_its_contract(plugin: object, name: str, directory: Path, opti
 def _says_what_it_makes(record: MemoryStrategy[Any], options: Any) -> None:
     """Raise `AssertionError` where it makes what a run has once, and its record does not say so, or the other way."""
     strategy = must_not_fail("make fails", lambda: record.make(options))
+    must_be_called(strategy, Strategy)
     plan = must_not_fail("plan fails", lambda: strategy.plan(Plan(gpu=True)))
     makes: dict[Role, bool] = {
         "optimizer": type(strategy).make_optimizer is not Strategy.make_optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tomli
 import tomli_w
 
-from fitune.errors import FtError, Interrupted, PluginError, described
+from fitune.errors import FtError, Interrupted, ModelError, PluginError, described
+from fitune.plugin.contract import A_MODEL, wrong_gift
 from fitune.plugin.events import Run, StepReport
 from fitune.plugin.hookspecs import hookimpl
+from fitune.plugin.model import unwrapped
 from fitune.plugin.records import Provider
 from fitune.plugin.registry import Registry
 from fitune.testing.tiny import open_registry, write_recipe
@@ -31,6 +34,9 @@ Options = Mapping[str, object]
 
 STEPS, STOPPED = 4, 2
 """Steps of a run, and after how many one that is to go on is stopped."""
+
+ALIKE = 0.8
+"""From which likeness on (`difflib`) a name is taken for another one, misspelled."""
 
 CARD = "h100"
 """What is forecast for."""
@@ -131,6 +137,28 @@ def must_not_fail(what: str, do: Callable[[], T]) -> T:
         raise AssertionError(f"{what}: {error if isinstance(error, FtError) else described(error)}") from error
 
 
+def must_be_model(what: str, do: Callable[[], Any]) -> Any:
+    """The model that `do` gives. Raises `AssertionError` where it raises, or gives something else."""
+    found = must_not_fail(f"{what} fails", do)
+    try:
+        unwrapped(found)
+    except ModelError as error:
+        raise AssertionError(str(wrong_gift(what, found, A_MODEL))) from error
+    return found
+
+
+def must_be_called(found: object, kind: type[Any]) -> None:
+    """Raise `AssertionError` for a method that is called nearly as one of its kind, which nobody would ever call."""
+    known = [name for name in dir(kind) if not name.startswith("_")]
+    for name in dir(type(found)):
+        if name.startswith("_") or name in known or not callable(getattr(type(found), name)):
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE)
+        assert not close, (
+            f'nobody calls its method "{name}". Did you mean "{close[0]}"? One that is its own begins with "_"'
+        )
+
+
 def losses(run: Path) -> list[float]:
     """The losses of a run's steps, which must be numbers."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -144,7 +172,11 @@ def weights(directory: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     files = sorted(directory.rglob("*.safetensors"))
-    assert files, f"nothing was written as safetensors into {directory.name}"
+    others = ", ".join(sorted(file.name for file in directory.rglob("*") if file.is_file()))
+    assert files, (
+        f"save wrote {others or 'nothing'}, and must write what was trained as safetensors "
+        "(safetensors.torch.save_file) into the directory that it is given"
+    )
     return {f"{file.name}: {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
