@@ -212,7 +212,7 @@ def run(
     from fitune.plugin.own_python import without_kernels
     from fitune.plugin.registry import Registry
     from fitune.plugin.trust import Trust
-    from fitune.train.begin import begin
+    from fitune.train.read_ahead import reading_ahead
     from fitune.train.start import start_of
 
     with without_kernels():
@@ -227,5 +227,8 @@ def run(
         given = recipe if isinstance(recipe, Recipe) else Path(recipe)
         place = None if out is None else Path(out)
         start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
-        watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
-        return begin(start, registry, force=force, watch=watch)
+        with reading_ahead(None if start.done else start.recipe):
+            from fitune.train.begin import begin
+
+            watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
+            return begin(start, registry, force=force, watch=watch)

@@ -37,7 +37,7 @@ def test_a_run_records_its_phases_at_each_start_and_says_them_if_asked(
     record = read_record(out)
     assert record is not None
     (start,) = record.starts
-    expected = ["imports", "recipe", "device", "data", "weights", "adapter", "forecast", "beginning the run"]
+    expected = ["recipe", "imports", "device", "data", "weights", "adapter", "forecast", "beginning the run"]
     assert list(start.phases) == [*expected, "rehearsal", FIRST_STEP]
     assert said == list(start.phases)
     assert all(seconds >= 0 for seconds in start.phases.values())

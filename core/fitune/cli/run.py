@@ -69,7 +69,7 @@ def run_command(
     from fitune.compose.processes import is_main_process
     from fitune.data.prepare import UNWATCHED
     from fitune.plugin.timings import Timings, process_begun
-    from fitune.train.begin import begin
+    from fitune.train.read_ahead import reading_ahead
     from fitune.train.signals import ignore_hangup
     from fitune.train.start import start_again, start_of
 
@@ -93,13 +93,15 @@ def run_command(
         return
 
     timings = Timings(begun=process_begun(), say=_say_phase if timed else None)
-    timings.done("imports")
     if keep_going:
         ignore_hangup()
     registry = settings.registry()
     start = start_again(registry) or start_of(recipe, registry, overrides, **asked)
     timings.done("recipe")
-    with lenient_output():
+    with lenient_output(), reading_ahead(None if start.done else start.recipe):
+        from fitune.train.begin import begin  # imports torch, for seconds: what is wrong with a recipe was told before
+
+        timings.done("imports")
         watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
         begin(start, registry, force=force, watch=watch, timings=timings)
     if start.done and is_main_process():

@@ -40,6 +40,11 @@ def no_packages(options: Any) -> Iterable[str]:
     return ()
 
 
+def no_files(options: Any) -> Iterable[Path]:
+    """The files of a loader that names none."""
+    return ()
+
+
 def no_problems(options: Any) -> Iterable[Problem]:
     """The check of a provider that has nothing to check beyond the types and ranges of its options."""
     return ()
@@ -75,6 +80,9 @@ class ModelLoader(Related, Generic[O]):
     carriers: Callable[[O], Iterable[str]] = no_packages
     """Packages, by the names that they are imported by, in whose files the model lies: `ft launch` sends these along,
     and installs none of them."""
+    files: Callable[[O], Iterable[Path]] = no_files
+    """Names the files of the weights that are on this machine already, in the order in which they are read; fetches
+    none. They are brought into the system's cache while a run is prepared. Raises `ModelError`."""
     check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks at what can be known before a weight is read, e.g. whether a file is there."""
 

@@ -13,6 +13,7 @@ from fitune_plugins.loaders.fingerprint import of_directory, of_hub
 from fitune_plugins.loaders.loading import DType, build_model, check_path, first_line, load_model, load_tokenizer
 from fitune_plugins.loaders.quantized import problems, stored
 from fitune_plugins.loaders.unpacked import load_plain
+from fitune_plugins.loaders.weight_files import on_this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -142,5 +143,6 @@ def ft_model_loaders() -> Iterable[ModelLoader[DeepSeek7bOptions]]:
         load_plain=_plain,
         stored=lambda options: stored(None, options.path, options.revision, options.dtype),  # the hub's is plain
         fingerprint=_fingerprint,
+        files=lambda options: on_this_machine(options.id, options.path, options.revision),
         check=_check,
     )

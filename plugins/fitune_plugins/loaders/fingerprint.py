@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fitune import ModelError
 from fitune_plugins.loaders.remote_code import COMMIT
-from fitune_plugins.text_files import json_of
+from fitune_plugins.loaders.weight_files import of_weights
 
 WHOLE = 32 << 20
 """Bytes of a file up to which all of it is read."""
@@ -27,9 +27,6 @@ PLACES = 1024
 
 ENDS = 1 << 20
 """Bytes at both ends of a larger one that is no safetensors: other formats have their tables there."""
-
-INDICES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where transformers looks for weights, in its order."""
 
 
 def of_hub(id: str, revision: str) -> str | None:
@@ -56,7 +53,7 @@ def of_directory(directory: Path, *, code: bool = False) -> str:
     Raises `ModelError` if it cannot be read.
     """
     runs = sorted(directory.glob("*.py")) if code else []
-    return of_files([directory / "config.json", *runs, *_weights(directory)])
+    return of_files([directory / "config.json", *runs, *of_weights(directory)])
 
 
 def of_files(files: Iterable[Path]) -> str:
@@ -73,25 +70,6 @@ def of_files(files: Iterable[Path]) -> str:
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror or error}. Get a whole copy") from error
     return f"sha256:{digest.hexdigest()}"
-
-
-def _weights(directory: Path) -> list[Path]:
-    """The files of weights that transformers takes of all that are there."""
-    for name in INDICES:
-        file = directory / name
-        if file.is_file():
-            return [file, *(directory / shard for shard in _shards(file))] if name.endswith(".json") else [file]
-    return sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        names = sorted(set(json_of(index)["weight_map"].values()))
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("a shard's name is no text")
-        return names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} cannot be read: {error}. Get a whole copy") from error
 
 
 def _parts(opened: BinaryIO, file: Path) -> Iterator[bytes]:

@@ -103,6 +103,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[GgufOptions]]:
         load_model=_model,
         build_model=_built,
         fingerprint=lambda options: of_files([_file(options)]),
+        files=lambda options: [_file(options)],
         carriers=lambda options: [options.package] if options.package is not None else [],
         check=_check,
     )

@@ -13,6 +13,7 @@ from fitune_plugins.loaders.loading import DType, build_model, check_path, load_
 from fitune_plugins.loaders.quantized import problems, stored
 from fitune_plugins.loaders.remote_code import code_arguments, code_problems
 from fitune_plugins.loaders.unpacked import load_plain
+from fitune_plugins.loaders.weight_files import on_this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +100,7 @@ def ft_model_loaders() -> Iterable[ModelLoader[HfOptions]]:
         load_plain=_plain,
         stored=lambda options: stored(options.id, options.path, options.revision, options.dtype),
         fingerprint=_fingerprint,
+        files=lambda options: on_this_machine(options.id, options.path, options.revision),
         check=_check,
     )
 

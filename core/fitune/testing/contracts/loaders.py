@@ -30,6 +30,8 @@ def loader_keeps_its_contract(plugin: object, name: str, directory: Path, option
     if record.fingerprint is not None:
         tell = record.fingerprint
         assert tell(given) == tell(given), "its fingerprint changes though the weights do not"
+    missing = [file for file in record.files(given) if not file.is_file()]
+    assert not missing, f"its files are not there, e.g. {missing[0]}"
     if record.build_model is not None:
         build = record.build_model
         _is_its_like(must_not_fail("build_model fails", lambda: build(given)), model)
