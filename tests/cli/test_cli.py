@@ -105,7 +105,7 @@ def test_python_m_fitune_is_ft(tmp_path: Path) -> None:
     done = python("-m", "fitune", "check", "nope.toml", directory=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: nope.toml: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml\n"
+    assert done.stderr == "error: nope.toml: no such file. Give the path of a recipe, or a name that ft recipes lists\n"
 
 
 # ------------------------------------------------------------------------------------------------------------ check

@@ -40,10 +40,11 @@ def test_a_run_that_goes_on_or_back_is_told_of_by_its_own_steps() -> None:
 
 
 def test_throughput_gives_way_where_there_is_no_room() -> None:
-    short = in_a_line("loss 1.2", "", "3 GiB", "0:01:00 left", last="12 tok/s")
+    short = in_a_line("loss 1.2", "", "3 GiB", spare="12 tok/s", end="0:01:00 left")
     assert short == "loss 1.2  3 GiB  12 tok/s  0:01:00 left"
+    assert in_a_line("loss 1.2", "", "3 GiB", spare="12 tok/s", end="") == "loss 1.2  3 GiB  12 tok/s"
     metrics = "accuracy 0.75  margin 1.25  reward 0.333"
-    assert in_a_line("loss 1.2", metrics, "3 GiB", last="12 tok/s") == f"loss 1.2  {metrics}  3 GiB"
+    assert in_a_line("loss 1.2", metrics, "3 GiB", spare="12 tok/s", end="") == f"loss 1.2  {metrics}  3 GiB"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -58,7 +58,7 @@ def test_there_are_many_kinds_of_mistakes() -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (None, "r.toml: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml"),
+        (None, "r.toml: no such file. Give the path of a recipe, or a name that ft recipes lists"),
         (b'name = "\xff"\n', "r.toml: not UTF-8 text (byte 8). Is it a recipe? Then save it as UTF-8"),
         (LIGHT.encode("utf-16"), "r.toml: not UTF-8 text (byte 0). Is it a recipe? Then save it as UTF-8"),
         (b"PK\x03\x04", "r.toml:1: not valid TOML: Expected '=' after a key in a key/value pair (column 3)"),
@@ -119,4 +119,4 @@ def test_debug_shows_where_an_error_was_raised(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().err
     assert exit_.value.code == 2
     assert printed.startswith("Traceback (most recent call last):\n")
-    assert printed.endswith("no such file. Give the path of a recipe, e.g. recipes/quickstart.toml\n")
+    assert printed.endswith("no such file. Give the path of a recipe, or a name that ft recipes lists\n")

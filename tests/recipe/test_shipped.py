@@ -44,6 +44,28 @@ def test_a_command_takes_the_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart.toml: no problem found" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("quickstrat", 'quickstrat: no such file. Did you mean "quickstart"?'),
+        ("recipes/quickstart.toml", 'recipes/quickstart.toml: no such file. Did you mean "quickstart"?'),
+        ("frist.toml", 'frist.toml: no such file. Did you mean "first.toml"?'),
+        ("sub/secnd.toml", 'sub/secnd.toml: no such file. Did you mean "sub/second.toml"?'),
+        ("other", "other: no such file. Give the path of a recipe, or a name that ft recipes lists"),
+    ],
+)
+def test_a_name_that_is_misspelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("first.toml", "sub/second.toml"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["check", given])
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
 def test_all_have_a_title_and_thirty_are_there() -> None:
     assert len(shipped()) >= 30
     assert all(title_of(path) for path in shipped().values())

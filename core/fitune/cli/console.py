@@ -101,9 +101,8 @@ class RunConsole:
         self._pace.done(step.step)
         left = self._pace.left(run.steps)
         told = f"loss {step.loss:.4f}", metrics_text(step.metrics, "  ").rstrip(), gib(step.memory.peak)
-        state = in_a_line(
-            *told, "" if left is None else f"{left} left", last=f"{step.tokens / step.seconds:,.0f} tok/s"
-        )
+        speed = f"{step.tokens / step.seconds:,.0f} tok/s"
+        state = in_a_line(*told, spare=speed, end="" if left is None else f"{left} left")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step.step, state=state)
         elif step.step in (1, run.steps) or step.step % max(1, run.steps // PLAIN_LINES) == 0:

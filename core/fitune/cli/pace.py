@@ -33,9 +33,9 @@ class Pace:
         return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
 
 
-def in_a_line(*parts: str, last: str) -> str:
-    """The parts that say something, one behind the other, and `last` before the end where there is room for it."""
+def in_a_line(*parts: str, spare: str, end: str) -> str:
+    """The parts that say something, one behind the other; `spare` behind them where there is room for it; `end`."""
     kept = [part for part in parts if part]
-    if len("  ".join([*kept, last])) <= WIDTH:
-        kept.insert(len(kept) - 1, last)
-    return "  ".join(kept)
+    behind = [end] if end else []
+    middle = [spare] if len("  ".join([*kept, spare, *behind])) <= WIDTH else []
+    return "  ".join([*kept, *middle, *behind])

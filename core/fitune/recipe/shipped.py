@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,9 @@ CHECKOUT = Path(__file__).parents[3] / "recipes"
 
 INDEX = "index.json"
 """What each takes of its card, by forecast (`docs/make_recipes.py`)."""
+
+ALIKE = 0.75
+"""From which likeness on (`difflib`) a name is taken for another one, misspelled."""
 
 SCHEMA = "#:schema "
 """How the line begins that names the schema beside a recipe."""
@@ -37,6 +41,16 @@ def located(given: Path) -> Path:
     if given.exists() or len(given.parts) != 1:
         return given
     return shipped().get(given.name.removesuffix(".toml"), given)
+
+
+def meant(given: Path) -> str:
+    """What is said of a recipe that is not there: the nearest that is, beside it or shipped, or where to look."""
+    here = sorted(path.name for path in given.parent.glob("*.toml"))
+    beside = difflib.get_close_matches(given.name, here, n=1, cutoff=ALIKE)
+    names = difflib.get_close_matches(given.name.removesuffix(".toml"), shipped(), n=1, cutoff=ALIKE)
+    for found in [*(str(given.with_name(name)) for name in beside), *names]:
+        return f'Did you mean "{found}"?'
+    return "Give the path of a recipe, or a name that ft recipes lists"
 
 
 def named(name: str) -> Path:

@@ -12,6 +12,7 @@ from fitune.errors import RecipeError
 from fitune.plugin.options import is_table
 from fitune.plugin.reading import read_file
 from fitune.recipe.renamed import is_of_run, place_of_run, translated
+from fitune.recipe.shipped import meant
 from fitune.recipe.toml import Key as Key
 from fitune.recipe.toml import TooMuch, lines, loads
 
@@ -58,9 +59,7 @@ class TomlSource:
         try:
             text = read_file(path).decode("utf-8-sig")  # editors on Windows put a mark in front
         except FileNotFoundError:
-            raise RecipeError(
-                [f"{path}: no such file. Give the path of a recipe, e.g. recipes/quickstart.toml"]
-            ) from None
+            raise RecipeError([f"{path}: no such file. {meant(path)}"]) from None
         except UnicodeDecodeError as error:
             raise RecipeError(
                 [f"{path}: not UTF-8 text (byte {error.start}). Is it a recipe? Then save it as UTF-8"]
