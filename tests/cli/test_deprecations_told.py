@@ -103,6 +103,8 @@ def test_a_run_tells_it_once_and_is_the_same_run(tiny: str, capsys: Capture) -> 
 def test_the_data_are_shown_with_it(tiny: str, capsys: Capture) -> None:
     main(["data", "tiny/recipe.toml", "--no-third-party"])
     assert f"note: {tiny}" in capsys.readouterr().out
+    main(["data", "tiny/recipe.toml", "--json", "--no-third-party"])
+    assert json.loads(capsys.readouterr().out)["notices"] == [tiny]
 
 
 # -------------------------------------------------------------------------------------------------------------- plugins
@@ -195,6 +197,15 @@ def test_what_a_plugin_uses_is_told_with_each_recipe(capsys: Capture) -> None:
     write_light(Path())
     main(["check", "r.toml"])
     assert capsys.readouterr().err.startswith(f"note: plugin plugin-1: {HOOKS}")
+
+
+@pytest.mark.parametrize("command", [("plugins", "show", "aged"), ("plugins", "--why", "aged")])
+def test_what_is_gone_is_said_to_be(command: tuple[str, ...], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deprecation, "__version__", "0.4")
+    registry = open_registry(Plugin())
+    monkeypatch.setattr(Settings, "registry", lambda settings: registry)
+    told = 'error: the memory strategy "aged" is gone since fitune 0.4. Write theirs\n'
+    assert refused(*command, capsys=capsys) == told
 
 
 def test_an_option_that_is_gone_is_shown_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

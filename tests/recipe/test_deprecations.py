@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 from annotated_types import Ge
 
 from fitune import Deprecation, Formerly, MemoryStrategy, Recipe, RecipeError, Strategy, hookimpl
 from fitune.plugin import deprecation
+from fitune.plugin.recipe import General, NewTokens, Train, Weight
 from fitune.recipe.reader import read_recipe
 from fitune.testing import assert_deprecated, open_registry
 from support.light import LIGHT, write_light
@@ -285,6 +286,30 @@ def test_and_are_refused_by_0_4(later: None) -> None:
         'r.toml:25: [log] every: "every" of [log] is gone since fitune 0.4. It is an option of the listener "metrics" '
         'now: remove it, and add these lines at the end: [[listener]] | use = "metrics" | every = 10',
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "old", "line"),
+    [
+        (Train, "steps", "[train]\nrounds = 3", "r.toml:22: [train] rounds"),
+        (General, "seed", 'rounds = 7\nname = "light"', "r.toml:1: rounds"),
+        (Weight, "weight", 'use = "jsonl"\nrounds = 2.0', "r.toml:16: [data.source] rounds"),
+        (NewTokens, "add_tokens", 'path = "model"\nrounds = ["<x>"]', "r.toml:6: [model] rounds"),
+    ],
+)
+def test_every_key_of_the_core_may_have_had_another_name(
+    table: type, key: str, old: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint = get_type_hints(table, include_extras=True)[key]
+    monkeypatch.setitem(table.__annotations__, key, Annotated[hint, formerly("rounds")])
+    new = old.replace("rounds", key)
+    before = {"Train": "[train]\nsteps = 3", "General": 'name = "light"', "Weight": 'use = "jsonl"',
+              "NewTokens": 'path = "model"'}[table.__name__]  # fmt: skip
+    write_light(Path(), LIGHT.replace(before, old, 1))
+    recipe = read_recipe(Path("r.toml"), open_registry())
+    assert recipe.notices == (f'{line}: "rounds" {AGED}. Write "{key}"',)
+    Path("r.toml").write_text(LIGHT.replace(before, new, 1), encoding="utf-8")
+    assert recipe.to_toml() == read_recipe(Path("r.toml"), open_registry()).to_toml()
 
 
 def test_the_kit_asserts_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fitune.cli.printing import say, say_json
 from fitune.cli.settings import RecipePath, Settings, loading_switches, switches
 from fitune.errors import PluginError, nearest
 from fitune.plugin.options import Option, describe
-from fitune.plugin.provided import Provided, ages, meant
+from fitune.plugin.provided import Provided, ages, gone_as, meant
 from fitune.plugin.registry import Registry
 
 
@@ -71,7 +71,9 @@ def show(settings: Settings, name: str, as_json: bool) -> None:
         cause = registry.plugins[name].cause
         raise PluginError(f'the plugin "{name}" is broken: {cause}' if cause else f'"{name}" has no options to show')
     if not found:
-        raise PluginError(f'no plugin provides "{name}". {nearest(name, {p.record.name for p in registry.provided})}')
+        names = {p.record.name for p in registry.provided}
+        gone = gone_as(registry.gone, registry.plugins, name)
+        raise PluginError(gone or f'no plugin provides "{name}". {nearest(name, names)}')
     if as_json:
         say_json([_values(registry, one) for one in found])
     else:

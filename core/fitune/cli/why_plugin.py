@@ -11,7 +11,7 @@ from fitune.cli.list_plugins import wrapped
 from fitune.errors import PluginError, nearest
 from fitune.plugin.contract import EVENTS, blame
 from fitune.plugin.options import describe, to_table, toml_text
-from fitune.plugin.provided import Plugin, Provided, ages, meant
+from fitune.plugin.provided import Plugin, Provided, ages, gone_as, meant
 from fitune.plugin.recipe import Recipe, Use
 from fitune.plugin.records import Adapter, DataStage, Listener, MemoryStrategy, ModelLoader, Objective
 from fitune.plugin.registry import Registry
@@ -79,7 +79,8 @@ def why(registry: Registry, name: str, recipe: Path | None) -> list[Why]:
             )
             raise PluginError(f'the plugin "{name}" is {what}')
         names = {one.record.name for one in registry.provided}
-        raise PluginError(f'no plugin provides "{name}". {nearest(name, names)}')
+        gone = gone_as(registry.gone, registry.plugins, name)
+        raise PluginError(gone or f'no plugin provides "{name}". {nearest(name, names)}')
     return [_why(registry, one, read) for one in found]
 
 
@@ -109,7 +110,8 @@ def _told(word: str, said: Sequence[str]) -> Iterator[str]:
 def _why(registry: Registry, one: Provided, recipe: Recipe | None) -> Why:
     record, plugin = one.record, registry.plugins[one.plugin]
     uses = [] if recipe is None else [use for use in _uses(recipe) if registry.provided_by(use.record) is one]
-    named = recipe is not None and bool(uses) and _is_named(recipe, registry.name_of(one), record.name)
+    former = [mark.name for mark in record.formerly]
+    named = recipe is not None and bool(uses) and _is_named(recipe, registry.name_of(one), record.name, *former)
     told = [] if named or not uses else ["it is there by itself: the recipe does not name it"]
     for use in uses:
         told += _changes(use, recipe)

@@ -167,6 +167,13 @@ def deprecated_fields(options: type) -> frozenset[str]:
     return frozenset(n for n, hint in hints.items() if any(isinstance(m, Deprecation) for m in marks_of(hint)))
 
 
+def keys_of(options: type) -> tuple[str, ...]:
+    """The keys of a table that is read as a dataclass, and then the names that they had."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    former = [mark.name for hint in hints.values() for mark in marks_of(hint) if isinstance(mark, Formerly)]
+    return (*hints, *former)
+
+
 def wrong_marks(record: Any) -> str | None:
     """What is wrong with what a provider's record says of its own age."""
     if not isinstance(record.deprecated, (Deprecation, type(None))):

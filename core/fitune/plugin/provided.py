@@ -144,6 +144,12 @@ def _bare(one: Provided, name: str) -> str:
     return name if name == one.record.name else name.rpartition(":")[2]
 
 
+def gone_as(gone: Sequence[Provided], plugins: Mapping[str, Plugin], name: str) -> str:
+    """What to say of the name of one that is gone; nothing for that of no such one."""
+    found = (age_of(one, plugins[one.plugin], name) for one in gone if one.record.name == name)
+    return next((problem.sentence() for told in found for problem in told), "")
+
+
 def not_there(
     kind: str, name: str, known: Sequence[str], provided: Sequence[Provided], plugins: Mapping[str, Plugin]
 ) -> str:

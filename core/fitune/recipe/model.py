@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fitune.errors import Problem
+from fitune.plugin.deprecation import keys_of
 from fitune.plugin.options import toml_text
 from fitune.plugin.recipe import NewTokens, Use
 from fitune.plugin.records import ModelLoader
@@ -18,9 +19,10 @@ KEYS = tuple(field.name for field in dataclasses.fields(NewTokens))
 
 def read_model(tables: Tables, *, look: bool) -> Use[ModelLoader[Any]] | None:
     """The table `[model]`; without `look`, its files need not be there."""
-    use = tables.use(ModelLoader, ("model",), look=look, known=KEYS)
+    keys = keys_of(NewTokens)
+    use = tables.use(ModelLoader, ("model",), look=look, known=keys)
     table = tables.source.values.get("model")
-    given = {key: table[key] for key in KEYS if key in table} if isinstance(table, dict) else {}
+    given = {key: table[key] for key in keys if key in table} if isinstance(table, dict) else {}
     if not given:
         return use
     tokens = tables.parse(NewTokens, given, ("model",))

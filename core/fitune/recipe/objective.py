@@ -9,6 +9,7 @@ from typing import Any
 
 from fitune.errors import Problem
 from fitune.plugin.contract import blame
+from fitune.plugin.deprecation import keys_of
 from fitune.plugin.options import toml_text
 from fitune.plugin.paths import located
 from fitune.plugin.recipe import Compared, Recipe, Use
@@ -54,11 +55,12 @@ def read_objective(tables: Tables, adapter: Use[Adapter[Any]] | None) -> Use[Obj
     if "objective" not in tables.source.values:
         record = tables.registry.find(Objective, DEFAULT)
         return Use(record=record, options=record.options())
-    use = tables.use(Objective, ("objective",), known=[REFERENCE])
+    keys = keys_of(Compared)
+    use = tables.use(Objective, ("objective",), known=keys)
     if use is None or adapter is None:
         return None
     table = tables.source.values["objective"]
-    given = {REFERENCE: table[REFERENCE]} if REFERENCE in table else {}
+    given = {key: table[key] for key in keys if key in table}
     with blame(f'the needs_reference of the objective "{use.record.name}"'):
         needed = use.record.needs_reference(use.options)
     if not needed:

@@ -153,8 +153,9 @@ class _Reader:
 
     def _read_renamed(self) -> None:
         """Read each key that is called otherwise since 0.1 as what it is now, or say what to write."""
-        values, gone = self.source.values, are_gone()
-        for key, table in renamed(values):
+        values, found = self.source.values, list(renamed(self.source.values))
+        gone = bool(found) and are_gone()
+        for key, table in found:
             mark = mark_of(table, overridden=self.source.overridden(key) is not None)
             (self.tables.add if gone else self.tables.note)(key, problem_of(key, mark))
         for key in unknown(values):

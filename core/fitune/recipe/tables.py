@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from fitune.errors import FtError, PluginError, Problem, RecipeError, described
 from fitune.plugin.aged_options import aged
-from fitune.plugin.deprecation import Release
+from fitune.plugin.deprecation import Release, keys_of
 from fitune.plugin.options import is_table, parse, toml_text
 from fitune.plugin.paths import located
 from fitune.plugin.provided import Provided, age_of
@@ -178,7 +178,7 @@ class Tables:
         for notice in age_of(one, self.registry.plugins[one.plugin], name):
             self.note((*at, "use"), notice)
         record = cast(P, one.record)
-        core = ("use", "weight") if at[-2:-1] == ("source",) else ("use", *known)
+        core = ("use", *(keys_of(Weight) if at[-2:-1] == ("source",) else known))
         use = self.with_options(record, without(table, *core), at, look=look)
         return None if use is None else dataclasses.replace(use, given=self._given(one, name))
 
@@ -244,9 +244,10 @@ class Tables:
     def _source(self, record_type: type[P], at: Key, *, look: bool = True) -> Use[P] | None:
         """A source's table: a plugin's, and the key "weight", which is the core's."""
         table = self._inside(at)
-        if not isinstance(table, dict) or "weight" not in table:
+        given = {key: table[key] for key in keys_of(Weight) if key in table} if isinstance(table, dict) else {}
+        if not given:
             return self.use(record_type, at, look=look)
-        weight = self.parse(Weight, {"weight": table["weight"]}, at)
+        weight = self.parse(Weight, given, at)
         use = self.use(record_type, at, look=look)
         return None if use is None or weight is None else dataclasses.replace(use, weight=weight.weight)
 
