@@ -32,6 +32,7 @@ from fitune.memory.trace.flops import flops_of
 from fitune.memory.trace.run import Trace, trace
 from fitune.memory.trace.shorten import shorten
 from fitune.memory.trace.step_time import Work, operation_of
+from fitune_plugins.speed.kernels import skinny  # noqa: F401  # registers its operations
 from support.architectures import CHUNKED_LOSS, GRADIENT_CHECKPOINTING, recipe_of
 
 aten: Any = torch.ops.aten
@@ -93,6 +94,15 @@ def test_a_kernel_of_a_plugin_moves_its_bytes() -> None:
         library.impl("change_", lambda x, y: y.new_empty(8), "Meta")
         operation = torch.ops.fitune_test.change_.default
         assert found(operation, X, X) == Operation("pass", bytes=3 * X.nbytes + 16, form="copy")
+
+
+def test_a_kernel_that_says_its_operations_is_a_product() -> None:
+    """A few columns take longer than their bytes; one that adds to what is there has no result."""
+    narrow, out = empty(16, 4096), empty(1024, 16)
+    for operation, arguments in ((torch.ops.fitune.skinny, (X, narrow)), (torch.ops.fitune.skinny_, (out, X, narrow))):
+        made = found(operation.default, *arguments, 1.0)
+        assert made is not None
+        assert made._replace(bytes=0) == product("bfloat16", (1, 1024, 16, 4096), aligned=True, added=False, moved=0)
 
 
 def test_attention_is_a_family_of_its_own() -> None:

@@ -191,7 +191,7 @@ def operation_of(func: Any, name: str, arguments: Sequence[Any], results: Any, f
 
 
 def _product(dtype: str, given: list[Tensor], made: list[Tensor], flops: int, moved: int) -> Operation:
-    result = made[0]
+    result = made[0] if made else given[0]  # what it is added to
     batch = math.prod(result.shape[:-2])
     columns = result.shape[-1]
     rows = result.numel() // max(1, batch * columns)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 RANKS = 16
 """Widest low-rank part that kernels add: wider ones are better made by matrix products."""
@@ -20,11 +21,20 @@ RANKS = 16
 _LIBRARY = torch.library.Library("fitune", "FRAGMENT")  # lives as long as the process
 
 
-def operation(schema: str, *, cpu: Callable[..., Any], meta: Callable[..., Any], cuda: str) -> Callable[..., Any]:
+def operation(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    meta: Callable[..., Any],
+    cuda: str,
+    flops: Callable[..., int] | None = None,
+) -> Callable[..., Any]:
     """Register an operation, and give it.
 
     `schema` is torch's, with the name in front; `cuda` is a module beside this one and its function, imported at the
-    first launch. A second copy of this package in one process gets the first's operation.
+    first launch; `flops`, of one that is a product of matrices, is its number of operations by the shapes of its
+    arguments, as torch's counter asks for it (and with it the forecast of a step's time). A second copy of this package
+    in one process gets the first's operation.
     """
     name = schema.partition("(")[0]
     if not hasattr(torch.ops.fitune, name):
@@ -32,6 +42,8 @@ def operation(schema: str, *, cpu: Callable[..., Any], meta: Callable[..., Any],
         _LIBRARY.impl(name, cpu, "CPU")
         _LIBRARY.impl(name, meta, "Meta")
         _LIBRARY.impl(name, _Launch(cuda), "CUDA")
+        if flops is not None:
+            register_flop_formula(getattr(torch.ops.fitune, name))(flops)
     packet: Any = getattr(torch.ops.fitune, name)
     return packet.default  # type: ignore[no-any-return]  # no resolution of overloads at each call
 

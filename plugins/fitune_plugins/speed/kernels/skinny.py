@@ -6,6 +6,9 @@ kernel to add behind; here each program takes a few rows whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from fitune_plugins.speed.kernels.library import operation, wide
@@ -40,12 +43,25 @@ def _meta_(out: Tensor, x: Tensor, right: Tensor, scaling: float) -> None:
     pass
 
 
+def _flops(x: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * x[1] * right[0]
+
+
+def _flops_(out: Sequence[int], x: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    return _flops(x, right)
+
+
 _skinny = operation(
-    "skinny(Tensor x, Tensor right, float scaling) -> Tensor", cpu=_cpu, meta=_meta, cuda="triton_skinny.skinny"
+    "skinny(Tensor x, Tensor right, float scaling) -> Tensor",
+    cpu=_cpu,
+    meta=_meta,
+    cuda="triton_skinny.skinny",
+    flops=_flops,
 )
 _skinny_ = operation(
     "skinny_(Tensor(a!) out, Tensor x, Tensor right, float scaling) -> ()",
     cpu=_cpu_,
     meta=_meta_,
     cuda="triton_skinny.skinny_",
+    flops=_flops_,
 )
