@@ -81,6 +81,37 @@ def test_products_of_matrices() -> None:
     assert USUAL["aten.addmm_.default"](total, left, right) is total
 
 
+@pytest.mark.parametrize("named", [{}, {"beta": -4.775, "alpha": 2.0315}, {"beta": 3}, {"beta": 0.0}], ids=str)
+def test_products_with_another_beside_them(named: dict[str, float]) -> None:
+    name, matrices = "aten.addmm.default", (empty(6, 4), empty(8, 4).t())
+    for beside in (empty(6, 8), empty(8, 6).t(), empty(8), empty(1, 8), empty(6, 16)[:, ::2]):
+        assert facts(USUAL[name](beside, *matrices, **named)) == facts(original(name)(beside, *matrices, **named))
+
+
+@pytest.mark.parametrize("name", ["aten.linalg_vector_norm.default", "aten.mean.dim"])
+@pytest.mark.parametrize("tensor", [t for t in TENSORS if t.is_floating_point()], ids=lambda t: str(t.stride()))
+def test_what_makes_one_number_of_several(name: str, tensor: Tensor) -> None:
+    norm = name.endswith("norm.default")
+    dims = range(-tensor.dim(), tensor.dim())
+    asked = [(), (2,), (1.0, [-1])] if norm else [([dim], *keep) for dim in dims for keep in ((), (True,), (False,))]
+    asked += [] if norm else [([0, 1],), ([0, 1], True), ([],), (None,)]
+    for arguments in asked:
+        try:
+            expected = original(name)(tensor, *arguments)
+        except (RuntimeError, IndexError):
+            with pytest.raises((RuntimeError, IndexError)):
+                USUAL[name](tensor, *arguments)
+            continue
+        assert facts(USUAL[name](tensor, *arguments)) == facts(expected), arguments
+
+
+def test_limits() -> None:
+    for tensor, limits in itertools.product(TENSORS, [(1e-7,), (None, 1.0), (0, 1), (-0.5, 2)]):
+        assert facts(USUAL["aten.clamp.default"](tensor, *limits)) == facts(aten.clamp.default(tensor, *limits))
+        if tensor.is_floating_point():
+            assert USUAL["aten.clamp_.default"](tensor, *limits) is tensor
+
+
 @pytest.mark.parametrize("left", [empty(6, 5), empty(6, 4, 1)])
 def test_what_cannot_be_multiplied_is_refused_by_torch(left: Tensor) -> None:
     with pytest.raises(RuntimeError):

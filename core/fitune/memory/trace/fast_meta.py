@@ -72,6 +72,50 @@ def addmm_(*args: Any, **named: Any) -> Any:
     return aten.addmm_.default(*args, **named)
 
 
+def addmm(*args: Any, **named: Any) -> Any:
+    """A product with another matrix beside it, both times a number."""
+    numbers = all(key in ("alpha", "beta") and type(value) in (int, float) for key, value in named.items())
+    if len(args) == 3 and numbers and _usual(*args) and _matrices(*args[1:]):
+        shape = (args[1].shape[0], args[2].shape[1])
+        if args[0].shape == shape:
+            return torch.empty(shape, dtype=args[0].dtype, device="meta")
+    return aten.addmm.default(*args, **named)
+
+
+def vector_norm(*args: Any, **named: Any) -> Any:
+    """The norm of all of a tensor."""
+    if named or len(args) != 1 or not _usual(*args):
+        return aten.linalg_vector_norm.default(*args, **named)
+    return torch.empty((), dtype=args[0].dtype, device="meta")
+
+
+def mean(*args: Any, **named: Any) -> Any:
+    """The mean over one dimension of a tensor that is stored row by row."""
+    if named or len(args) not in (2, 3) or len(args[1] or ()) != 1 or not _usual(args[0]):
+        return aten.mean.dim(*args, **named)
+    first, (dim,), *keep = args
+    if not first.is_contiguous() or not -first.dim() <= dim < first.dim():
+        return aten.mean.dim(*args, **named)
+    shape = list(first.shape)
+    shape[dim : dim + 1 or None] = [1] if keep and keep[0] else []
+    return torch.empty(shape, dtype=first.dtype, device="meta")
+
+
+def clamp(*args: Any, **named: Any) -> Any:
+    """A tensor between two numbers, or on one side of one."""
+    return _like(args[0]) if _between(*args, **named) else aten.clamp.default(*args, **named)
+
+
+def clamp_(*args: Any, **named: Any) -> Any:
+    """The same in place."""
+    return args[0] if _between(*args, **named) else aten.clamp_.default(*args, **named)
+
+
+def _between(*args: Any, **named: Any) -> bool:
+    limits = [limit for limit in args[1:] if limit is not None]
+    return not named and bool(limits) and _usual(args[0]) and all(type(limit) in (int, float) for limit in limits)
+
+
 def rms_norm(*args: Any, **named: Any) -> Any:
     """The norm of the last dimension, and its scale of each row in float32."""
     inputs, shape, weight = args[:3]
@@ -98,6 +142,11 @@ USUAL: dict[str, Made] = {
        for name in ELEMENTWISE},
     "aten.mm.default": mm,
     "aten.addmm_.default": addmm_,
+    "aten.addmm.default": addmm,
+    "aten.linalg_vector_norm.default": vector_norm,
+    "aten.mean.dim": mean,
+    "aten.clamp.default": clamp,
+    "aten.clamp_.default": clamp_,
     "aten._fused_rms_norm.default": rms_norm,
     "aten._fused_rms_norm_backward.default": rms_norm_backward,
 }  # fmt: skip
