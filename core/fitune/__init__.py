@@ -228,7 +228,12 @@ def run(
         place = None if out is None else Path(out)
         start = start_of(given, registry, overrides, out=place, resume=resume, allowed=allow_changed)
         with reading_ahead(None if start.done else start.recipe):
+            from fitune.compose.devices import free_earlier
             from fitune.train.begin import begin
 
             watch = Progress(TextConsole()) if is_main_process() else UNWATCHED
-            return begin(start, registry, force=force, watch=watch)
+            free_earlier()  # of a run that failed, whose error has been dropped since
+            try:
+                return begin(start, registry, force=force, watch=watch)
+            finally:
+                free_earlier()

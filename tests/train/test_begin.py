@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 import fitune
-from fitune import Interrupted, Recipe, RecipeError, RunError
+from fitune import FtError, Interrupted, Recipe, RecipeError, RunError
 from fitune.recipe.reader import read_recipe
 from fitune.runs.lock import RunLock
 from fitune.testing import open_registry, write_recipe, write_tiny_data
@@ -95,6 +97,26 @@ def test_it_refuses_what_ft_run_refuses(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run"), pytest.raises(RunError, match="is being written by"):
         fitune.run(recipe, tmp_path / "run", registry=open_registry())
+
+
+def test_nothing_of_a_run_stays_in_memory(recipe: Path, tmp_path: Path) -> None:
+    """Its parts refer to each other: they stayed until Python looked for such, and a second run needed the memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        fitune.run(recipe, tmp_path / "first")
+        assert not models()
+        with pytest.raises(FtError):
+            fitune.run(recipe, tmp_path / "second", overrides=["adapter.targets=['nothing']"])
+        fitune.run(recipe, tmp_path / "third")
+        assert not models()
+    finally:
+        gc.enable()
+
+
+def models() -> list[type]:
+    """Of the models that are alive, the classes."""
+    return [type(found) for found in gc.get_objects() if issubclass(type(found), PreTrainedModel)]
 
 
 def test_the_public_module_stays_light() -> None:
