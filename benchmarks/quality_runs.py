@@ -10,9 +10,9 @@ from typing import Any
 
 Json = dict[str, Any]
 SEEDS = (1, 2, 3)
-HELD_OUT = 48
-SHORT = 220
-"""Letters of a question and its answer, together, that are taken: rows of fewer than 100 tokens."""
+HELD_OUT = 96
+SHORT = 350
+"""Letters of a question and its answer, together, that are taken: rows of fewer than 160 tokens."""
 
 NOTES = re.compile(r"<<.*?>>")
 """What GSM8K's answers say to a calculator."""
@@ -44,7 +44,7 @@ use = "chat"
 
 [train]
 micro_batch = {rows}
-length = 128
+length = 160
 steps = {steps}
 learning_rate = 5e-4
 schedule = "cosine"
