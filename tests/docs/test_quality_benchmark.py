@@ -25,7 +25,7 @@ def test_a_run_has_the_named_strategies_alone(runs: Any, tmp_path: Path) -> None
     file = tmp_path / "recipe.toml"
     write(tmp_path / "model", "llama", bytewise("smollm"))
     row = {"question": "What is 1 and 1?", "answer": "<<1+1=2>>2"}
-    (tmp_path / "sums.jsonl").write_text(f"{json.dumps(row)}\n" * 50, encoding="utf-8")
+    (tmp_path / "sums.jsonl").write_text(f"{json.dumps(row)}\n" * (runs.HELD_OUT + 2), encoding="utf-8")
     assert runs.write_data(tmp_path, tmp_path / "sums.jsonl") == 2
     written = runs.recipe('use = "hf"\npath = "model"', ["chunked-loss"], seed=2, steps=9, rows=4)
     file.write_text(written, encoding="utf-8")
