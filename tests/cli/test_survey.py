@@ -193,6 +193,7 @@ def test_json_says_the_same(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
         "roles": [],
         "efficiency": 438 / (12 * 64),
         "target_share": 66 / 438,
+        "notices": [],
     }
     assert examples == [
         {
@@ -267,7 +268,7 @@ def test_marks_stand_around_exactly_the_trained_text(tmp_path: Path) -> None:
     recipe = read(path)
     tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
     example = prepared(path).rows[0]
-    assert picture(example, tokenizer).plain == (
+    assert picture(pieces(example, tokenizer)).plain == (
         "<|start|>user\nWie heißt du? [bold]<|end|>\n<|start|>assistant\n⟦Ünï [/bold] 🙂<|end|>⟧\n"
     )
     assert "".join(text for _, text in pieces(example, tokenizer)) == tokenizer.decode(example.input_ids.tolist())
@@ -277,7 +278,7 @@ def test_what_is_cut_within_its_answer_is_marked_to_its_end(tmp_path: Path) -> N
     path = write(tmp_path, turns("1?", "2" * 60))
     recipe = read(path)
     tokenizer = recipe.model.record.load_tokenizer(recipe.model.options)
-    text = picture(prepared(path).rows[0], tokenizer).plain
+    text = picture(pieces(prepared(path).rows[0], tokenizer)).plain
     assert text.startswith("<|start|>user\n1?<|end|>\n<|start|>assistant\n⟦2222")
     assert text.endswith("222⟧")
 

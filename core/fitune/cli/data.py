@@ -27,4 +27,5 @@ def data_command(settings: Settings, /, recipe: Path, overrides: Sequence[str], 
     from fitune.cli.show_data import show
     from fitune.recipe.reader import read_recipe
 
-    show(read_recipe(recipe, settings.registry(), overrides), **shown)
+    registry = settings.registry()
+    show(read_recipe(recipe, registry, overrides), registry, **shown)

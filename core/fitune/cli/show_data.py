@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from rich.text import Text
 
 from fitune.cli.printing import say_json
 from fitune.cli.progress import Progress
 from fitune.cli.text_console import TextConsole
+from fitune.data.cache import META
 from fitune.data.prepare import Prepared, context_of, held_out_data, training_data
-from fitune.data.survey import as_json_row, pieces, survey
+from fitune.data.preview import Preview, Previews
+from fitune.data.survey import shown_row, survey
 from fitune.data.tokenizer import tokenizer_of
 from fitune.errors import DataError, visible
 from fitune.plugin.contract import blame
-from fitune.plugin.dataflow import DataContext, Example
+from fitune.plugin.dataflow import DataContext
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.registry import Registry
 
 
-def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
+def show(recipe: Recipe, registry: Registry, *, row: int | None, rows: int, held_out: bool, as_json: bool) -> None:
     """Prepare a recipe's data and print what is in them. Raises `DataError` where there are none to show."""
+    previews = Previews.of(recipe, registry, (row, rows, held_out))
+    shown = None if previews is None else previews.read()
+    if shown is None:
+        shown, lasting = _loaded(recipe, row=row, rows=rows, held_out=held_out)
+        if previews is not None and lasting:
+            previews.keep(shown)
+    notices = [*recipe.notices, *shown.notices]
+    if as_json:
+        examples = [one.as_json() for one in shown.rows]
+        say_json({**shown.survey.as_json(), "notices": notices, "examples": examples}, plain=False)
+        return
+    console = TextConsole()
+    for line in (*shown.survey.lines(), *(f"note: {notice}" for notice in notices)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for one in shown.rows:
+        title = f"row {one.row} ({one.origin}): {one.tokens} tokens, {one.targets} trained on"
+        console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+        console.print(picture(one.pieces), soft_wrap=True)
+
+
+def _loaded(recipe: Recipe, *, row: int | None, rows: int, held_out: bool) -> tuple[Preview, bool]:
+    """What is shown, by the tokenizer and the model; and whether the rows are kept for the next start."""
     with blame(f'model loader "{recipe.model.record.name}"'):
         tokenizer = tokenizer_of(recipe)
     context = context_of(recipe, tokenizer)
@@ -27,24 +52,18 @@ def show(recipe: Recipe, *, row: int | None, rows: int, held_out: bool, as_json:
     data = held_out_data(recipe, context, watch) if held_out else training_data(recipe, context, watch)
     if data is None:
         raise DataError(f'{recipe.path}: no held-out data. Add an [[eval.source]], or "fraction" to [eval]')
-    notices = (*recipe.notices, *notices_of(recipe, context, *((None, data) if held_out else (data, None))))
+    notices = notices_of(recipe, context, *((None, data) if held_out else (data, None)))
     if row is not None and row > len(data.rows):
         raise DataError(f"there is no row {row}: there are {len(data.rows)}")
     numbers = range(min(rows, len(data.rows))) if row is None else [row - 1]
-    counted = survey(data, context.length)
-    if as_json:
-        examples = [as_json_row(number, data.rows[number], tokenizer) for number in numbers]
-        say_json({**counted.as_json(), "examples": examples}, plain=False)
-        return
-    console = TextConsole()
-    for line in (*counted.lines(), *(f"note: {notice}" for notice in notices)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for number in numbers:
-        example = data.rows[number]
-        origin = str(example.origin)
-        title = f"row {number + 1} ({origin}): {len(example.input_ids)} tokens, {example.targets} trained on"
-        console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
-        console.print(picture(example, tokenizer), soft_wrap=True)
+    shown = Preview(
+        entry=data.rows.directory.name,
+        sealed=str(data.rows.meta[META]),
+        survey=survey(data, context.length),
+        notices=notices,
+        rows=tuple(shown_row(number, data.rows[number], tokenizer) for number in numbers),
+    )
+    return shown, data.lasting
 
 
 def notices_of(
@@ -60,11 +79,11 @@ def notices_of(
 STYLES = {"trained": "bold green", "trained special": "bold magenta", "special": "magenta", "context": "dim"}
 
 
-def picture(example: Example, tokenizer: Any) -> Text:
+def picture(pieces: Iterable[tuple[str, str]]) -> Text:
     """A row in colours, and, since colours get lost in files, with its trained text between the signs ⟦ and ⟧."""
     text = Text()
     inside = False
-    for kind, piece in pieces(example, tokenizer):
+    for kind, piece in pieces:
         trained = kind.startswith("trained")
         if trained != inside:
             text.append("⟦" if trained else "⟧", style="bold green")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -90,17 +90,41 @@ class Survey:
             yield f"packing efficiency {self.efficiency:.4f}"
 
 
-def as_json_row(number: int, example: Example, tokenizer: Any) -> dict[str, Any]:
-    """A row for programs."""
-    return {
-        "row": number + 1,
-        "origin": str(example.origin),
-        "tokens": len(example.input_ids),
-        "targets": example.targets,
-        "documents": list(example.lengths),
-        **({"roles": roles_of(example)} if "role" in example.extras else {}),
-        "pieces": [{"kind": kind, "text": text} for kind, text in pieces(example, tokenizer)],
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownRow:
+    """A row as text."""
+
+    row: int
+    """Its number, counted from 1."""
+    origin: str
+    tokens: int
+    targets: int
+    documents: Sequence[int]
+    """Tokens of each of its documents."""
+    roles: Sequence[str] | None
+    """Where answers are compared, what each document is to the others; else None."""
+    pieces: Sequence[tuple[str, str]]
+    """Its text, in runs of one kind: (kind, text)."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        said = asdict(self)
+        if self.roles is None:
+            del said["roles"]
+        return {**said, "pieces": [{"kind": kind, "text": text} for kind, text in self.pieces]}
+
+
+def shown_row(number: int, example: Example, tokenizer: Any) -> ShownRow:
+    """A row as it is shown; `number` is counted from 0."""
+    return ShownRow(
+        row=number + 1,
+        origin=str(example.origin),
+        tokens=len(example.input_ids),
+        targets=example.targets,
+        documents=list(example.lengths),
+        roles=roles_of(example) if "role" in example.extras else None,
+        pieces=pieces(example, tokenizer),
+    )
 
 
 def survey(data: Prepared, length: int) -> Survey:
