@@ -110,6 +110,12 @@ def prepare() -> None:
     _fewest()
 
 
+@functools.cache
+def name_of(operation: Any) -> str:
+    """Of an operation, e.g. "aten.mm.default"; torch puts it together each time."""
+    return str(operation)
+
+
 AS_KERNEL: dict[str, Callable[..., Any]] = {
     **USUAL,
     "aten._scaled_dot_product_efficient_attention.default": efficient_attention,

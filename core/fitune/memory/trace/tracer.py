@@ -21,7 +21,7 @@ from fitune.memory.trace.host_link import cross, crossing
 from fitune.memory.trace.log import Block, Kind, MemoryLog
 from fitune.memory.trace.meta import local
 from fitune.memory.trace.modules import ModuleTracker
-from fitune.memory.trace.outputs import AS_KERNEL
+from fitune.memory.trace.outputs import AS_KERNEL, name_of
 from fitune.memory.trace.step_time import Work
 from fitune.memory.trace.values import ANSWERED, draws, is_bound
 from fitune.plugin.strategy import times
@@ -162,9 +162,9 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and note what it takes."""
-        if any(issubclass(kind, DTensor) for kind in types):
+        if types and any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it calls operations on its own part, which are noted
-        self.failing = name = str(func)
+        self.failing = name = name_of(func)
         as_kernel = AS_KERNEL.get(name) or ANSWERED.get(name)
         crosses = crossing(name, args, kwargs or {})
         try:
