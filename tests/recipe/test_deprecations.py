@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -41,8 +41,10 @@ class Options:
     """How much."""
     inner: tuple[Inner, ...] = ()
     """More."""
-    file: Annotated[Path | None, formerly("place")] = None
+    file: Annotated[Path, formerly("place")] | None = None
     """A file."""
+    named: dict[str, Inner] = field(default_factory=dict)
+    """By name."""
     ratio: Annotated[float | None, OLD] = None
     """How much, as it was said before."""
     level: Annotated[int, OLD] = 3
@@ -160,6 +162,12 @@ def test_names_within_tables_of_tables_are_read_too() -> None:
     assert recipe.notices == (f'r.toml:14: [memory.strategy.inner] deep: "deep" {AGED}. Write "depth"',)
 
 
+def test_names_that_a_user_gives_are_nobodys() -> None:
+    recipe = read('use = "new"\nshare = 0.5\nnamed = {deep = {deep = 2}, amount = {depth = 3}}')
+    assert options_of(recipe).named == {"deep": Inner(depth=2), "amount": Inner(depth=3)}
+    assert recipe.notices == (f'r.toml:13: [memory.strategy.named.deep] deep: "deep" {AGED}. Write "depth"',)
+
+
 def test_a_deprecated_option_works_until_its_release() -> None:
     recipe = read('use = "new"\nshare = 0.5\nratio = 0.1')
     assert options_of(recipe).ratio == 0.1
@@ -242,7 +250,7 @@ def test_but_for_what_it_asked_for_and_nobody_can_do_any_more(later: None) -> No
 
 def test_what_a_run_keeps_does_not_hold_what_is_deprecated_and_was_not_asked_for() -> None:
     kept = read('use = "new"\nshare = 0.5').strategies[0].table()
-    assert kept == {"use": "new", "share": 0.5, "inner": []}
+    assert kept == {"use": "new", "share": 0.5, "inner": [], "named": {}}
     (asked,) = read_recipe(Path("r.toml"), open_registry(RENAMED), ["memory.strategy.0.level=4"]).strategies
     assert asked.table()["level"] == 4
 

@@ -64,7 +64,7 @@ class Aged:
 
     rate: Annotated[int, Ge(1), Formerly(name="speed", since="0.1", removed_in="0.4")]
     """How fast."""
-    slow: Annotated[bool, Deprecation(since="0.1", removed_in="0.3", instead="Write rate")] = False
+    slow: Annotated[bool, Deprecation(since="0.1", removed_in="0.3", instead="Write rate")] | None = None
     """Whether it is slow."""
     inner: tuple[AgedInner, ...] = ()
     """More."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from fitune.errors import Problem
 from fitune.plugin.deprecation import Deprecation, Formerly, Release, marks_of, this_release
-from fitune.plugin.options import dataclass_in, default_text, toml_text
+from fitune.plugin.options import default_text, toml_text
 
 Given: TypeAlias = Callable[[str], bool]
 
@@ -61,16 +62,22 @@ class _Reader:
                     self._rename(made, name, mark, at)
                 elif name in made:
                     self._tell(made, options, name, mark, at)
-            inner = dataclass_in(hint)
-            if inner is not None and name in made:
-                made[name] = self._within(inner, made[name], f"{at}{name}.")
+            if name in made:
+                made[name] = self._within(hint, made[name], f"{at}{name}")
         return made
 
-    def _within(self, options: type, value: object, at: str) -> object:
-        if isinstance(value, dict):
-            return self.read(options, value, at)
-        if isinstance(value, list):
-            return [self._within(options, one, f"{at}{number}.") for number, one in enumerate(value)]
+    def _within(self, hint: Any, value: Any, at: str) -> Any:
+        """A value of this type, with the tables in it read so."""
+        origin, inner = typing.get_origin(hint), typing.get_args(hint)
+        if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
+            return self.read(hint, value, f"{at}.")
+        if origin in (typing.Annotated, typing.Union, types.UnionType):
+            for one in inner[:1] if origin is typing.Annotated else inner:
+                value = self._within(one, value, at)
+        elif isinstance(value, list) and origin in (tuple, list, Sequence):
+            return [self._within(inner[0], one, f"{at}.{number}") for number, one in enumerate(value)]
+        elif isinstance(value, dict) and origin in (dict, Mapping):
+            return {key: self._within(inner[1], one, f"{at}.{key}") for key, one in value.items()}
         return value
 
     def _rename(self, table: dict[str, Any], new: str, mark: Formerly, at: str) -> None:

@@ -12,13 +12,13 @@ import functools
 import importlib.metadata
 import re
 import sys
+import types
 import typing
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from fitune._version import __version__
@@ -155,9 +155,12 @@ def release_of(distribution: str) -> Release:
 
 
 def marks_of(hint: Any) -> tuple[Mark, ...]:
-    """The marks of an option, by its type: `Annotated[int, Deprecation(...)]`, `Annotated[int, Formerly(...)]`."""
-    found = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
-    return tuple(mark for mark in found if isinstance(mark, (Deprecation, Formerly)))
+    """The marks of an option, by its type: `Annotated[int, Deprecation(...)]`, or that `| None`, e.g."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return tuple(mark for one in inner for mark in marks_of(one))
+    marks = inner[1:] if origin is typing.Annotated else ()
+    return tuple(mark for mark in marks if isinstance(mark, (Deprecation, Formerly)))
 
 
 @functools.cache
@@ -265,7 +268,7 @@ def former_names(module: str, names: Mapping[str, Formerly], distribution: str =
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new, mark = by_old[name]
         warn(f"{module}.{name}", mark.in_favour_of(f"It is called {module}.{new} now"), distribution)
-        home: ModuleType = sys.modules[module]
+        home: types.ModuleType = sys.modules[module]
         return getattr(home, new)
 
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fitune.plugin.deprecation import SCHEMA, Deprecation, Release, this_release
+from fitune.plugin.deprecation import SCHEMA, Deprecation, Mark, Release, this_release
 from fitune.plugin.options import adapter_of
 
 
@@ -37,17 +37,27 @@ def _as_toml(schema: Any, release: Release) -> Any:
     return _aged({k: _as_toml(v, release) for k, v in kept.items() if k != SCHEMA}, schema, release)
 
 
+def _marks(said: Any) -> list[Mark]:
+    """The marks of a key, by its schema before it is finished: its own, or of one of the types that it takes."""
+    if not isinstance(said, dict):
+        return []
+    return [*said.get(SCHEMA, ()), *(mark for one in said.get("anyOf", ()) for mark in one.get(SCHEMA, ()))]
+
+
 def _aged(made: dict[str, Any], schema: Mapping[str, Any], release: Release) -> dict[str, Any]:
     """A table's schema with names that keys had, and without keys that are gone."""
     properties = schema.get("properties", {})
     for name, said in properties.items() if isinstance(properties, dict) else ():
-        for mark in said.get(SCHEMA, ()) if isinstance(said, dict) else ():
-            one = mark if isinstance(mark, Deprecation) else mark.in_favour_of(f'Write "{name}"')
-            old = name if one is mark else mark.name
+        for mark in _marks(said):
+            if isinstance(mark, Deprecation):
+                old, one = name, mark
+            else:
+                old, one = mark.name, mark.in_favour_of(f'Write "{name}"')
             if not one.is_gone(release):
                 about = one.told(f'"{old}"', release).sentence()
                 made["properties"][old] = {**made["properties"][name], "deprecated": True, "description": about}
-                made["required"] = [key for key in made.get("required", ()) if key != name]  # under either name
-            elif one is mark:
+                if name in made.get("required", ()):  # it may have either name
+                    made["required"] = [key for key in made["required"] if key != name]
+            elif old == name:
                 del made["properties"][name]
     return made

@@ -255,7 +255,7 @@ def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[list[int | str],
     known: list[str] = []
     keys: list[int | str] = []
     for part in loc:
-        inner = dataclass_in(hint)
+        inner = _dataclass_in(hint)
         if isinstance(part, str) and inner is not None:
             hints = typing.get_type_hints(inner, include_extras=True)
             known = list(hints)
@@ -268,11 +268,11 @@ def _locate(options: type, loc: tuple[int | str, ...]) -> tuple[list[int | str],
     return keys, hint, known
 
 
-def dataclass_in(hint: Any) -> type | None:
+def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that a hint holds: itself, or e.g. the element of `tuple[X, ...]`."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
-    return next(filter(None, map(dataclass_in, typing.get_args(hint))), None)
+    return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)
 
 
 def _field_docs(options: type) -> dict[str, str]:
