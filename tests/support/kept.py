@@ -13,12 +13,12 @@ from fitune.memory.trace.run import Trace, trace
 from support.architectures import recipe_of
 
 
-def traced(directory: Path, *strategies: str, name: str = "llama", **named: Any) -> Trace:
+def traced(directory: Path, *strategies: str, name: str = "llama", card: str = "a10g", **named: Any) -> Trace:
     """Two steps of a tiny model with these strategies, without values."""
     recipe = recipe_of(directory, name, *strategies, **named)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return trace(recipe, shapes_of_recipe(recipe, 1), find_card("a10g"))
+        return trace(recipe, shapes_of_recipe(recipe, 1), find_card(card))
 
 
 def saved(log: MemoryLog) -> int:

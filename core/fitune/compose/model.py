@@ -47,8 +47,12 @@ AMID_A_LAYER = (
 """What is told where processes wait for each other so."""
 
 
-def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategies, Plan]:
-    """The recipe's memory strategies, and what they decide before a weight is read, in so many processes."""
+def planned(
+    recipe: Recipe, *, gpu: bool, processes: int = 1, capability: tuple[int, int] | None = None
+) -> tuple[Strategies, Plan]:
+    """The recipe's memory strategies, and what they decide before a weight is read, in so many processes; in a forecast
+    for a card of this compute capability.
+    """
     uses = in_order(recipe.strategies)
     strategies = tuple((use, call_for(use, "make", Strategy, use.record.make, use.options)) for use in uses)
     look, stored = recipe.model.record.stored, None
@@ -56,7 +60,14 @@ def planned(recipe: Recipe, *, gpu: bool, processes: int = 1) -> tuple[Strategie
         stored = call_plugin(recipe.model, look, recipe.model.options)
     notices = (*recipe.notices, *((stored.notice,) if stored is not None and stored.notice else ()))
     accumulation = recipe.train.accumulation or 1
-    plan = Plan(gpu=gpu, processes=processes, accumulation=accumulation, stored=stored, notices=notices)
+    plan = Plan(
+        gpu=gpu,
+        capability=capability,
+        processes=processes,
+        accumulation=accumulation,
+        stored=stored,
+        notices=notices,
+    )
     for use, strategy in strategies:
         before, plan = plan, call_for(use, "plan", Plan, strategy.plan, plan)
         given = [what for what in SCORES if getattr(plan, what) is not getattr(before, what)]

@@ -60,6 +60,9 @@ class Plan:
 
     gpu: bool = False
     """Whether the run is on an NVIDIA GPU: of this machine, or the one that a forecast is made for."""
+    capability: tuple[int, int] | None = None
+    """In a forecast the compute capability of its card, major and minor: its models are on no device that could be
+    asked. None in a run."""
     processes: int = 1
     """Processes that train together, each on a GPU of its own."""
     accumulation: int = 1

@@ -36,11 +36,13 @@ class FastLayers(Strategy):
 
     options: NoOptions
     gpu: bool = field(default=False, init=False)
+    capability: tuple[int, int] | None = field(default=None, init=False)
+    """Of a forecast's card."""
     said: list[str] = field(default_factory=list, init=False)
 
     def plan(self, plan: Plan) -> Plan:
         """Say where it does nothing."""
-        self.gpu = plan.gpu
+        self.gpu, self.capability = plan.gpu, plan.capability
         if plan.gpu:
             return plan
         return replace(plan, notices=(*plan.notices, f"{NAME} has no effect: its kernels are for NVIDIA GPUs"))
@@ -55,7 +57,7 @@ class FastLayers(Strategy):
         if not self.gpu:
             return model
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        why_not = _why_not(model)
+        why_not = _why_not(model, self.capability)
         if why_not:
             self.said = [f"{NAME}: no decoder layer: {why_not}"]
             return model
@@ -77,20 +79,23 @@ class FastLayers(Strategy):
         return tuple(self.said)
 
 
-def _why_not(model: PreTrainedModel) -> str:
-    """Why the card, or this installation, cannot run the kernels; empty where it can, or there is none: a forecast."""
+def _why_not(model: PreTrainedModel, capability: tuple[int, int] | None) -> str:
+    """Why the card, or this installation, cannot run the kernels; empty where it can. In a forecast the card is one of
+    this compute capability.
+    """
     import torch
 
     from fitune_plugins.speed.kernels.library import launches_on
 
-    if model.device.type != "cuda":
-        return ""
     if not launches_on(model.device):
         return "its kernels need triton, which is not installed"
-    capability = torch.cuda.get_device_capability(model.device)
-    if capability < LEAST or (model.dtype == torch.bfloat16 and capability < BFLOAT16):
-        return f"{torch.cuda.get_device_name(model.device)} cannot run its kernels in {str(model.dtype)[6:]}"
-    return ""
+    on_card = model.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(model.device) if on_card else capability
+    if capability is None or capability >= (BFLOAT16 if model.dtype == torch.bfloat16 else LEAST):
+        return ""
+    kind = f"a card of compute capability {capability[0]}.{capability[1]}"
+    card = torch.cuda.get_device_name(model.device) if on_card else kind
+    return f"{card} cannot run its kernels in {str(model.dtype)[6:]}"
 
 
 def _suits(config: PreTrainedConfig) -> bool:

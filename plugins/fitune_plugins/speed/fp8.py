@@ -39,12 +39,14 @@ class Fp8(Strategy):
 
     options: Fp8Options
     gpu: bool = field(default=False, init=False)
+    capability: tuple[int, int] | None = field(default=None, init=False)
+    """Of a forecast's card."""
 
     def plan(self, plan: Plan) -> Plan:
         """Say where it does nothing. Raises `ModelError` for a base that is quantised otherwise."""
         if plan.quantized:
             raise ModelError(f"{NAME}: the model is quantised already. Keep one of the two")
-        self.gpu = plan.gpu
+        self.gpu, self.capability = plan.gpu, plan.capability
         if plan.gpu:
             return plan
         notice = f"{NAME} has no effect: its products are for NVIDIA GPUs"
@@ -59,11 +61,13 @@ class Fp8(Strategy):
         if not self.gpu:
             return model
         inner = unwrapped(model)
-        if has_values(model) and inner.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(inner.device)
-            if capability < CAPABILITY:
-                what = f"{torch.cuda.get_device_name(inner.device)} does not multiply numbers of 8 bits"
-                raise ModelError(f"{NAME}: {what} (Ada and Hopper do). Remove the [[memory.strategy]]")
+        on_card = has_values(model) and inner.device.type == "cuda"
+        capability = torch.cuda.get_device_capability(inner.device) if on_card else self.capability
+        if capability is not None and capability < CAPABILITY:
+            kind = f"a card of compute capability {capability[0]}.{capability[1]}"
+            card = torch.cuda.get_device_name(inner.device) if on_card else kind
+            what = f"{card} does not multiply numbers of 8 bits"
+            raise ModelError(f"{NAME}: {what} (Ada and Hopper do). Remove the [[memory.strategy]]")
         found = list(dict.fromkeys(linear for linear in _linears(inner) if _fits(linear)))  # layers may share some
         if not found:
             why = "has no frozen linear layer in bfloat16 whose sides are multiples of 16"

@@ -82,7 +82,8 @@ def test_fp8_halves_the_weights_or_keeps_them(tmp_path: Path) -> None:
     """Of decoder layers: bytes that are there when training begins."""
 
     def weights(*strategies: str) -> int:
-        log = traced(tmp_path / "-".join(["x", *strategies]).replace('"', "").replace(" ", ""), *strategies).log
+        place = tmp_path / "-".join(["x", *strategies]).replace('"', "").replace(" ", "")
+        log = traced(place, *strategies, card="h100").log
         start = next(start for start, phase, step in log.phases if (phase, step) == ("forward", 1))
         alive = {n for n in log.events[:start] if n > 0} - {-n for n in log.events[:start] if n < 0}
         return sum(log.blocks[n - 1].bytes for n in alive if log.blocks[n - 1].phase == "load")

@@ -32,9 +32,18 @@ def test_kernels_are_launched_where_it_is(there: bool) -> None:
     assert launches_on(torch.device("meta"))  # a forecast is of a card that has it
 
 
+@pytest.mark.parametrize("version", [None, "13.0"])
+def test_a_forecast_on_a_machine_of_that_kind_is_of_such_a_run(
+    there: bool, monkeypatch: pytest.MonkeyPatch, version: str | None
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", version)
+    assert launches_on(torch.device("meta")) is (there or version is None)
+    assert launches_on(torch.device("cpu"))
+
+
 def test_layers_and_loss_are_left_to_torch_without_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cast(Any, SimpleNamespace(device=CUDA, dtype=torch.bfloat16))
-    assert _why_not(model) == ("" if there else "its kernels need triton, which is not installed")
+    assert _why_not(model, None) == ("" if there else "its kernels need triton, which is not installed")
     head = nn.Linear(4, 8, bias=False).requires_grad_(False)
     monkeypatch.setattr(fused_cross_entropy, "launches_on", lambda device: launches_on(CUDA))
     assert fused_cross_entropy.suits(head) is there

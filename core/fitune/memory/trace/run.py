@@ -115,7 +115,7 @@ def trace(
 
 
 def _traced(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryTwin], layers: int | None) -> Trace:
-    strategies, plan = planned(recipe, gpu=True, processes=card.count)
+    strategies, plan = planned(recipe, gpu=True, processes=card.count, capability=card.capability)
     plan = replace(plan, pin_memory=False)  # it is memory of the host
     base = built(recipe)
     must_not_say_so(recipe, base.config.to_dict())

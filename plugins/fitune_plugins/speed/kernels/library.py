@@ -49,8 +49,11 @@ def operation(
 
 
 def launches_on(device: torch.device) -> bool:
-    """Whether kernels can be launched there: a GPU needs triton, which torch brings along on Linux alone."""
-    return device.type != "cuda" or importlib.util.find_spec("triton") is not None
+    """Whether kernels can be launched there: a GPU needs triton, which torch brings along on Linux alone. A forecast
+    takes it that the card's machine has it, unless this one has a torch for GPUs without.
+    """
+    needs_it = device.type == "cuda" or (device.type == "meta" and torch.version.cuda is not None)
+    return not needs_it or importlib.util.find_spec("triton") is not None
 
 
 class _Launch:
