@@ -105,6 +105,28 @@ def test_what_makes_one_number_of_several(name: str, tensor: Tensor) -> None:
         assert facts(USUAL[name](tensor, *arguments)) == facts(expected), arguments
 
 
+@pytest.mark.parametrize("keys", [5, 7])
+@pytest.mark.parametrize("turned", [True, False])
+def test_attention(keys: int, turned: bool) -> None:
+    forward = "aten._scaled_dot_product_flash_attention.default"
+
+    def heads(tokens: int, number: int) -> Tensor:
+        return empty(2, tokens, number, 8).transpose(1, 2) if turned else empty(2, number, tokens, 8)
+
+    query, key, value = heads(5, 4), heads(keys, 2), heads(keys, 2)
+    several = (query, empty(2, 4, 5, 16)[..., ::2], empty(1, 4, 5, 8).expand(2, 4, 5, 8))
+    for one, rest, scale in itertools.product(several, [(), (0.1,), (0.0, True), (0.0, True, True)], [None, 0.5]):
+        expected = original(forward)(one, key, value, *rest, scale=scale)
+        results = USUAL[forward](one, key, value, *rest, scale=scale)
+        assert [facts(r) if isinstance(r, Tensor) else r for r in results] == [
+            facts(e) if isinstance(e, Tensor) else e for e in expected
+        ]
+        out, lse, _, _, tokens, others, seed, offset, _ = expected
+        back = (out, one, key, value, out, lse, None, None, tokens, others, 0.0, True, seed, offset)
+        name = "aten._scaled_dot_product_flash_attention_backward.default"
+        assert facts(tuple(USUAL[name](*back, scale=scale))) == facts(tuple(original(name)(*back, scale=scale)))
+
+
 def test_limits() -> None:
     for tensor, limits in itertools.product(TENSORS, [(1e-7,), (None, 1.0), (0, 1), (-0.5, 2)]):
         assert facts(USUAL["aten.clamp.default"](tensor, *limits)) == facts(aten.clamp.default(tensor, *limits))

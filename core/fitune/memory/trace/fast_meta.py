@@ -132,6 +132,24 @@ def rms_norm_backward(*args: Any, **named: Any) -> Any:
     return _like(inputs) if asked[0] else None, _like(weight) if asked[1] else None
 
 
+def flash_attention(*args: Any, **named: Any) -> Any:
+    """Attention by FlashAttention, `[batch, heads, tokens, size]`, and what its gradient needs of it."""
+    scaled = set(named) <= {"scale"} and torch.version.hip is None
+    if not scaled or len(args) not in (3, 4, 5) or not _usual(*args[:3]) or args[0].dim() != 4:
+        return aten._scaled_dot_product_flash_attention.default(*args, **named)
+    query, tokens, keys = args[0], args[0].shape[2], args[1].shape[2]
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device="meta")
+    seed, offset = (torch.empty(shape, dtype=torch.uint64, device="meta") for shape in ((2,), ()))
+    return _like(query), lse, None, None, tokens, keys, seed, offset, torch.empty(0, dtype=query.dtype, device="meta")
+
+
+def flash_attention_backward(*args: Any, **named: Any) -> Any:
+    """Its gradients."""
+    if len(args) < 4 or not all(_usual(one) for one in args[1:4]):
+        return aten._scaled_dot_product_flash_attention_backward.default(*args, **named)
+    return tuple(map(_like, args[1:4]))
+
+
 ELEMENTWISE = (
     *("mul.Tensor", "add.Tensor", "sub.Tensor", "div.Tensor", "neg.default", "silu.default", "sigmoid.default"),
     *("rsqrt.default", "pow.Tensor_Scalar"),
@@ -143,6 +161,8 @@ USUAL: dict[str, Made] = {
     "aten.mm.default": mm,
     "aten.addmm_.default": addmm_,
     "aten.addmm.default": addmm,
+    "aten._scaled_dot_product_flash_attention.default": flash_attention,
+    "aten._scaled_dot_product_flash_attention_backward.default": flash_attention_backward,
     "aten.linalg_vector_norm.default": vector_norm,
     "aten.mean.dim": mean,
     "aten.clamp.default": clamp,
