@@ -10,7 +10,17 @@ from typing import Annotated
 
 import pytest
 
-from fitune import Deprecation, Formerly, FtDeprecationWarning, MemoryStrategy, StepReport, Strategy, hookimpl
+from fitune import (
+    Deprecation,
+    Formerly,
+    FtDeprecationWarning,
+    MemoryStrategy,
+    NoOptions,
+    StepReport,
+    Strategy,
+    TaskSuite,
+    hookimpl,
+)
 from fitune.cli.main import main
 from fitune.cli.settings import Settings
 from fitune.plugin import deprecation
@@ -238,4 +248,25 @@ def ft_commands(cli):
         main(["plugins", "check", "hello.py"])
     assert capsys.readouterr().err == (
         "note: hello.greeting() is deprecated since fitune 0.1 and gone in 9.0. Say it yourself\n"
+    )
+
+
+def test_a_suite_of_tasks_is_told_of_as_it_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Suites:
+        @hookimpl
+        def ft_task_suites(self) -> Iterator[TaskSuite[NoOptions]]:
+            """Offer one."""
+            yield TaskSuite(
+                name="tests",
+                summary="For a test",
+                options=NoOptions,
+                measure=lambda options, asked: {},
+                formerly=(Formerly(name="exams", since="0.1", removed_in="0.4"),),
+            )
+
+    registry = open_registry(Suites())
+    monkeypatch.setattr(Settings, "registry", lambda settings: registry)
+    said = refused("eval", "nowhere", "--tasks", "x", "--suite", "exams", capsys=capsys)
+    assert said.startswith(
+        'note: --suite exams: the task suite "exams" is deprecated since fitune 0.1 and gone in 0.4. Write "tests"\n'
     )

@@ -34,14 +34,16 @@ Kept: TypeAlias = "Mapping[str, Mapping[str, str | None]]"
 
 
 def plugins_of(registry: Registry, *recipes: Recipe) -> Kept:
-    """The plugins of all providers that recipes use, as they are. Raises `RunError` if their code cannot be read."""
+    """The plugins of all providers that recipes use, as they are; by the names that a provider had, too, under which an
+    older run may have kept it. Raises `RunError` if their code cannot be read.
+    """
     found: dict[str, Mapping[str, str | None]] = {}
     known: dict[str, Mapping[str, str | None]] = {}
     for use in (use for recipe in recipes for use in _uses(recipe)):
         if (one := _provided(registry, use)) is not None:
             if one.plugin not in known:
                 known[one.plugin] = _as_it_is(registry.plugins[one.plugin])
-            found[f"{one.kind} {one.record.name}"] = known[one.plugin]
+            found |= {f"{one.kind} {name}": known[one.plugin] for name in _names(one)}
     return found
 
 
@@ -101,7 +103,7 @@ def must_have_plugins(run: Path, before: Kept | None, registry: Registry) -> Non
     missing: dict[str, tuple[str, str]] = {}
     for what, kept in (before or {}).items():
         distribution = kept.get("distribution")
-        provided = {f"{one.kind} {one.record.name}" for one in registry.provided
+        provided = {f"{one.kind} {called}" for one in registry.provided for called in _names(one)
                     if registry.plugins[one.plugin].distribution == distribution}  # fmt: skip
         if distribution is not None and is_third_party(kept) and what not in provided:
             kind, _, name = what.rpartition(" ")
@@ -112,6 +114,10 @@ def must_have_plugins(run: Path, before: Kept | None, registry: Registry) -> Non
     error = RunError(". ".join(lines))
     error.lines = tuple(lines)
     raise error
+
+
+def _names(one: Provided) -> tuple[str, ...]:
+    return (one.record.name, *(mark.name for mark in one.record.formerly))
 
 
 def _why_not(registry: Registry, distribution: str, version: str) -> str:
