@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Home:
     return Home(tmp_path_factory.mktemp("reading"), forks)
 
 
-@pytest.mark.parametrize(("processes", "adapter"), [(2, "lora"), (3, "lora"), (3, "none")])
+@pytest.mark.parametrize(("processes", "adapter"), [(2, "lora"), (3, "none")])
 def test_rows_that_each_has_read_make_the_same_model(home: Home, processes: int, adapter: str) -> None:
     """To the bit; three processes have uneven rows of all. In each, rows that another is to read are no numbers."""
     name, sets = f"{adapter}-{processes}", (f'adapter.use="{adapter}"',) if adapter == "none" else ()
