@@ -110,7 +110,7 @@ def forecast(name: str, query: torch.Tensor, key: torch.Tensor, ends: torch.Tens
     """Scratch of a packed row by the forecast, bytes rounded as the allocator does; only of FA3 and FA4."""
     said = torch.cuda.get_device_properties(0)
     gpu = Gpu(capability=(said.major, said.minor), multiprocessors=said.multi_processor_count, flash=name)
-    table = flash_table(gpu)
+    table = flash_table(gpu, (name,))
     if not table:
         return {}
     arguments = {

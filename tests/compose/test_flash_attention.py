@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import attention as registry
+from torch.nn.attention import _fa4 as untyped_fa4
 
 from fitune import ModelError, Plan
 from fitune.compose import flash_attention, model, varlen
@@ -28,6 +30,8 @@ from fitune_plugins.speed.flash_attention import FlashAttention, FlashAttentionO
 from support.packed import tiny
 from support.tiny import parts_of
 from support.traces import shapes
+
+torch_fa4: Any = untyped_fa4
 
 PACKED = 'data.stage=[{use="chat"}, {use="tokenize"}, {use="pack"}]'
 
@@ -59,6 +63,36 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(inner, "_FLASH_ATTENTION_IMPLS", {"FA3": whole, "FA4": broken})
     yield heard
     switch("FA2")
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flash-attn-4 that gives more than torch takes, as it does since 2026."""
+    package = ModuleType("flash_attn.cute.interface")
+    vars(package)["_flash_attn_fwd"] = lambda *given, **named: ("output", "sums", None, None)
+    vars(package)["_flash_attn_bwd"] = lambda *given, **named: ("dq", "dk", "dv", None)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", package)
+    monkeypatch.delitem(sys.modules, "fitune.compose.flash_attention_4", raising=False)
+    torch_fa4._fa4_import_module.cache_clear()
+
+
+def test_torch_is_handed_what_it_takes_of_flash_attn_4(newer: None) -> None:
+    try:
+        assert not switch("FA4")
+        taken_by_torch = torch_fa4._fa4_import_module(torch_fa4._FA4_MODULE_PATH)
+        assert taken_by_torch._flash_attn_fwd() == ("output", "sums")
+        assert taken_by_torch._flash_attn_bwd() == ("dq", "dk", "dv")
+    finally:
+        switch("FA2")
+        sys.modules.pop("fitune.compose.flash_attention_4", None)
+        torch_fa4._fa4_import_module.cache_clear()
+
+
+def test_without_flash_attn_4_it_is_said() -> None:
+    assert "flash_attn" in switch("FA4")
+    assert current() == "FA2"
 
 
 @pytest.mark.parametrize(

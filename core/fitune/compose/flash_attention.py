@@ -10,10 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import attention
+from torch.nn.attention._fa4 import register_flash_attention_fa4
 
 from fitune.errors import described
 from fitune.plugin.model import unwrapped
@@ -28,6 +30,10 @@ OWN = "FA2"
 
 MAJORS = {"FA3": (9,), "FA4": (9, 10)}
 """Major compute capabilities for which torch's registry calls each (`torch/nn/attention/_fa3.py`, `_fa4.py`)."""
+
+attention.register_flash_attention_impl(
+    "FA4", register_fn=partial(register_flash_attention_fa4, module_path="fitune.compose.flash_attention_4")
+)
 
 
 def taken(wanted: Sequence[str], capability: tuple[int, int], *, deterministic: bool = False) -> str:
