@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from fitune._version import __version__
+from fitune.cli.main import COMMANDS as BUILT_IN
 from fitune.cli.main import main
+from fitune.cli.sections import SECTIONS, write_sections
 from fitune.memory.cards.cards import may_have_one
 from fitune.testing import open_registry
 from support.commands import Capture, ft, refused
@@ -28,31 +31,26 @@ def python(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]
 # ------------------------------------------------------------------------------------------------------------ help
 
 
-def test_help_names_every_command(capsys: Capture) -> None:
+def test_help_names_every_command_once_in_a_whole_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     text = ft("--help", "--no-third-party", capsys=capsys)
-    commands = text.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in commands.splitlines()] == [
-        "bench",
-        "check",
-        "convert",
-        "data",
-        "eval",
-        "explain-oom",
-        "export",
-        "generate",
-        "help",
-        "launch",
-        "list",
-        "merge",
-        "new",
-        "plan",
-        "plugins",
-        "recipes",
-        "report",
-        "run",
-        "runs",
-        "schema",
-    ]
+    lines = text.partition("To begin with:\n")[2].splitlines()
+    entries = [line for line in lines if line.startswith("  ")]
+    assert sorted(line.split()[0] for line in entries) == sorted(command.name or "" for command in BUILT_IN)
+    assert entries[0].split()[0] == "new"
+    assert [line for line in entries if not line.endswith(".") or line.endswith("...") or len(line) > 80] == []
+    assert [line for line in lines if line and not line.startswith("  ")] == [f"{name}:" for name in SECTIONS][1:]
+
+
+def test_commands_of_plugins_stand_under_a_heading_of_their_own() -> None:
+    formatter = click.HelpFormatter(width=80)
+    mine = click.Command("mine", help="Do what nobody else does.")
+    write_sections(formatter, {"run": click.Command("run"), "mine": mine, "no": click.Command("no", hidden=True)})
+    told = formatter.getvalue()
+    assert told == (
+        "Train:\n  run   Train as a recipe says, or go on with a run.\n"
+        "\nOf plugins:\n  mine  Do what nobody else does.\n"
+    )
 
 
 COMMANDS = (

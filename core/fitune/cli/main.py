@@ -32,6 +32,7 @@ from fitune.cli.report import report_command
 from fitune.cli.run import run_command
 from fitune.cli.runs import runs_command
 from fitune.cli.schema import schema_command
+from fitune.cli.sections import write_sections
 from fitune.cli.settings import Settings, switches
 from fitune.cli.streams import standard_streams
 from fitune.compose.processes import PeerLost, StartAgain, is_main_process, process_index, reads_errors, tell_launcher
@@ -82,6 +83,10 @@ class Commands(click.Group):
         if name not in self.commands and not context.resilient_parsing:
             raise FtError(sentences(f'no command "{name}"', nearest(name, self.commands), "See: ft --help"))
         return self.commands.get(name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them in the order of work."""
+        write_sections(formatter, {name: self.commands[name] for name in self.list_commands(ctx)})
 
     def _add_from_plugins(self, context: click.Context) -> None:
         """Add them; a plugin that cannot, or that would replace a built-in command, is told of and harms nobody. Those
