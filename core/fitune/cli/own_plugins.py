@@ -11,7 +11,6 @@ import click
 from fitune.cli.printing import say, say_json
 from fitune.cli.settings import switches
 from fitune.errors import PluginError
-from fitune.runs.history.words import aligned
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -61,6 +60,7 @@ def check(place: str, given: tuple[str, ...], as_json: bool) -> None:
     from dataclasses import asdict
 
     from fitune.plugin.deprecation import hearing
+    from fitune.runs.history.words import aligned
     from fitune.testing import check as checking
 
     options = _options(given)
