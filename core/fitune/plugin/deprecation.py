@@ -42,7 +42,7 @@ SCHEMA = "x-fitune-marks"
 
 class FtDeprecationWarning(DeprecationWarning):
     """Warns of what is deprecated in the code of a plugin or a program: a hook, a function, a name. Python shows it
-    where code is run by hand, and pytest always; `-W error::fitune.FtDeprecationWarning` makes it an error.
+    where code is run by hand, and pytest always; `pytest -W error::fitune.FtDeprecationWarning` makes it an error.
     """
 
 
