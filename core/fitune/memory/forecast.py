@@ -78,6 +78,10 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     expandable = traced.plan.expandable
     rises: list[tuple[int, int]] = []
     free = replay(events, expandable=expandable, apart=apart, streams=streams, rises=rises)
+    if card.count > 1 and not expandable:  # of two ways in which segments lay, that which needs more
+        others: list[tuple[int, int]] = []
+        other = replay(events, apart=apart, streams=streams, rises=others, rising=True)
+        free, rises = (other, others) if other.peak_reserved > free.peak_reserved else (free, rises)
     margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fitune.memory.allocator.addresses import TOP, Addresses
+from fitune.memory.allocator.addresses import TOP, Addresses, Rising
+from fitune.memory.allocator.replay import replay
 
 MIB = 2**20
 
@@ -39,3 +40,22 @@ def test_what_is_given_back_serves_others() -> None:
     assert addresses.take(24 * MIB) == below + 40 * MIB, "what the chunks of the third have left is the lowest room"
     addresses.give(second, 16 * MIB)
     assert addresses.take(32 * MIB) == first, "two halves of a chunk are a whole one again"
+
+
+def test_segments_of_several_processes_lie_above_each_other() -> None:
+    addresses = Rising()
+    assert [addresses.take(size * MIB) for size in (20, 2, 40)] == [0, 20 * MIB, 22 * MIB]
+    addresses.give(0, 20 * MIB)
+    assert addresses.take(2 * MIB) == addresses.copied().take(2 * MIB) - 2 * MIB == 62 * MIB
+
+
+def test_where_segments_lie_says_what_is_reserved() -> None:
+    """A block of 32 MiB comes from where the lowest is free: of a segment of 64, or of another that holds it alone."""
+    whole, x, y, alone, again, last = range(1, 7)
+    log = [
+        (whole, 64 * MIB), (-whole, 0), (x, 32 * MIB), (y, 32 * MIB), (alone, 32 * MIB), (-x, 0), (-alone, 0),
+        (again, 32 * MIB), (-y, 0), (last, 64 * MIB),
+    ]  # fmt: skip
+    assert replay(log).reserved == 96 * MIB
+    assert replay(log, rising=True).reserved == 160 * MIB
+    assert replay(log[:-1], rising=True).forked(None).reserved == 96 * MIB

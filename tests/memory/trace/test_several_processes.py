@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fitune import Batch, ModelError
 from fitune.compose.model import AMID_A_LAYER
+from fitune.memory.allocator.allocator import EMPTY_CACHE
 from fitune.memory.cards.cards import find_card
 from fitune.memory.cards.pace import GATHERED, MEETING, REDUCED, Pace
 from fitune.memory.cards.several import OF_MORE, OF_TWO, several
@@ -26,6 +27,7 @@ from fitune.memory.trace.log import MemoryLog
 from fitune.memory.trace.processes import as_processes
 from fitune.memory.trace.run import Trace, trace
 from fitune.plugin.recipe import Recipe
+from fitune.plugin.units import MIB
 from fitune_plugins.memory import context_parallel_rows
 from support.real_steps import both_logs, events
 from support.traces import shapes
@@ -113,6 +115,28 @@ def test_replicas_take_what_one_process_does_and_a_buffer_for_the_sum(read: Read
     added = len(replica.log.blocks) - len(alone.log.blocks)
     assert added == 2, "a buffer in each of two steps"
     assert sum(b.bytes == flat and b.phase == "gradients" for b in replica.log.blocks) == 2
+
+
+@pytest.mark.parametrize(("cards", "mib"), [(1, 1200), (2, 2000)])
+def test_what_is_reserved_is_of_the_layout_of_segments_that_needs_more(read: Read, cards: int, mib: int) -> None:
+    """Of several processes; with one they lie as the driver lays them. A run's last blocks are such that it matters."""
+    recipe = read()
+    found = traced(recipe, cards)
+    found.log.release(EMPTY_CACHE)
+    block = next(block for block in found.log.blocks if block.operation)
+
+    def take(size: int) -> int:
+        return found.log.take(replace(block, bytes=size * MIB, apart=False, stream=0))
+
+    found.log.give_back(take(800))
+    x, y, alone = take(400), take(400), take(400)
+    found.log.give_back(x)
+    found.log.give_back(alone)
+    take(400)
+    found.log.give_back(y)
+    take(800)
+    reserved = on_card(found, shapes(recipe), several(find_card("h100"), cards)).reserved
+    assert mib <= reserved / MIB < mib + 200
 
 
 def test_what_is_sent_is_every_layer_twice_a_micro_batch(read: Read) -> None:

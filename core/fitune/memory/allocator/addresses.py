@@ -55,3 +55,28 @@ class Addresses:
             else:
                 joined.append((start, length))
         self._left = joined
+
+
+class Rising(Addresses):
+    """Each segment above all older ones. So they lay, to the byte of what was reserved, in each of four processes that
+    trained shards on four H200s (`benchmarks/several_4.json`), of which the driver has other segments too: NCCL's, and
+    those that a card opens to others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._top = 0
+
+    def copied(self) -> Rising:
+        """Another one, of which as much is taken."""
+        copy = Rising()
+        copy._top = self._top
+        return copy
+
+    def take(self, size: int) -> int:
+        """The address of a new segment."""
+        self._top += size
+        return self._top - size
+
+    def give(self, address: int, size: int) -> None:
+        """A segment is no longer there; nothing comes in its place."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fitune.memory.allocator.addresses import Addresses
+from fitune.memory.allocator.addresses import Addresses, Rising
 from fitune.memory.allocator.pools import LARGE_BUFFER, SMALL_BUFFER, Piece, Pool
 from fitune.plugin.units import MIB
 
@@ -64,10 +64,11 @@ class OutOfMemory(Exception):
 class CachingAllocator:
     """The allocator of one card: hands out blocks, and counts what is allocated and reserved, all in bytes.
 
-    `expandable` is `expandable_segments:True`; `capacity` is how many bytes the card has for it, None for no end.
+    `expandable` is `expandable_segments:True`; `capacity` is how many bytes the card has for it, None for no end; with
+    `rising` segments lie as `Rising` has it.
     """
 
-    def __init__(self, *, expandable: bool = False, capacity: int | None = None) -> None:
+    def __init__(self, *, expandable: bool = False, capacity: int | None = None, rising: bool = False) -> None:
         self.expandable = expandable
         self.capacity = capacity
         self.allocated = 0
@@ -86,7 +87,7 @@ class CachingAllocator:
         self._closed: list[tuple[Pool, Pool]] = []
         """Private pools that were given up."""
         self._blocks: dict[int, Piece | None] = {}
-        self._addresses = Addresses()
+        self._addresses = Rising() if rising else Addresses()
 
     @property
     def unallocated(self) -> int:

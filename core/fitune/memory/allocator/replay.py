@@ -24,14 +24,16 @@ def replay(
     apart: Container[int] = (),
     streams: Mapping[int, int] = NO_STREAMS,
     rises: list[tuple[int, int]] | None = None,
+    rising: bool = False,
 ) -> CachingAllocator:
     """The allocator after a log of events: `(block, bytes)` allocates, `(-block, anything)` frees; numbers are above 0.
 
     `(0, EMPTY_CACHE)` and `(0, CLOSE_POOL)` are events too; blocks whose numbers are `apart` come from the private
     pool, and `streams` says of those that are not taken on stream 0 which is theirs. `rises` gets what it is called
-    after. Raises `OutOfMemory` where `capacity` bytes are not enough, and as `CachingAllocator` does for a wrong log.
+    after; `rising` is the allocator's. Raises `OutOfMemory` where `capacity` bytes are not enough, and as
+    `CachingAllocator` does for a wrong log.
     """
-    allocator = CachingAllocator(expandable=expandable, capacity=capacity)
+    allocator = CachingAllocator(expandable=expandable, capacity=capacity, rising=rising)
     go_on(allocator, events, apart=apart, streams=streams, rises=rises)
     return allocator
 
