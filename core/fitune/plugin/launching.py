@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from fitune.errors import Problem
 from fitune.plugin.deprecation import Marked
+from fitune.plugin.nothing import no_problems
 
 O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
 
@@ -25,11 +26,6 @@ ENDED = frozenset({"absent", "stopped", "failed", "done"})
 
 HERE = "here"
 """In place of a card's name: that of the machine that launches."""
-
-
-def no_problems_of(options: Any) -> Iterable[Problem]:
-    """The check of a launcher that has nothing to check beyond the types and ranges of its options."""
-    return ()
 
 
 def nothing_listed(options: Any) -> Iterable[JobStatus]:
@@ -130,5 +126,5 @@ class Launcher(Marked, Generic[O]):
     """Whether machines cost money by the hour: a job then needs a limit."""
     spot: bool = False
     """Whether it has machines that may be taken back."""
-    check: Callable[[O], Iterable[Problem]] = no_problems_of
+    check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks at what types cannot say of the options, asking nobody."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 from fitune.errors import Problem
 from fitune.plugin.dataflow import DataContext, Flow, Stage, Takes
 from fitune.plugin.launching import Launcher
+from fitune.plugin.nothing import no_files, no_packages, no_problems, nothing_told
 from fitune.plugin.objective import Criterion, no_reference
 from fitune.plugin.relations import Related, Role
 from fitune.plugin.strategy import StoredQuantization, Strategy
@@ -28,26 +29,6 @@ if TYPE_CHECKING:
 
 
 O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
-
-
-def nothing_told(options: Any, model: Any) -> Iterable[str]:
-    """What an adapter says of itself that has nothing to say."""
-    return ()
-
-
-def no_packages(options: Any) -> Iterable[str]:
-    """The packages of a provider that uses none beside those of its own distribution."""
-    return ()
-
-
-def no_files(options: Any) -> Iterable[Path]:
-    """The files of a loader that names none."""
-    return ()
-
-
-def no_problems(options: Any) -> Iterable[Problem]:
-    """The check of a provider that has nothing to check beyond the types and ranges of its options."""
-    return ()
 
 
 # --------------------------------------------------------------------------------------------------------- providers

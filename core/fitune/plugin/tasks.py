@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fitune.errors import Problem
 from fitune.plugin.deprecation import Marked
+from fitune.plugin.nothing import no_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,11 +18,6 @@ O = TypeVar("O")  # noqa: E741 - options, as in every provider's docstring
 
 TaskScores = Mapping[str, Mapping[str, float]]
 """By task, and by the name of a measure: what was found."""
-
-
-def no_problems_of(options: Any) -> Iterable[Problem]:
-    """The check of a suite that has nothing to check."""
-    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,5 +51,5 @@ class TaskSuite(Marked, Generic[O]):
     options: type[O]
     measure: Callable[[O, TaskRequest], TaskScores]
     """Gives the scores. Raises `RunError` for a task that it does not know, or whose data cannot be had."""
-    check: Callable[[O], Iterable[Problem]] = no_problems_of
+    check: Callable[[O], Iterable[Problem]] = no_problems
     """Looks whether it can work at all, asking nobody."""
