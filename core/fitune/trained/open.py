@@ -91,7 +91,11 @@ def find(
     """
     if not (directory / RECIPE).is_file():
         what = "no such directory" if not directory.exists() else f"it holds no {RECIPE}"
-        raise RunError(f"{directory} is no run's directory: {what}. Give a directory that ft run wrote")
+        which = "a directory that ft run wrote"
+        if (directory / "config.json").is_file():
+            what = "it holds a model, which transformers loads as it stands"
+            which = "the run that it was merged from, or train on it: ft new --model"
+        raise RunError(f"{directory} is no run's directory: {what}. Give {which}")
     base = [f"{key}={toml_text(str(path.absolute()))}" for key, path in model_place(model).items()]
     asked = [*overrides, *base]
     templates = list(kept_templates(directory, TomlSource.read(directory / RECIPE, asked)))
