@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitune.memory.allocator.allocator import OutOfMemory
-from fitune.memory.allocator.replay import replay, smallest_capacity
+from fitune.memory.allocator.allocator import CachingAllocator, OutOfMemory
+from fitune.memory.allocator.replay import Rises, replay, smallest_capacity
 from fitune.memory.cards.cards import Card
 from fitune.memory.cards.several import with_groups
 from fitune.memory.ledger import Ledger, make_ledger
@@ -74,14 +74,9 @@ def forecast(recipe: Recipe, shapes: Shapes, card: Card, twins: Sequence[MemoryT
 def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
     """What a traced run takes on a card of the kind that it was traced for."""
     card = with_groups(card, traced.plan.context_parallel)
-    events, apart, streams = list(traced.log.sized()), traced.log.apart, traced.log.streams
-    expandable = traced.plan.expandable
-    rises: list[tuple[int, int]] = []
-    free = replay(events, expandable=expandable, apart=apart, streams=streams, rises=rises)
-    if card.count > 1 and not expandable:  # of two ways in which segments lay, that which needs more
-        others: list[tuple[int, int]] = []
-        other = replay(events, apart=apart, streams=streams, rises=others, rising=True)
-        free, rises = (other, others) if other.peak_reserved > free.peak_reserved else (free, rises)
+    log, expandable = traced.log, traced.plan.expandable
+    events = list(log.sized())
+    free, rises, rising = _endless(traced, events, several=card.count > 1)
     margin = margin_of(free.peak_reserved, expandable=expandable, quantized=traced.plan.quantized)
     capacity = card.usable - margin
     fits_as_it_is = free.peak_reserved <= capacity
@@ -89,21 +84,36 @@ def on_card(traced: Trace, shapes: Shapes, card: Card) -> Forecast:
         card=card,
         shapes=shapes,
         trace=traced,
-        ledger=make_ledger(traced.log),
+        ledger=make_ledger(log),
         expandable=expandable,
         allocated=free.peak_allocated,
         reserved=free.peak_reserved,
-        needed=smallest_capacity(events, expandable=expandable, apart=apart, streams=streams, rises=rises),
+        needed=smallest_capacity(
+            events, expandable=expandable, apart=log.apart, streams=log.streams, rises=rises, rising=rising
+        ),
         pool=free.peak_reserved_apart,
         margin=margin,
-        passes=fits_as_it_is or _gets_through(traced, events, capacity),
+        passes=fits_as_it_is or _gets_through(traced, events, capacity, rising=rising),
     )
 
 
-def _gets_through(traced: Trace, events: list[tuple[int, int]], capacity: int) -> bool:
+def _endless(traced: Trace, events: list[tuple[int, int]], *, several: bool) -> tuple[CachingAllocator, Rises, bool]:
+    """The allocator after a log with no end of memory, where it reserved more than before, and whether segments rise:
+    in one of several processes they lay in two ways, of which that counts which needs more.
+    """
+    log, expandable = traced.log, traced.plan.expandable
+    found: list[tuple[CachingAllocator, Rises, bool]] = []
+    for rising in (False, True) if several and not expandable else (False,):
+        rises: list[tuple[int, int]] = []
+        free = replay(events, expandable=expandable, apart=log.apart, streams=log.streams, rises=rises, rising=rising)
+        found.append((free, rises, rising))
+    return max(found, key=lambda one: one[0].peak_reserved)
+
+
+def _gets_through(traced: Trace, events: list[tuple[int, int]], capacity: int, *, rising: bool) -> bool:
     log, expandable = traced.log, traced.plan.expandable
     try:
-        replay(events, expandable=expandable, capacity=capacity, apart=log.apart, streams=log.streams)
+        replay(events, expandable=expandable, capacity=capacity, apart=log.apart, streams=log.streams, rising=rising)
     except OutOfMemory:
         return False
     return True

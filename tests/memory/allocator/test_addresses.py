@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from fitune.memory.allocator.addresses import TOP, Addresses, Rising
-from fitune.memory.allocator.replay import replay
+from fitune.memory.allocator.allocator import GRANULE, OutOfMemory
+from fitune.memory.allocator.replay import replay, smallest_capacity
 
 MIB = 2**20
 
@@ -59,3 +64,29 @@ def test_where_segments_lie_says_what_is_reserved() -> None:
     assert replay(log).reserved == 96 * MIB
     assert replay(log, rising=True).reserved == 160 * MIB
     assert replay(log[:-1], rising=True).forked(None).reserved == 96 * MIB
+
+
+def test_the_least_capacity_is_that_of_segments_as_they_lie() -> None:
+    """Of logs at random, which the other layout needs more or less for."""
+    others = 0
+    for seed in range(60):
+        log = _at_random(random.Random(seed))
+        rises: list[tuple[int, int]] = []
+        replay(log, rises=rises, rising=True)
+        needed = smallest_capacity(log, rises=rises, rising=True)
+        replay(log, capacity=needed, rising=True)
+        with pytest.raises(OutOfMemory):
+            replay(log, capacity=needed - GRANULE, rising=True)
+        others += needed != smallest_capacity(log)
+    assert others, "the layouts differ in some"
+
+
+def _at_random(chance: random.Random) -> list[tuple[int, int]]:
+    log: list[tuple[int, int]] = []
+    alive: list[int] = []
+    for block in range(1, 120):
+        log.append((block, chance.choice((1, 3, 7, 12, 20, 40)) * MIB))
+        alive.append(block)
+        while len(alive) > 8 or (alive and chance.random() < 0.4):
+            log.append((-alive.pop(chance.randrange(len(alive))), 0))
+    return log

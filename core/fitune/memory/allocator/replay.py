@@ -69,9 +69,10 @@ def smallest_capacity(
     apart: Container[int] = (),
     streams: Mapping[int, int] = NO_STREAMS,
     rises: Rises | None = None,
+    rising: bool = False,
 ) -> int:
     """Bytes of capacity with which a log gets through, while a `GRANULE` less is not enough; `rises` are of its replay
-    without end, where that was made.
+    without end, where that was made, with segments that lie as here (`rising`).
 
     A cache that is given back earlier may leave blocks otherwise, so a log may fail again with a little more, or get
     through with less: 4 of 150 random logs did on the default allocator, and none with expandable segments. So replay
@@ -79,11 +80,11 @@ def smallest_capacity(
     """
     go = partial(go_on, apart=apart, streams=streams)
     if rises is None:
-        replay(events, expandable=expandable, apart=apart, streams=streams, rises=(rises := []))
+        replay(events, expandable=expandable, apart=apart, streams=streams, rises=(rises := []), rising=rising)
     fails = -(-_most_requested(events) // GRANULE) - 1  # below what is asked for at once, no allocator gets through
     works = -(-(rises[-1][1] if rises else 0) // GRANULE)
     # Up to where memory first runs out all capacities have their replay in common, the larger ones' the longer.
-    shared, at = CachingAllocator(expandable=expandable), 0
+    shared, at = CachingAllocator(expandable=expandable, rising=rising), 0
     while works - fails > 1:
         guess = (works + fails) // 2
         first = next(event for event, reserved in rises if reserved > guess * GRANULE)
