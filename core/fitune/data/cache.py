@@ -178,10 +178,8 @@ def seal_of_whole(name: str) -> str | None:
     """The seal of an entry that is in the cache, and whole, as `_whole` has it; its rows are not read as rows."""
     entry = cache_directory() / name
     try:
-        said = dict(read_json(entry / META))
-        seal = said.pop(META)
-        sealed = not entry.is_symlink() and is_sealed(users_key(), name, said, seal)
-        return str(seal) if sealed and digest_of(entry / ROWS) == said[ROWS] else None
+        said, seal = _said_by(entry, users_key())
+        return seal if digest_of(entry / ROWS) == said[ROWS] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -190,12 +188,8 @@ def _whole(entry: Path, sealing: bytes, places: Sequence[Path]) -> Rows | None:
     """An entry, if it is there, can be read, and is what this user wrote under this name: disks and copies flip bytes,
     and others may write into a cache that is shared. Nothing of it is taken for rows before that is known.
     """
-    if not entry.is_dir() or entry.is_symlink():
-        return None
     try:
-        said = dict(read_json(entry / META))
-        if not is_sealed(sealing, entry.name, said, said.pop(META)):
-            return None
+        said, _ = _said_by(entry, sealing)
         mapped = _mapped(entry / ROWS)
         if said[ROWS] != _digest_of(mapped):
             return None
@@ -203,6 +197,19 @@ def _whole(entry: Path, sealing: bytes, places: Sequence[Path]) -> Rows | None:
         return rows if {**said, META: rows.meta[META]} == rows.meta else None
     except (DataError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _said_by(entry: Path, sealing: bytes) -> tuple[dict[str, Any], str]:
+    """What an entry says of itself, and its seal. Raises `OSError`, `KeyError`, `TypeError` and `ValueError`, the last
+    also for one that this user did not write under this name.
+    """
+    if not entry.is_dir() or entry.is_symlink():
+        raise ValueError(f"{entry} is no directory")
+    said = dict(read_json(entry / META))
+    seal = said.pop(META)
+    if not is_sealed(sealing, entry.name, said, seal):
+        raise ValueError(f"{entry} is not this user's")
+    return said, str(seal)
 
 
 def _mapped(file: Path) -> pa.MemoryMappedFile:
