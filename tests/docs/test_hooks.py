@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib.util
 import inspect
 import re
 import subprocess
@@ -37,22 +36,13 @@ from fitune.recipe.reader import read_recipe
 from fitune.testing import open_registry, write_recipe, write_tiny_model
 from support.made_plugins import install
 from support.paths import ROOT
+from support.scripts import loaded
 from support.tiny import metrics
 
 MAKE_HOOKS = ROOT / "docs" / "make_hooks.py"
 SPECIFICATIONS = (OfferHooks, ExtendHooks, EventHooks)
 HOOKS = {name: function for specs in SPECIFICATIONS for name, function in vars(specs).items() if name.startswith("ft_")}
 every_hook = pytest.mark.parametrize("hook", HOOKS)
-
-
-def load(path: Path) -> ModuleType:
-    """A module from its file, kept nowhere."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def example(hook: str) -> ModuleType:
@@ -82,7 +72,7 @@ def test_the_page_of_hooks_is_up_to_date() -> None:
 
 def test_the_check_of_that_page_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "make_hooks.py").write_text(MAKE_HOOKS.read_text(encoding="utf-8"))
-    (tmp_path / "hooks.md").write_text(load(MAKE_HOOKS).page().replace("step: StepReport", "step: Report"))
+    (tmp_path / "hooks.md").write_text(loaded(MAKE_HOOKS).page().replace("step: StepReport", "step: Report"))
     command = [sys.executable, str(tmp_path / "make_hooks.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -90,7 +80,7 @@ def test_the_check_of_that_page_sees_a_change(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_page_says_which_hook_is_deprecated(monkeypatch: pytest.MonkeyPatch) -> None:
-    make, mark = load(MAKE_HOOKS), Deprecation(since="0.2", removed_in="0.4", instead="Implement ft_evaluated")
+    make, mark = loaded(MAKE_HOOKS), Deprecation(since="0.2", removed_in="0.4", instead="Implement ft_evaluated")
     monkeypatch.setattr(EventHooks.ft_step_done, HOOK, mark, raising=False)
     says = "**Deprecated**: the hook is deprecated since fitune 0.2 and gone in 0.4. Implement ft_evaluated."
     assert make.section(EventHooks.ft_step_done).endswith(f"{says}\n")

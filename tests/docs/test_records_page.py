@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 import fitune
 from support.paths import ROOT
+from support.scripts import loaded
 
 DOCS = ROOT / "docs"
 
@@ -21,12 +21,7 @@ DOCS = ROOT / "docs"
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
     """docs/make_records.py, as a module."""
-    spec = importlib.util.spec_from_file_location("make_records", DOCS / "make_records.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(DOCS / "make_records.py")
 
 
 def sections() -> dict[str, str]:

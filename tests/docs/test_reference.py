@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated
@@ -14,6 +13,7 @@ from fitune.plugin import deprecation
 from fitune.plugin.options import describe
 from fitune.plugin.registry import Registry
 from support.paths import ROOT
+from support.scripts import loaded
 
 DOCS = ROOT / "docs"
 
@@ -30,12 +30,7 @@ class Aged:
 
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(DOCS / "make_reference.py")
 
 
 def test_it_is_up_to_date(make: ModuleType) -> None:
